@@ -1,0 +1,26 @@
+"""The one way a verb ends: 0 done, 2 the user's mistake (one line, no traceback), 75 stopped after a clean save."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+EXIT_USER = 2
+EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: "try again later", which is what a scheduler should do
+
+
+class UserError(Exception):
+    """A mistake of the user: its text is one line that names the setting, file or sample, and the mend."""
+
+
+def run(main: Callable[[], int]) -> int:
+    """Call a verb's ``main`` and turn a :class:`UserError` into one line on stderr and exit code 2."""
+    try:
+        return main()
+    except UserError as error:
+        print(f"brain-dist: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return EXIT_USER
+    except BrokenPipeError:  # `… | head`: the reader left; not a fault worth a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
