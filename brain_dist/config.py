@@ -1,0 +1,293 @@
+"""The run's configuration: dataclasses ← YAML ← command line, checked before anything heavy is imported.
+
+``load(["--config", "configs/convnext_base.yaml", "--optim.lr", "1e-4"])`` gives a :class:`Config`. Every setting exists
+once, here, with its meaning; ``dump`` writes the resolved form beside every result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from brain_dist.data.augment import AugmentConfig
+from brain_dist.errors import UserError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def _require(condition: bool, setting: str, value: object, mend: str) -> None:
+    if not condition:
+        raise UserError(f"{setting}={value}: {mend}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where the run lives and how it repeats.
+
+    Args:
+        name: name of the run; its folder is DIR/NAME.
+        dir: folder of all runs.
+        seed: decides the weights' start, the order of samples, every augmentation and every dropped path.
+        resume: auto continues from the newest complete checkpoint; never insists on a new folder.
+        device: auto takes the GPU of this process where there is one; cpu or cuda insists.
+        deterministic: ask torch for deterministic kernels (slower on a GPU; the CPU always is).
+    """
+
+    name: str = "run"
+    dir: str = "runs"
+    seed: int = 0
+    resume: Literal["auto", "never"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        _require(bool(re.fullmatch(r"[\w.-]+", self.name)), "run.name", self.name, "use letters, digits, '_', '-' and '.'")
+        _require(self.seed >= 0, "run.seed", self.seed, "may not be negative")
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return Path(self.dir) / self.name
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read and how it becomes batches.
+
+    Args:
+        shards: folder made by ``python -m brain_dist.shard build``.
+        loader: dali decodes and augments on the GPU (on the CPU where there is none); torch is the plain reference;
+            synthetic makes noise in memory, the ceiling of speed.
+        size: side of the square network input in pixels.
+        color: gray decodes to one channel and widens on the device; rgb decodes three.
+        head_crop: cut every picture to the box around the head, so that borders say nothing.
+        threads: decoding threads (dali) or worker processes (torch) a rank.
+        prefetch: batches prepared ahead.
+        window: 0 shuffles all samples; W > 0 shuffles inside windows of W shards, for data larger than memory.
+        mean: mean to subtract, for pixels in 0..1, one a channel.
+        std: standard deviation to divide by, one a channel.
+    """
+
+    shards: str = ""
+    loader: Literal["dali", "torch", "synthetic"] = "dali"
+    size: int = 224
+    color: Literal["gray", "rgb"] = "gray"
+    head_crop: bool = False
+    threads: int = 2
+    prefetch: int = 2
+    window: int = 0
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        _require(self.size >= 32, "data.size", self.size, "needs at least 32 pixels")
+        _require(self.threads >= 1, "data.threads", self.threads, "needs at least 1")
+        _require(self.prefetch >= 1, "data.prefetch", self.prefetch, "needs at least 1")
+        _require(self.window >= 0, "data.window", self.window, "may not be negative")
+        _require(min(self.std) > 0, "data.std", list(self.std), "must be positive")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network, from timm.
+
+    Args:
+        name: timm's name, such as convnext_base, resnet50, efficientnet_b0, vgg16_bn or mobilenetv3_large_100.
+        pretrained: begin from timm's ImageNet weights (fetch them once with ``python -m brain_dist.weights``).
+        weights: file of weights to begin from (.safetensors, or .pth read with weights_only).
+        in_chans: channels the network takes; 3 widens gray images, 1 takes them as they are.
+        drop_path: stochastic depth rate of the last block.
+        drop: dropout rate before the classifier.
+        grad_checkpointing: recompute activations in the backward pass; saves memory, costs time.
+    """
+
+    name: str = "convnext_base"
+    pretrained: bool = False
+    weights: str | None = None
+    in_chans: Literal[1, 3] = 3
+    drop_path: float = 0.0
+    drop: float = 0.0
+    grad_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.drop_path < 1, "model.drop_path", self.drop_path, "needs 0 ≤ value < 1")
+        _require(0 <= self.drop < 1, "model.drop", self.drop, "needs 0 ≤ value < 1")
+        if self.pretrained and self.weights:
+            raise UserError("model.pretrained=true and model.weights are both set; keep one of them")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser and schedule.
+
+    Args:
+        name: adamw (decoupled weight decay) or adam (L2 penalty).
+        lr: peak learning rate.
+        min_lr: learning rate at the end of the cosine.
+        warmup_epochs: epochs of linear warm-up from zero; fractions count.
+        weight_decay: not applied to biases and normalisation weights.
+        betas: Adam's two decay rates.
+        clip: largest gradient norm; 0 turns clipping off.
+        label_smoothing: share of the target spread evenly over the classes.
+        ema: decay of an exponential moving average of the weights, which is then what is evaluated; 0 turns it off.
+    """
+
+    name: Literal["adamw", "adam"] = "adamw"
+    lr: float = 1e-4
+    min_lr: float = 0.0
+    warmup_epochs: float = 1.0
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 1.0
+    label_smoothing: float = 0.1
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "optim.lr", self.lr, "must be positive")
+        _require(0 <= self.min_lr <= self.lr, "optim.min_lr", self.min_lr, f"needs 0 ≤ value ≤ optim.lr={self.lr}")
+        _require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "may not be negative")
+        _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "may not be negative")
+        _require(all(0 <= b < 1 for b in self.betas), "optim.betas", list(self.betas), "each needs 0 ≤ value < 1")
+        _require(self.clip >= 0, "optim.clip", self.clip, "may not be negative")
+        _require(0 <= self.label_smoothing < 1, "optim.label_smoothing", self.label_smoothing, "needs 0 ≤ value < 1")
+        _require(0 <= self.ema < 1, "optim.ema", self.ema, "needs 0 ≤ value < 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training loop.
+
+    Args:
+        epochs: passes over the training split.
+        global_batch: images an optimiser step, over all ranks and micro-steps; fixed, whatever the number of ranks.
+        micro_batch: images a rank computes at once; accumulation follows from global_batch, micro_batch and the world.
+        precision: bf16 and fp16 keep fp32 master weights in DeepSpeed's optimiser.
+        zero_stage: DeepSpeed ZeRO stage: 1 shards optimiser states over the ranks, 2 also gradients, 3 also weights.
+        deepspeed: JSON file with further DeepSpeed settings (offload, buckets, communication), see configs/deepspeed/.
+        eval_every: epochs between evaluations on the validation split; 0 evaluates at the end only.
+        save_every: optimiser steps between checkpoints; 0 saves once an epoch.
+        keep: newest checkpoints kept.
+        log_every: optimiser steps between lines of metrics.jsonl.
+    """
+
+    epochs: int = 20
+    global_batch: int = 64
+    micro_batch: int = 32
+    precision: Precision = "bf16"
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    deepspeed: str | None = None
+    eval_every: int = 1
+    save_every: int = 0
+    keep: int = 2
+    log_every: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "global_batch", "micro_batch", "keep", "log_every"):
+            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "needs at least 1")
+        for name in ("eval_every", "save_every"):
+            _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "may not be negative")
+
+
+@dataclass(frozen=True)
+class TrackConfig:
+    """Weights & Biases; metrics.jsonl is always written.
+
+    Args:
+        wandb: auto is online with a key, else offline; off writes nothing. Never a prompt.
+        project: W&B project.
+        group: W&B group, to join seeds or attempts of one experiment.
+    """
+
+    wandb: Literal["auto", "offline", "off"] = "auto"
+    project: str = "brain_dist"
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+
+    def __post_init__(self) -> None:
+        if self.optim.ema and self.train.zero_stage == 3:
+            raise UserError(
+                "optim.ema needs whole weights, which ZeRO stage 3 shards; set train.zero_stage=2 or optim.ema=0"
+            )
+        if (self.augment.mixup or self.augment.cutmix) and self.train.micro_batch % 2:
+            raise UserError(
+                f"train.micro_batch={self.train.micro_batch}: mixup and cutmix pair neighbours; use an even micro-batch"
+            )
+        if self.data.color == "rgb" and self.model.in_chans == 1:
+            raise UserError("data.color=rgb does not fit model.in_chans=1; use data.color=gray or model.in_chans=3")
+
+
+def parser(prog: str, description: str) -> Any:
+    """A jsonargparse parser of :class:`Config` whose mistakes are one :class:`UserError` line."""
+    import jsonargparse
+
+    class Parser(jsonargparse.ArgumentParser):  # type: ignore[misc,name-defined]
+        def error(self, message: str, ex: Exception | None = None) -> Any:  # type: ignore[override]
+            cause: BaseException | None = ex
+            while cause is not None:
+                if isinstance(cause, UserError):
+                    raise cause
+                cause = cause.__cause__ or cause.__context__
+            raise UserError(f"{_one_line(message)}; `{prog} --help` lists every setting")
+
+    made = Parser(prog=prog, description=description)
+    made.add_argument("--config", action="config", help="YAML file of settings; later ones and flags win over earlier ones.")
+    made.add_class_arguments(Config, as_group=False)
+    return made
+
+
+def _one_line(message: str) -> str:
+    """The first informative words of jsonargparse's message, on one line."""
+    text = " ".join(message.split())
+    return text if len(text) < 400 else text[:397] + "…"
+
+
+def load(argv: Sequence[str], prog: str = "brain-dist train", description: str = "") -> Config:
+    """Read YAML files and flags into a checked :class:`Config`.
+
+    Raises:
+        UserError: an unknown key, a wrong type, an impossible value, a file that is not there.
+    """
+    made = parser(prog, description)
+    namespace = made.parse_args(list(argv))
+    return Config(**{f.name: getattr(made.instantiate_classes(namespace), f.name) for f in dataclasses.fields(Config)})
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain nested dict of the resolved configuration, fit for YAML and JSON."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    return plain(dataclasses.asdict(config))  # type: ignore[no-any-return]
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML, in the order in which it is declared."""
+    import yaml
+
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def read(path: Path) -> Config:
+    """The configuration that a run wrote beside its results."""
+    if not path.is_file():
+        raise UserError(f"{path} is not there; is {path.parent} a run's folder?")
+    return load(["--config", str(path)], prog=str(path))

@@ -1,0 +1,158 @@
+"""Who this process is among all processes of a run.
+
+One place reads the environment of torchrun, the deepspeed launcher or SLURM's srun, or finds none and is alone. Everything
+else asks the resulting :class:`World`. A half-set environment is refused: guessing the rest ends in a hang.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from brain_dist.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+_TORCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class World:
+    """rank of size processes, local_rank of local_size on this node; address and port of the rendezvous."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    address: str
+    port: int
+    launcher: str
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one process that prints, logs and writes shared files."""
+        return self.rank == 0
+
+
+def _number(env: Mapping[str, str], name: str) -> int:
+    try:
+        return int(env[name])
+    except ValueError:
+        raise UserError(f"environment variable {name}={env[name]!r} is not a whole number") from None
+
+
+def _slurm_address(env: Mapping[str, str]) -> str:
+    """Address of the first node of the step."""
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "")
+    found = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
+    if found.returncode or not found.stdout.split():
+        raise UserError(f"scontrol could not read the node list {nodes!r}; export MASTER_ADDR=<first node>")
+    return found.stdout.split()[0]
+
+
+def discover(env: Mapping[str, str] | None = None) -> World:
+    """Read the environment; UserError where it is only half set or contradicts itself."""
+    env = os.environ if env is None else env
+    ranked = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in env]
+    if ranked:
+        missing = [name for name in _TORCH_VARIABLES if name not in env]
+        if missing:
+            raise UserError(
+                f"{', '.join(ranked)} set but {', '.join(missing)} not: start with torchrun, deepspeed or srun, or unset them"
+            )
+        size = _number(env, "WORLD_SIZE")
+        world = World(
+            rank=_number(env, "RANK"),
+            size=size,
+            local_rank=_number(env, "LOCAL_RANK"),
+            local_size=_number(env, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in env else size,
+            address=env["MASTER_ADDR"],
+            port=_number(env, "MASTER_PORT"),
+            launcher="torchrun" if "TORCHELASTIC_RUN_ID" in env else "deepspeed" if "CROSS_RANK" in env else "environment",
+        )
+    elif "SLURM_STEP_NUM_TASKS" in env:  # set inside srun only, not in the batch shell, where waiting for peers would hang
+        tasks = _number(env, "SLURM_STEP_NUM_TASKS")
+        nodes = _number(env, "SLURM_STEP_NUM_NODES") if "SLURM_STEP_NUM_NODES" in env else 1
+        job = _number(env, "SLURM_JOB_ID")
+        world = World(
+            rank=_number(env, "SLURM_PROCID"),
+            size=tasks,
+            local_rank=_number(env, "SLURM_LOCALID"),
+            local_size=-(-tasks // nodes),
+            address=env.get("MASTER_ADDR") or ("127.0.0.1" if tasks == 1 else _slurm_address(env)),
+            port=_number(env, "MASTER_PORT") if "MASTER_PORT" in env else 20000 + job % 20000,
+            launcher="srun",
+        )
+    else:
+        world = World(0, 1, 0, 1, "127.0.0.1", 0, "alone")
+    if not 0 <= world.rank < world.size or not 0 <= world.local_rank < world.local_size:
+        raise UserError(
+            f"rank {world.rank} of {world.size} (local {world.local_rank} of {world.local_size}) cannot be; check the launcher"
+        )
+    return world
+
+
+def choose_device(world: World, wanted: str) -> torch.device:
+    """The torch device of this process; ``wanted`` is auto, cpu or cuda."""
+    import torch
+
+    count = 0 if wanted == "cpu" else torch.cuda.device_count()
+    if wanted == "cuda" and not count:
+        raise UserError("run.device=cuda, but torch sees no GPU here; use run.device=auto or check CUDA_VISIBLE_DEVICES")
+    if not count:
+        return torch.device("cpu")
+    # srun may bind one GPU to each task, and then every task sees its own as number 0
+    device = torch.device("cuda", 0 if count == 1 else world.local_rank)
+    if world.local_rank >= count > 1:
+        raise UserError(f"{world.local_size} processes on this node but only {count} GPUs; start one process a GPU")
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextlib.contextmanager
+def process_group(world: World, device: torch.device) -> Iterator[None]:
+    """torch.distributed for the length of a block, also for a world of one (DeepSpeed wants a group)."""
+    import torch
+    import torch.distributed as dist
+
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if world.size == 1:
+        store: Any = dist.HashStore()
+    else:
+        store = dist.TCPStore(world.address, world.port, world.size, is_master=_hosts_store(world), wait_for_workers=False)
+    for name, value in (
+        ("RANK", world.rank),
+        ("WORLD_SIZE", world.size),
+        ("LOCAL_RANK", world.local_rank),
+        ("MASTER_ADDR", world.address),
+        ("MASTER_PORT", world.port),
+    ):
+        os.environ[name] = str(value)  # DeepSpeed reads these even when the group exists
+    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _hosts_store(world: World) -> bool:
+    """Whether this process serves the rendezvous; torchrun's agent already does for its workers."""
+    return world.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+
+def gather_objects(item: Any, world: World) -> list[Any]:
+    """``item`` of every rank, in rank order, on every rank."""
+    import torch.distributed as dist
+
+    if world.size == 1:
+        return [item]
+    items: list[Any] = [None] * world.size
+    dist.all_gather_object(items, item)
+    return items
