@@ -16,7 +16,7 @@ from typing import Any, Literal
 from brain_dist.data.augment import AugmentConfig
 from brain_dist.errors import UserError
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "amp"]
 
 
 def _require(condition: bool, setting: str, value: object, mend: str) -> None:
@@ -165,7 +165,8 @@ class TrainConfig:
         epochs: passes over the training split.
         global_batch: images an optimiser step, over all ranks and micro-steps; fixed, whatever the number of ranks.
         micro_batch: images a rank computes at once; accumulation follows from global_batch, micro_batch and the world.
-        precision: bf16 and fp16 keep fp32 master weights in DeepSpeed's optimiser.
+        precision: bf16 and fp16 compute in 16-bit weights beside fp32 master weights in DeepSpeed's optimiser; amp
+            autocasts to bf16 over fp32 weights, which networks with BatchNorm need; fp32 is plain.
         zero_stage: DeepSpeed ZeRO stage: 1 shards optimiser states over the ranks, 2 also gradients, 3 also weights.
         deepspeed: JSON file with further DeepSpeed settings (offload, buckets, communication), see configs/deepspeed/.
         eval_every: epochs between evaluations on the validation split; 0 evaluates at the end only.

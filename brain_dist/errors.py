@@ -1,4 +1,4 @@
-"""The one way a verb ends: 0 done, 2 the user's mistake (one line, no traceback), 75 stopped after a clean save."""
+"""The one way a verb ends: 0 done, 1 a fault, 2 the user's mistake (one line, no traceback), 75 stopped after a clean save."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
+EXIT_FAULT = 1
 EXIT_USER = 2
 EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: "try again later", which is what a scheduler should do
 
@@ -14,13 +15,17 @@ class UserError(Exception):
     """A mistake of the user: its text is one line that names the setting, file or sample, and the mend."""
 
 
+class Fault(Exception):
+    """Something broke that is not the user's doing (a flipped byte, a loss that is not a number): one line, exit code 1."""
+
+
 def run(main: Callable[[], int]) -> int:
-    """Call a verb's ``main`` and turn a :class:`UserError` into one line on stderr and exit code 2."""
+    """Call a verb's ``main``; a :class:`UserError` or :class:`Fault` becomes one line on stderr and its exit code."""
     try:
         return main()
-    except UserError as error:
+    except (UserError, Fault) as error:
         print(f"brain-dist: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        return EXIT_USER
+        return EXIT_USER if isinstance(error, UserError) else EXIT_FAULT
     except BrokenPipeError:  # `… | head`: the reader left; not a fault worth a traceback
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from brain_dist.config import DataConfig
+from brain_dist.data.augment import pixel_boxes
 from brain_dist.data.index import Dataset, ShardReader
 from brain_dist.loaders.batch import Batch, Job
 
@@ -31,7 +32,8 @@ def _to_pixels(affine: np.ndarray, size: int) -> np.ndarray:
 class _Feed:
     """Hands DALI the next job's bytes and arguments, and remembers which job it was."""
 
-    def __init__(self, dataset: Dataset, jobs: Iterator[Job], size: int) -> None:
+    def __init__(self, dataset: Dataset, jobs: Iterator[Job], size: int, *, augmented: bool) -> None:
+        self.augmented = augmented
         self.reader = ShardReader(dataset)
         self.jobs = jobs
         self.size = size
@@ -42,16 +44,12 @@ class _Feed:
         self.pending.append(job)
         what = job.decisions
         encoded = [np.frombuffer(self.reader.read(int(row)), dtype=np.uint8) for row in job.micro.rows]
-        return (
-            encoded,
-            what.crop[:, :2],
-            what.crop[:, 2:],
-            _to_pixels(what.affine, self.size),
-            what.gain,
-            what.shift,
-            what.erase[:, :2],
-            what.erase[:, 2:],
-        )
+        arguments = [what.crop[:, :2], what.crop[:, 2:]]
+        if self.augmented:
+            erase = pixel_boxes(what.erase, self.size).astype(np.float32)
+            arguments += [_to_pixels(what.affine, self.size), what.gain, what.shift]
+            arguments += [erase[:, :2], erase[:, 2:] - erase[:, :2]]
+        return encoded, *(np.ascontiguousarray(argument) for argument in arguments)
 
 
 def _graph(feed: _Feed, config: DataConfig, *, gpu: bool, augmented: bool, batch: int, device_id: int | None) -> Any:
@@ -59,12 +57,11 @@ def _graph(feed: _Feed, config: DataConfig, *, gpu: bool, augmented: bool, batch
 
     @pipeline_def
     def graph() -> Any:
-        encoded, start, shape, affine, gain, shift, erase_at, erase_size = fn.external_source(
-            source=feed,
-            num_outputs=8,
-            batch=True,
-            dtype=[types.UINT8, types.INT32, types.INT32] + [types.FLOAT] * 5,
-            ndim=[1, 1, 1, 2, 0, 0, 1, 1],
+        kinds = [types.UINT8, types.INT32, types.INT32] + [types.FLOAT] * 5
+        dimensions = [1, 1, 1, 2, 0, 0, 1, 1]
+        count = len(kinds) if augmented else 3
+        encoded, start, shape, *more = fn.external_source(
+            source=feed, num_outputs=count, batch=True, dtype=kinds[:count], ndim=dimensions[:count]
         )
         image = fn.decoders.image_slice(
             encoded,
@@ -79,13 +76,14 @@ def _graph(feed: _Feed, config: DataConfig, *, gpu: bool, augmented: bool, batch
             image, resize_x=config.size, resize_y=config.size, interp_type=types.INTERP_LINEAR, antialias=True
         )
         if augmented:
+            affine, gain, shift, erase_at, erase_size = more
             image = fn.warp_affine(image, matrix=affine, interp_type=types.INTERP_LINEAR, fill_value=0)
             image = fn.brightness_contrast(
                 # gain * pixel + shift, with DALI's own names; its uint8 range is 255, and it saturates as it stores
                 image, brightness=1.0, brightness_shift=shift, contrast=gain, contrast_center=0.0, dtype=types.UINT8
             )
             image = fn.erase(
-                image, anchor=erase_at, shape=erase_size, axis_names="WH", normalized=True, fill_value=0
+                image, anchor=erase_at, shape=erase_size, axis_names="WH", fill_value=0
             )
         return image
 
@@ -105,7 +103,7 @@ def batches(
     """Decode, cut, resize and augment on DALI's threads or on the GPU, a few batches ahead."""
     import torch
 
-    feed = _Feed(dataset, jobs, config.size)
+    feed = _Feed(dataset, jobs, config.size, augmented=augmented)
     gpu = device.type == "cuda"
     graph = _graph(
         feed, config, gpu=gpu, augmented=augmented, batch=batch, device_id=(device.index or 0) if gpu else None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from brain_dist.config import DataConfig
+from brain_dist.data.augment import pixel_boxes
 from brain_dist.data.index import Dataset, ShardReader
 from brain_dist.loaders.batch import Batch, Job
 
@@ -49,15 +50,12 @@ class Decoder:
         from torch.nn.functional import affine_grid, grid_sample
 
         what = job.decisions
-        count, _, height, width = image.shape
+        count, _, _, width = image.shape
         grid = affine_grid(torch.from_numpy(what.affine), list(image.shape), align_corners=False)
         made = grid_sample(image.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False).round()
         gain, shift = (torch.from_numpy(value).reshape(count, 1, 1, 1) for value in (what.gain, what.shift))
         made = (made * gain + shift * 255).round().clamp(0, 255)
-        x0, y0 = what.erase[:, 0] * width, what.erase[:, 1] * height
-        x1, y1 = x0 + what.erase[:, 2] * width, y0 + what.erase[:, 3] * height
-        boxes = np.rint(np.stack([x0, y0, x1, y1], axis=1)).astype(int)
-        for index, (left, top, right, bottom) in enumerate(boxes.tolist()):
+        for index, (left, top, right, bottom) in enumerate(pixel_boxes(what.erase, width).tolist()):
             made[index, :, top:bottom, left:right] = 0
         return made.to(torch.uint8)
 

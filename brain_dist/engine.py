@@ -1,0 +1,247 @@
+"""DeepSpeed around the network: one optimiser step over planned micro-batches, under any ZeRO stage and precision."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from brain_dist import optim
+from brain_dist.config import Config
+from brain_dist.data import augment, counter
+from brain_dist.data.plan import accumulation
+from brain_dist.dist import World
+from brain_dist.errors import UserError
+from brain_dist.loaders.batch import Batch, Finish
+
+if TYPE_CHECKING:
+    import torch
+
+# DeepSpeed settings that follow from ours: a second place to set them would be a place to contradict them
+_OWNED = {
+    "train_batch_size": "train.global_batch",
+    "train_micro_batch_size_per_gpu": "train.micro_batch",
+    "gradient_accumulation_steps": "train.global_batch and train.micro_batch",
+    "gradient_clipping": "optim.clip",
+    "optimizer": "optim.name",
+    "scheduler": "optim.warmup_epochs and optim.min_lr",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "torch_autocast": "train.precision",
+}
+
+
+def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
+    """DeepSpeed's own configuration for this run: ours, plus what ``train.deepspeed`` adds."""
+    train = config.train
+    settings: dict[str, Any] = {
+        "train_batch_size": train.global_batch,
+        "train_micro_batch_size_per_gpu": train.micro_batch,
+        "gradient_accumulation_steps": accumulation(train.global_batch, train.micro_batch, world),
+        "gradient_clipping": config.optim.clip,  # DeepSpeed's own default is 1.0, so it is always said
+        "zero_optimization": {"stage": train.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**62,
+    }
+    if train.precision in ("bf16", "fp16"):
+        settings[train.precision] = {"enabled": True}
+    elif train.precision == "amp":
+        settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    if train.deepspeed:
+        for key, value in _read_json(Path(train.deepspeed)).items():
+            if key in _OWNED:
+                raise UserError(f"{train.deepspeed}: '{key}' follows from {_OWNED[key]}; remove it and set that instead")
+            if key == "zero_optimization" and value.get("stage", train.zero_stage) != train.zero_stage:
+                raise UserError(f"{train.deepspeed} says ZeRO stage {value['stage']}, train.zero_stage={train.zero_stage}")
+            both = isinstance(value, dict) and isinstance(settings.get(key), dict)
+            settings[key] = {**settings[key], **value} if both else value
+    return settings
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"train.deepspeed={path}: no such file; configs/deepspeed/ holds examples") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"train.deepspeed={path} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"train.deepspeed={path} is not a JSON object")
+    return found
+
+
+def import_deepspeed(world: World, device: torch.device) -> Any:
+    """DeepSpeed, on the device we chose, saying warnings on the main rank only, and compiling nothing."""
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed looks for itself, and may find a GPU we were told to leave
+    level = "warning" if world.is_main else "error"
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", level)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA runtime", which we know
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed|deepspeed")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(level.upper())
+    if device.type == "cpu":
+        # Its shared-memory collectives are compiled at the first start of every machine (a minute, and a C++ compiler)
+        # and choose their kernels by the processor; gloo is there already and sums in one order everywhere.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """Type of the network's input; autocast takes fp32 and casts where it pays."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+
+
+class Engine:
+    """A network, its optimiser and DeepSpeed, taking one optimiser step at a time."""
+
+    def __init__(self, config: Config, model: torch.nn.Module, world: World, device: torch.device) -> None:
+        """Wrap ``model`` (fp32, on the CPU, equal on every rank)."""
+        import torch
+
+        deepspeed = import_deepspeed(world, device)
+        has_statistics = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
+        if has_statistics and config.train.precision in ("bf16", "fp16"):
+            raise UserError(
+                f"train.precision={config.train.precision} would keep {config.model.name}'s BatchNorm statistics in 16 bits;"
+                " use train.precision=amp"
+            )
+        self.config, self.world, self.device = config, world, device
+        self.micros = accumulation(config.train.global_batch, config.train.micro_batch, world.size)
+        self.finish = Finish(config.data, config.model.in_chans, device, compute_dtype(config.train.precision))
+        self.parameters = sum(p.numel() for p in model.parameters())
+        settings = deepspeed_config(config, world.size)
+        model = model.to(device)
+        self.ema = optim.Ema(config.optim.ema, model) if config.optim.ema else None
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optim.create(config.optim, model),
+            config=settings,
+            dist_init_required=False,
+        )
+        self.deepspeed.train()
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The network itself."""
+        return self.deepspeed.module  # type: ignore[no-any-return]
+
+    def step(self, batches: Sequence[Batch], lr: float) -> torch.Tensor:
+        """One optimiser step over this rank's micro-batches of one global batch.
+
+        The loss is the mean over the global batch's valid samples, whatever ranks and micro-steps they fell to: each
+        micro-batch's sum is scaled so that DeepSpeed's averaging over ranks and accumulation gives exactly that mean.
+
+        Returns:
+            float32 scalar on the device: this rank's share of the mean loss; summed over ranks it is the mean.
+        """
+        import torch
+
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+        share = torch.zeros((), device=self.device)
+        for batch in batches:
+            micro = batch.micro
+            # dropped paths become a function of the step, so there is no generator state to save
+            torch.manual_seed(int(counter.bits(self.config.run.seed, "forward", micro.step, micro.micro, self.world.rank)))
+            losses = self._losses(batch)
+            part = (losses * batch.valid).sum() / micro.samples
+            self.deepspeed.backward(part * (self.world.size * self.micros))
+            self.deepspeed.step()
+            share += part.detach()
+        if self.ema:
+            self.ema.update(self.module.state_dict().items())
+        return share
+
+    def _losses(self, batch: Batch) -> torch.Tensor:
+        """Loss of each sample [B], fp32."""
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        image, label, smooth = self.finish(batch.image), batch.label, self.config.optim.label_smoothing
+        micro = batch.micro
+        mix = augment.mix(self.config.augment, micro.position, micro.valid, seed=self.config.run.seed, step=micro.step)
+        if mix is None:
+            return cross_entropy(self.deepspeed(image).float(), label, reduction="none", label_smoothing=smooth)
+        partner = torch.arange(len(label), device=image.device) ^ 1
+        weight = torch.from_numpy(mix.weight).to(self.device)
+        image, weight = _mixed(image, image[partner], weight, mix)
+        logits = self.deepspeed(image).float()
+        own = cross_entropy(logits, label, reduction="none", label_smoothing=smooth)
+        other = cross_entropy(logits, label[partner], reduction="none", label_smoothing=smooth)
+        return weight * own + (1 - weight) * other
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm of the last step's gradient over all ranks, before clipping; 0 before the first."""
+        norm = self.deepspeed.get_global_grad_norm()
+        return 0.0 if norm is None else float(norm)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[torch.nn.Module]:
+        """The network in evaluation mode, with the averaged weights where there is an average."""
+        import torch
+
+        self.agree_on_statistics()
+        kept: dict[str, torch.Tensor] = {}
+        if self.ema:
+            kept = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+            self.module.load_state_dict(self.ema.state)
+        self.deepspeed.eval()
+        try:
+            with torch.no_grad():
+                yield self.deepspeed
+        finally:
+            if kept:
+                self.module.load_state_dict(kept)
+            self.deepspeed.train()
+
+    def agree_on_statistics(self) -> None:
+        """Average BatchNorm's running statistics over the ranks.
+
+        DeepSpeed keeps parameters equal, not buffers. Running statistics are linear in each batch's, so averaging them now
+        and again later gives what averaging only later would.
+        """
+        from timm.utils import distribute_bn
+
+        if self.world.size > 1:
+            distribute_bn(self.module, self.world.size, reduce=True)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Whole weights and buffers on the CPU, on the main rank (empty elsewhere); every rank must call."""
+        import deepspeed
+
+        self.agree_on_statistics()
+        sharded = self.config.train.zero_stage == 3
+        with deepspeed.zero.GatheredParameters(list(self.module.parameters()), enabled=sharded):
+            if not self.world.is_main:
+                return {}
+            return {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
+
+
+def _mixed(
+    image: torch.Tensor, other: torch.Tensor, weight: torch.Tensor, mix: augment.Mix
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Blend or paste the partner; returns the images and the own label's weights, exact to the pixel for CutMix."""
+    import torch
+
+    size = image.shape[-1]
+    blend = torch.from_numpy(mix.blend).to(image.device)
+    share = torch.where(blend, weight, 1.0).to(image.dtype).reshape(-1, 1, 1, 1)
+    image = image * share + other * (1 - share)
+    x0, y0, x1, y1 = torch.from_numpy(augment.pixel_boxes(mix.box, size)).to(image.device).T
+    at = torch.arange(size, device=image.device)
+    inside_x = (at >= x0[:, None]) & (at < x1[:, None])
+    inside_y = (at >= y0[:, None]) & (at < y1[:, None])
+    paste = (inside_y[:, :, None] & inside_x[:, None, :])[:, None]
+    image = torch.where(paste, other, image)
+    pasted = paste.float().mean(dim=(1, 2, 3))
+    return image, torch.where(blend, weight, 1 - pasted)

@@ -1,0 +1,211 @@
+"""Evaluate: ``python -m brain_dist.evaluate runs/NAME`` writes predictions/<split>.parquet and its metrics beside it.
+
+Exact over any number of ranks: each sample of the split counts once. Weights are read from safetensors, so a checkpoint
+that somebody handed over can't run code here, and neither DeepSpeed nor the number of ranks of the training matters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from brain_dist.errors import UserError, run
+
+if TYPE_CHECKING:
+    import torch
+
+    from brain_dist.config import Config
+    from brain_dist.data.index import Dataset
+    from brain_dist.dist import World
+    from brain_dist.loaders.batch import Batch, Finish
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained network with all that is needed to show it images.
+
+    Attributes:
+        path: the run's folder.
+        config: the run's configuration, with the shards that are evaluated.
+        dataset: the opened shards.
+        model: the network in evaluation mode, fp32.
+        finish: turns loaded uint8 images into the network's input.
+        step: optimiser steps that the weights have seen.
+        device: where the model is.
+    """
+
+    path: Path
+    config: Config
+    dataset: Dataset
+    model: torch.nn.Module
+    finish: Finish
+    step: int
+    device: torch.device
+
+    def batches(self, rows: np.ndarray, *, micro_batch: int, world: World) -> Iterator[Batch]:
+        """This rank's share of ``rows``, unaugmented."""
+        from brain_dist.data import plan
+        from brain_dist.loaders import open_loader
+        from brain_dist.loaders.batch import evaluation_jobs
+
+        planned = plan.evaluation(rows, micro_batch=micro_batch, rank=world.rank, world=world.size)
+        jobs = evaluation_jobs(self.dataset, self.config.data, planned)
+        return open_loader(
+            self.config.data, self.dataset, jobs, augmented=False, batch=micro_batch, device=self.device
+        )
+
+    def images(self, rows: Sequence[int]) -> torch.Tensor:
+        """The network's input [B, C, H, W] for these rows, exactly as in evaluation."""
+        import torch
+
+        from brain_dist.dist import discover
+
+        alone = discover({})
+        wanted = np.asarray(rows, dtype=np.int64)
+        made = [self.finish(b.image)[b.valid] for b in self.batches(wanted, micro_batch=min(32, len(wanted)), world=alone)]
+        return torch.cat(made)
+
+    def display(self, images: torch.Tensor) -> np.ndarray:
+        """Undo the normalisation: uint8 [B, H, W]."""
+        return self.finish.gray(images)
+
+
+def load_run(
+    path: str | Path, *, step: int | None = None, shards: str | None = None, device: str = "cpu", weights: str = "auto"
+) -> LoadedRun:
+    """Open a run's network at a checkpoint.
+
+    Args:
+        path: the run's folder.
+        step: which checkpoint; None is the newest.
+        shards: other shards than the run was trained on (same classes).
+        device: torch device.
+        weights: auto takes the average where the run kept one, model insists on the plain weights.
+
+    Raises:
+        UserError: no run, no complete checkpoint, or classes that differ.
+    """
+    import torch
+
+    from brain_dist import checkpoint, config, models
+    from brain_dist.data.index import open_dataset
+    from brain_dist.loaders.batch import Finish
+
+    path = Path(path)
+    settings = config.read(path / "config.yaml")
+    if shards:
+        settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, shards=shards))
+    found = checkpoint.steps(path / "checkpoints")
+    if not found:
+        raise UserError(f"{path} has no complete checkpoint yet; `python -m brain_dist.train` makes one")
+    if step is not None and step not in found:
+        raise UserError(f"{path} has no checkpoint of step {step}; it has {', '.join(map(str, found))}")
+    step = found[-1] if step is None else step
+    folder = checkpoint.folder(path / "checkpoints", step)
+    dataset = open_dataset(settings.data.shards)
+    trained_on = json.loads((path / "environment.json").read_text())
+    if tuple(trained_on["classes"]) != dataset.classes:
+        raise UserError(
+            f"the run knows the classes {', '.join(trained_on['classes'])}, {settings.data.shards} has"
+            f" {', '.join(dataset.classes)}; rebuild those shards with a recipe of the same classes"
+        )
+    ema = folder / "ema.safetensors"
+    file = ema if weights == "auto" and ema.is_file() else folder / "model.safetensors"
+    model = models.create(settings.model, len(dataset.classes), seed=0, load_weights=False)
+    model.load_state_dict({name: value.float() for name, value in models.read_weights(file).items()})
+    where = torch.device(device)
+    finish = Finish(settings.data, settings.model.in_chans, where, torch.float32)
+    return LoadedRun(path, settings, dataset, model.to(where).eval(), finish, step, where)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, join the process group, evaluate, write."""
+    parser = argparse.ArgumentParser("brain-dist evaluate", description=__doc__.split("\n\n")[0])
+    parser.add_argument("run", type=Path, help="the run's folder, such as runs/NAME")
+    parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="which split (default: test)")
+    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
+    parser.add_argument("--shards", help="other shards than the run's own: external validation; needs --name")
+    parser.add_argument("--name", help="name of the predictions' files (default: the split)")
+    parser.add_argument("--batch", type=int, default=32, help="images a rank at once (default: 32)")
+    parser.add_argument("--loader", choices=("dali", "torch"), help="default: the run's own")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one")
+    arguments, unknown = parser.parse_known_args(argv)
+    unknown = [word for word in unknown if not word.startswith(("--local_rank", "--local-rank"))]
+    if unknown:
+        parser.error(f"unrecognised: {' '.join(unknown)}")
+    if arguments.shards and not arguments.name:
+        raise UserError("--shards needs --name, so that it does not overwrite the run's own predictions")
+
+    from brain_dist.dist import choose_device, discover, process_group
+
+    world = discover()
+    device = choose_device(world, arguments.device)
+    with process_group(world, device):
+        loaded = load_run(arguments.run, step=arguments.step, shards=arguments.shards, device=str(device))
+        if arguments.loader:
+            data = dataclasses.replace(loaded.config.data, loader=arguments.loader)
+            loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, data=data))
+        name = arguments.name or arguments.split
+        judged = evaluate(loaded, arguments.split, name, micro_batch=arguments.batch, world=world)
+        if world.is_main:
+            show(judged, f"{arguments.run}, {loaded.dataset.manifest['name']}, {arguments.split} split, step {loaded.step}")
+            print(f"predictions: {arguments.run / 'predictions' / name}.parquet")
+    return 0
+
+
+def evaluate(loaded: LoadedRun, split: str, name: str, *, micro_batch: int, world: World) -> dict[str, Any]:
+    """Predict a split on all ranks, write predictions/NAME.parquet and NAME.json on the main one, return the metrics."""
+    from brain_dist import inference, metrics
+
+    rows = loaded.dataset.rows(split)
+    if not len(rows):
+        raise UserError(f"{loaded.config.data.shards} has no {split} split; rebuild it with other --fractions")
+    batches = loaded.batches(rows, micro_batch=micro_batch, world=world)
+    logits = inference.logits(loaded.model, loaded.finish, batches, rows, world)
+    predictions = metrics.predictions_from_logits(
+        loaded.dataset, rows, logits, run=loaded.config.run.name, step=loaded.step
+    )
+    judged = predictions.evaluate()
+    if world.is_main:
+        folder = loaded.path / "predictions"
+        metrics.write_predictions(folder / f"{name}.parquet", predictions, rows)
+        (folder / f"{name}.json").write_text(json.dumps(judged, indent=1) + "\n")
+    return judged
+
+
+def show(judged: dict[str, Any], title: str) -> None:
+    """The metrics as tables for a person."""
+    from rich.console import Console
+    from rich.table import Table
+
+    def text(value: float | None, percent: bool = False) -> str:
+        return "–" if value is None else f"{value:.1%}" if percent else f"{value:.3f}"
+
+    console = Console(highlight=False)
+    table = Table(title=title, title_justify="left")
+    for column in ("class", "images", "sensitivity", "specificity", "precision", "F1", "AUC"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    names = ("sensitivity", "specificity", "precision", "f1")
+    for name, values in judged["per_class"].items():
+        table.add_row(name, str(values["n"]), *(text(values[k], True) for k in names), text(values["auc"]))
+    macro = [text(judged[f"{k}_macro"], True) for k in names]
+    table.add_row("macro", str(judged["n"]), *macro, text(judged["auc_macro"]), style="bold")
+    console.print(table)
+    low, high = judged["accuracy_cluster"] or judged["accuracy_wilson"]
+    over = f"{judged['groups']} groups resampled" if judged["accuracy_cluster"] else "Wilson"
+    console.print(
+        f"accuracy {judged['accuracy']:.2%} (95 % interval {low:.1%} to {high:.1%}, {over}),"
+        f" kappa {text(judged['kappa'])}, ECE {text(judged['ece'])}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

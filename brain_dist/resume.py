@@ -1,0 +1,52 @@
+"""Whether a run may go on from its checkpoint, and from which step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from brain_dist import checkpoint
+from brain_dist.config import Config, to_dict
+from brain_dist.dist import World
+from brain_dist.errors import UserError
+
+# Settings that may change between attempts, because no later number depends on them
+_FREE = {
+    "run": {"dir", "resume", "device", "deterministic"},
+    "data": {"shards", "loader", "threads", "prefetch"},
+    "train": {"deepspeed", "eval_every", "save_every", "keep", "log_every"},
+    "track": {"wandb", "project", "group"},
+}
+
+
+def facts(config: Config, dataset_version: str, world: int) -> dict[str, Any]:
+    """What a resumed run must share with the one that saved: setting → value."""
+    held = {
+        f"{section}.{name}": value
+        for section, settings in to_dict(config).items()
+        for name, value in settings.items()
+        if name not in _FREE.get(section, set())
+    }
+    return {**held, "the version of data.shards": dataset_version, "the number of ranks": world}
+
+
+def point(config: Config, root: Path, now: dict[str, Any], world: World) -> int | None:
+    """Step to go on from, None to begin; UserError where the run's folder holds another run.
+
+    Every rank must call.
+    """
+    if config.run.resume == "never":
+        if (config.run.path / "metrics.jsonl").exists() or checkpoint.steps(root):
+            raise UserError(f"{config.run.path} holds a run already and run.resume=never; choose another run.name")
+        return None
+    found = checkpoint.newest(root, world)
+    if found is None:
+        return None
+    step, saved = found
+    for name, value in now.items():
+        if saved.get(name) != value:
+            raise UserError(
+                f"{config.run.path} was saved at step {step} with {name}={saved.get(name)}, now it is {value};"
+                " set it back to go on, or choose another run.name"
+            )
+    return step

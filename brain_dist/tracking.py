@@ -1,0 +1,176 @@
+"""What a run says: metrics.jsonl always, Weights & Biases when on, and a progress line for a person."""
+
+from __future__ import annotations
+
+import json
+import netrc
+import os
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from brain_dist.config import Config, to_dict
+
+
+class Tracker:
+    """Writes on the main rank and is silent on the others."""
+
+    def __init__(self, config: Config, path: Path, *, first_step: int, total_steps: int, enabled: bool) -> None:
+        """Open ``path``/metrics.jsonl; lines of steps from ``first_step`` on are dropped, they will be made again."""
+        self.enabled = enabled
+        if not enabled:
+            return
+        self.log_path = path / "metrics.jsonl"
+        _truncate(self.log_path, first_step)
+        self.log = self.log_path.open("a", buffering=1)  # a line at a time reaches the disk
+        self.wandb = _wandb(config, path)
+        self.progress = Progress(first_step, total_steps)
+
+    def train(self, step: int, values: dict[str, float]) -> None:
+        """One optimiser step."""
+        if self.enabled:
+            self._write({"kind": "train", "step": step, **values})
+            self.progress.step(step, values)
+
+    def evaluation(self, step: int, split: str, values: dict[str, Any]) -> None:
+        """One evaluation; ``step`` optimiser steps are done."""
+        if self.enabled:
+            self._write({"kind": "eval", "step": step, "split": split, **values})
+            self.say(
+                f"step {step}: {split} loss {values['loss']:.4f}, accuracy {values['accuracy']:.2%},"
+                f" macro F1 {_show(values['f1_macro'])}, macro AUC {_show(values['auc_macro'])}"
+            )
+
+    def say(self, text: str) -> None:
+        """A line for a person."""
+        if self.enabled:
+            self.progress.say(text)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        row["time"] = round(time.time(), 3)
+        self.log.write(json.dumps(row) + "\n")
+        if self.wandb is not None:
+            prefix = "train" if row["kind"] == "train" else row["split"]
+            skipped = ("kind", "step", "split", "time")
+            self.wandb.log({f"{prefix}/{k}": v for k, v in row.items() if k not in skipped} | {"step": row["step"]})
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.enabled:
+            self.progress.close()
+            self.log.close()
+            if self.wandb is not None:
+                self.wandb.finish(exit_code=0 if kind is None else 1, quiet=True)
+
+
+def _show(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def _truncate(path: Path, first_step: int) -> None:
+    """Keep the lines of finished steps only, so that a resumed run tells each step once."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # the line a killed process was writing
+        # a train line names the step it made; an evaluation names how many steps were done
+        if row["step"] < first_step or (row["kind"] == "eval" and row["step"] <= first_step):
+            kept.append(line)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(line + "\n" for line in kept))
+    temporary.replace(path)
+
+
+def _has_key() -> bool:
+    """Whether W&B could log in without asking."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = os.environ.get("WANDB_BASE_URL", "api.wandb.ai").removeprefix("https://").removeprefix("http://").split("/")[0]
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _wandb(config: Config, path: Path) -> Any:
+    """A W&B run, or None when it is off."""
+    if config.track.wandb == "off":
+        return None
+    import wandb
+
+    wanted = os.environ.get("WANDB_MODE")
+    online = config.track.wandb == "auto" and wanted in (None, "online") and _has_key()
+    os.environ.setdefault("WANDB_SILENT", "true")
+    made = wandb.init(
+        project=config.track.project,
+        group=config.track.group or config.run.name,
+        name=config.run.name,
+        dir=str(path),
+        config=to_dict(config),
+        mode="disabled" if wanted == "disabled" else "online" if online else "offline",
+        settings=wandb.Settings(console="off", silent=True),
+    )
+    made.define_metric("*", step_metric="step")
+    return made
+
+
+class Progress:
+    """A live bar on a terminal; elsewhere a line every so often, so that a job's log stays readable."""
+
+    EVERY = 15.0  # seconds between lines in a log
+
+    def __init__(self, first_step: int, total_steps: int) -> None:
+        self.first, self.total = first_step, total_steps
+        self.began = self.last = time.monotonic()
+        self.bar: Any = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self.bar = Bar(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self.task = self.bar.add_task("", total=total_steps, completed=first_step, text="")
+            self.bar.start()
+
+    def step(self, step: int, values: dict[str, float]) -> None:
+        """``step`` (0-based) is done."""
+        text = (
+            f"epoch {values['epoch']:.2f}  loss {values['loss']:.4f}  lr {values['lr']:.2e}"
+            f"  {values['images_per_s']:.0f} images/s"
+        )
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step + 1, text=text)
+            return
+        now = time.monotonic()
+        if now - self.last >= self.EVERY or step + 1 == self.total:
+            self.last = now
+            left = (now - self.began) / (step + 1 - self.first) * (self.total - step - 1)
+            print(f"step {step + 1}/{self.total}  {text}  {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        if self.bar is not None:
+            self.bar.console.print(text, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self.bar is not None:
+            self.bar.stop()

@@ -1,0 +1,199 @@
+"""Train: ``python -m brain_dist.train --config configs/convnext_base.yaml --data.shards DIR``.
+
+The same entry point alone, under torchrun, under deepspeed and under srun. Read :func:`fit` first: it is the whole loop.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from brain_dist.config import Config, load
+from brain_dist.errors import EXIT_PREEMPTED, Fault, UserError, run
+
+if TYPE_CHECKING:
+    import torch
+
+    from brain_dist.data.index import Dataset
+    from brain_dist.dist import World
+    from brain_dist.engine import Engine
+    from brain_dist.loaders.batch import Batch
+
+# What an evaluation during training logs; `brain-dist evaluate` writes everything
+HEADLINE = (
+    "accuracy",
+    "sensitivity_macro",
+    "specificity_macro",
+    "precision_macro",
+    "f1_macro",
+    "auc_macro",
+    "kappa",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, join the process group, train. Exit code 75 after a signal and a clean save."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # the deepspeed launcher appends it; the environment says it already
+    arguments = [word for word in arguments if not word.startswith(("--local_rank", "--local-rank"))]
+    config = load(arguments, "brain-dist train", "Train a classifier on shards. Every setting is a YAML key and a flag.")
+    if not config.data.shards:
+        raise UserError("data.shards is not set; give the folder that `python -m brain_dist.shard build` made")
+
+    from brain_dist.data.index import open_dataset
+    from brain_dist.dist import choose_device, discover, process_group
+
+    world = discover()
+    dataset = open_dataset(config.data.shards)
+    device = choose_device(world, config.run.device)
+    with process_group(world, device):
+        return fit(config, dataset, world, device, command=["brain-dist", "train", *arguments])
+
+
+def fit(config: Config, dataset: Dataset, world: World, device: torch.device, *, command: list[str]) -> int:
+    """Train to the end, or to a signal; goes on by itself from the run's newest checkpoint."""
+    import torch
+
+    from brain_dist import checkpoint, models, optim, preempt, resume, rundir
+    from brain_dist.data.plan import steps_per_epoch
+    from brain_dist.engine import Engine
+    from brain_dist.tracking import Tracker
+
+    train, root = config.train, config.run.path / "checkpoints"
+    torch.use_deterministic_algorithms(config.run.deterministic)
+    facts = resume.facts(config, dataset.version, world.size)
+    found = resume.point(config, root, facts, world)
+    first = found or 0
+    per_epoch = steps_per_epoch(len(dataset.rows("train")), train.global_batch)
+    total = per_epoch * train.epochs
+    if first == total:
+        if world.is_main:
+            print(f"{config.run.path} is trained to its end; choose another run.name to train again", file=sys.stderr)
+        return 0
+
+    model = models.create(config.model, len(dataset.classes), seed=config.run.seed, load_weights=found is None)
+    engine = Engine(config, model, world, device)
+    if found is not None:
+        checkpoint.load(root, found, engine)
+    checkpoint.together(world, lambda: rundir.prepare(config, dataset, world, device, engine.parameters, command))
+
+    batches = training_batches(config, dataset, world, device, first_step=first)
+    tracker = Tracker(config, config.run.path, first_step=first, total_steps=total, enabled=world.is_main)
+    with tracker, preempt.listening(world) as agreement:
+        tracker.say(rundir.opening(config, dataset, world, device, engine.parameters, first, total))
+        clock = Clock(train.global_batch)
+        for step in range(first, total):
+            lr = optim.learning_rate(config.optim, step, per_epoch, train.epochs)
+            share = engine.step([next(batches) for _ in range(engine.micros)], lr)
+            loss, stopping = agreement.after_step(share)
+            if not math.isfinite(loss):
+                raise Fault(f"the loss of step {step} is {loss}; lower optim.lr, or set train.precision=amp or fp32")
+            done, epoch = step + 1, (step + 1) / per_epoch
+            clock.step()
+            if done % train.log_every == 0 or done == total:
+                values = {"epoch": epoch, "loss": loss, "lr": lr, "grad_norm": engine.grad_norm}
+                tracker.train(step, values | {"images_per_s": clock.lap()})
+
+            with clock.paused():
+                epoch_ends = done % per_epoch == 0
+                scheduled = epoch_ends and train.eval_every and done // per_epoch % train.eval_every == 0
+                if (scheduled or done == total) and len(dataset.rows("val")):
+                    values = validate(config, dataset, engine, world, device)
+                    tracker.evaluation(done, "val", {"epoch": epoch, **values})
+                due = done % train.save_every == 0 if train.save_every else epoch_ends
+                if due or stopping or done == total:
+                    checkpoint.save(root, done, engine, facts, keep=train.keep)
+            if stopping and done < total:
+                tracker.say(f"asked to stop: step {done} of {total} is saved, the same command goes on from there")
+                return EXIT_PREEMPTED
+        tracker.say(f"done: python -m brain_dist.evaluate {config.run.path}")
+    return 0
+
+
+def training_batches(
+    config: Config, dataset: Dataset, world: World, device: torch.device, *, first_step: int
+) -> Iterator[Batch]:
+    """This rank's micro-batches from ``first_step`` to the end of training."""
+    from brain_dist.data import plan
+    from brain_dist.loaders import open_loader
+    from brain_dist.loaders.batch import training_jobs
+
+    rows, train = dataset.rows("train"), config.train
+    planned = plan.training(
+        rows,
+        np.unique(dataset.columns["shard"][rows], return_inverse=True)[1],
+        seed=config.run.seed,
+        epochs=train.epochs,
+        global_batch=train.global_batch,
+        micro_batch=train.micro_batch,
+        rank=world.rank,
+        world=world.size,
+        first_step=first_step,
+        window=config.data.window,
+    )
+    jobs = training_jobs(dataset, config.data, config.augment, planned, seed=config.run.seed)
+    return open_loader(config.data, dataset, jobs, augmented=True, batch=train.micro_batch, device=device)
+
+
+def validate(
+    config: Config, dataset: Dataset, engine: Engine, world: World, device: torch.device, split: str = "val"
+) -> dict[str, Any]:
+    """Loss (cross-entropy without smoothing) and headline metrics on a whole split, exact over the ranks."""
+    from brain_dist import inference, metrics
+    from brain_dist.data import plan
+    from brain_dist.loaders import open_loader
+    from brain_dist.loaders.batch import evaluation_jobs
+
+    rows, micro_batch = dataset.rows(split), config.train.micro_batch
+    planned = plan.evaluation(rows, micro_batch=micro_batch, rank=world.rank, world=world.size)
+    jobs = evaluation_jobs(dataset, config.data, planned)
+    loader = open_loader(config.data, dataset, jobs, augmented=False, batch=micro_batch, device=device)
+    with engine.evaluating() as model:
+        logits = inference.logits(model, engine.finish, loader, rows, world)
+    judged = metrics.predictions_from_logits(dataset, rows, logits, run=config.run.name, step=0).evaluate()
+    return {"loss": judged["nll"], **{name: judged[name] for name in HEADLINE}}
+
+
+class Clock:
+    """Images a second of the training steps alone, without what is paused."""
+
+    def __init__(self, global_batch: int) -> None:
+        self.global_batch, self.steps = global_batch, 0
+        self.start = time.perf_counter()
+
+    def step(self) -> None:
+        """Count an optimiser step."""
+        self.steps += 1
+
+    def lap(self) -> float:
+        """Rate since the last lap [images/s]."""
+        now = time.perf_counter()
+        rate = self.steps * self.global_batch / (now - self.start)
+        self.steps, self.start = 0, now
+        return rate
+
+    def paused(self) -> Pause:
+        """Leave a block out of the time."""
+        return Pause(self)
+
+
+class Pause:
+    """Moves the clock's start by the length of the block."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def __enter__(self) -> None:
+        self.began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.clock.start += time.perf_counter() - self.began
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
