@@ -107,9 +107,9 @@ def choose_device(world: World, wanted: str) -> torch.device:
     if not count:
         return torch.device("cpu")
     # srun may bind one GPU to each task, and then every task sees its own as number 0
-    device = torch.device("cuda", 0 if count == 1 else world.local_rank)
-    if world.local_rank >= count > 1:
+    if world.local_size > count > 1:
         raise UserError(f"{world.local_size} processes on this node but only {count} GPUs; start one process a GPU")
+    device = torch.device("cuda", 0 if count == 1 else world.local_rank)
     torch.cuda.set_device(device)
     return device
 

@@ -12,7 +12,10 @@ EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: "try again later", which is what a
 
 
 class UserError(Exception):
-    """A mistake of the user: its text is one line that names the setting, file or sample, and the mend."""
+    """A mistake of the user: its text is one line that names the setting, file or sample, and the mend.
+
+    Every rank of a run meets it, so only the first one says it.
+    """
 
 
 class Fault(Exception):
@@ -24,7 +27,10 @@ def run(main: Callable[[], int]) -> int:
     try:
         return main()
     except (UserError, Fault) as error:
-        print(f"brain-dist: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+        if isinstance(error, Fault) or rank == 0:
+            where = f" on rank {rank}" if rank else ""
+            print(f"brain-dist: error{where}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return EXIT_USER if isinstance(error, UserError) else EXIT_FAULT
     except BrokenPipeError:  # `… | head`: the reader left; not a fault worth a traceback
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,37 @@
+# `make` alone lists the targets.
+PY := .venv/bin/python
+UV := .venv/bin/python -m uv
+UV_VERSION := 0.13.9
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lock bench
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+setup: .venv/ready ## make .venv with everything pinned in requirements.lock
+
+.venv/ready: requirements.lock pyproject.toml
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: needs Python 3.11 or newer, python3 is $$(python3 --version)"; exit 2; }
+	test -x $(PY) || python3 -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(UV) pip install --quiet --python $(PY) --require-hashes --requirements requirements.lock
+	$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: .venv/ready ## phantoms (or DATA=DIR [RECIPE=FILE]) → shards → training → evaluation → report, about five minutes on 2 cores
+	PATH="$(CURDIR)/.venv/bin:$$PATH" DATA="$(DATA)" RECIPE="$(RECIPE)" launch/demo.sh
+
+test: .venv/ready ## the tests, under ten minutes on 2 cores
+	$(PY) -m pytest
+
+check: .venv/ready ## formatter, linter, type checker
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+lock: ## pin the newest versions that fit pyproject.toml, with hashes and without addresses
+	$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url --no-annotate --no-header pyproject.toml --output-file requirements.lock
+
+bench: .venv/ready ## side-by-side measurements; see benchmarks/README.md
+	$(PY) -m benchmarks.backends

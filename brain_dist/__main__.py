@@ -1,0 +1,5 @@
+"""``python -m brain_dist VERB …``."""
+
+from brain_dist.cli import entry
+
+entry()

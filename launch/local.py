@@ -1,0 +1,98 @@
+"""Start N processes of a verb on this machine: ``python launch/local.py [-n N] VERB [ARGUMENT …]``.
+
+Like ``torchrun --standalone``, but it imports nothing heavy, keeps a verb's exit code (2: the user's mistake, 75: stopped
+after a clean save), passes signals on, and ends the others soon after one process fails, so that none waits for a dead peer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+GRACE = 10.0  # seconds that the others get to end by themselves, and again between SIGTERM and SIGKILL
+
+
+def main() -> int:
+    """Parse, start, wait; the exit code is the first failing process's."""
+    parser = argparse.ArgumentParser("launch/local.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("-n", "--processes", type=int, help="processes to start (default: one a GPU, else one)")
+    parser.add_argument("verb", help="train or evaluate")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the verb's own arguments")
+    wanted = parser.parse_args()
+    count = wanted.processes or gpus() or 1
+    command = [sys.executable, "-m", f"brain_dist.{wanted.verb}", *wanted.arguments]
+    port = free_port()
+    processes = [subprocess.Popen(command, env=environment(rank, count, port)) for rank in range(count)]
+
+    def forward(number: int, frame: object) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, forward)
+    return wait(processes)
+
+
+def gpus() -> int:
+    """GPUs that this shell may use, without asking a driver."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name])
+    return len([node for node in Path("/dev").glob("nvidia[0-9]*") if node.name[6:].isdigit()])
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(rank: int, count: int, port: int) -> dict[str, str]:
+    """The variables that torch.distributed knows; the cores are shared out between the processes."""
+    names = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": count,
+        "LOCAL_WORLD_SIZE": count,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": max(1, len(os.sched_getaffinity(0)) // count),
+    }
+    # what was set by hand wins over the share of cores, never over the ranks
+    kept = {"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]} if "OMP_NUM_THREADS" in os.environ else {}
+    return {**os.environ, **{name: str(value) for name, value in names.items()}, **kept}
+
+
+def wait(processes: list[subprocess.Popen[bytes]]) -> int:
+    """Exit code of the first process that failed, once all have ended; 0 when none did."""
+    first = 0
+    failed_at = asked_at = None
+    while any(process.poll() is None for process in processes):
+        time.sleep(0.05)
+        codes = [code for process in processes if (code := process.poll())]
+        now = time.monotonic()
+        if codes and failed_at is None:
+            first, failed_at = codes[0], now
+        if failed_at is not None and asked_at is None and now - failed_at > GRACE:
+            asked_at = now
+            for process in processes:
+                if process.poll() is None:
+                    process.terminate()
+        if asked_at is not None and now - asked_at > GRACE:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+    first = first or next((code for process in processes if (code := process.returncode)), 0)
+    return first if first >= 0 else 128 - first  # a signal's number, as a shell tells it
+
+
+if __name__ == "__main__":
+    sys.exit(main())
