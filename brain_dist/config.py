@@ -265,8 +265,8 @@ def load(argv: Sequence[str], prog: str = "brain-dist train", description: str =
         UserError: an unknown key, a wrong type, an impossible value, a file that is not there.
     """
     made = parser(prog, description)
-    namespace = made.parse_args(list(argv))
-    return Config(**{f.name: getattr(made.instantiate_classes(namespace), f.name) for f in dataclasses.fields(Config)})
+    ready = made.instantiate(made.parse_args(list(argv)))
+    return Config(**{f.name: getattr(ready, f.name) for f in dataclasses.fields(Config)})
 
 
 def to_dict(config: Config) -> dict[str, Any]:

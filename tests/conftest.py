@@ -1,0 +1,116 @@
+"""What all tests share: real collections where they are, a small phantom collection, and real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# Small enough that two processes take a step in a blink; real enough to have ConvNeXt's layers
+TINY = ["--model.name", "test_convnext", "--data.size", "32", "--data.threads", "1", "--track.wandb", "off"]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real collections beside the checkout."""
+    path = ROOT.parent / "shared" / "data"
+    if not (path / "cheng").is_dir():
+        pytest.skip("no real collections in ../shared/data")
+    return path
+
+
+@pytest.fixture(scope="session")
+def phantom_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 144 phantom slices of 48 patients, made by the program's own commands."""
+    base = tmp_path_factory.mktemp("phantoms")
+    size = ["--patients", "48", "--slices", "3", "--size", "96", "--seed", "0"]
+    verb("shard", "phantom", "--out", str(base / "images"), *size)
+    verb("shard", "build", "--source", str(base / "images"), "--out", str(base / "shards"))
+    return base / "shards"
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished command."""
+
+    code: int
+    out: str
+    err: str
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This environment without a launcher's variables, without a hub and without W&B's account."""
+    dropped = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "WANDB_API_KEY", "SLURM_STEP_NUM_TASKS")
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
+    return {**kept, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **more}
+
+
+def command(words: Sequence[str], *, expect: int | None = 0, timeout: float = 240, **more: str) -> Done:
+    """Run a command to its end in the checkout; fails with its output when the exit code is not the expected one."""
+    done = subprocess.run(
+        list(words), cwd=ROOT, env=environment(**more), capture_output=True, text=True, timeout=timeout, check=False
+    )
+    if expect is not None:
+        assert done.returncode == expect, f"{' '.join(words)}\nexit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def verb(name: str, *arguments: str, expect: int | None = 0, **more: str) -> Done:
+    """``python -m brain_dist.NAME ARGUMENTS``."""
+    return command([sys.executable, "-m", f"brain_dist.{name}", *arguments], expect=expect, **more)
+
+
+def launch(processes: int, name: str, *arguments: str, expect: int | None = 0, **more: str) -> Done:
+    """The verb in several real processes on this machine."""
+    return command(
+        [sys.executable, "launch/local.py", "-n", str(processes), name, *arguments], expect=expect, **more
+    )
+
+
+def interrupt(
+    processes: int, arguments: Sequence[str], metrics: Path, *, step: int, send: Callable[[subprocess.Popen[str]], None]
+) -> Done:
+    """Start training and, once metrics.jsonl tells of ``step``, do ``send`` to the launcher; wait for the end."""
+    words = [sys.executable, "launch/local.py", "-n", str(processes), "train", *arguments]
+    process = subprocess.Popen(
+        words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        limit = time.monotonic() + 180
+        while process.poll() is None and time.monotonic() < limit:
+            if any(row["kind"] == "train" and row["step"] >= step for row in read_metrics(metrics)):
+                send(process)
+                break
+            time.sleep(0.02)
+        out, err = process.communicate(timeout=180)
+    finally:
+        process.kill()
+    return Done(process.returncode, out, err)
+
+
+def terminate(process: subprocess.Popen[str]) -> None:
+    """SIGTERM to the launcher, which passes it on to all ranks."""
+    process.send_signal(signal.SIGTERM)
+
+
+def read_metrics(path: Path) -> list[dict]:  # type: ignore[type-arg]
+    """The complete lines of a metrics.jsonl, none if it is not there yet."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def losses(run: Path) -> list[float]:
+    """Training loss of every step, after checking that each step is told once and in order."""
+    rows = [row for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "train"]
+    assert [row["step"] for row in rows] == list(range(len(rows)))
+    return [row["loss"] for row in rows]

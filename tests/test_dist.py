@@ -1,0 +1,50 @@
+"""Who am I: each launcher's environment is read, and a half-set one is refused."""
+
+import pytest
+
+from brain_dist.dist import discover
+from brain_dist.errors import UserError
+
+TORCH = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+SRUN = {
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "0",
+    "SLURM_JOB_ID": "41",
+    "MASTER_ADDR": "n1",
+}
+
+
+def test_alone() -> None:
+    world = discover({})
+    assert (world.rank, world.size, world.launcher) == (0, 1, "alone")
+
+
+def test_torchrun() -> None:
+    world = discover({**TORCH, "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"})
+    assert (world.rank, world.size, world.local_rank, world.local_size) == (3, 4, 1, 2)
+    assert (world.address, world.port, world.launcher) == ("10.0.0.1", 29500, "torchrun")
+
+
+def test_srun_without_a_port_derives_it_from_the_job() -> None:
+    world = discover(SRUN)
+    assert (world.rank, world.size, world.local_rank, world.local_size) == (2, 4, 0, 2)
+    assert (world.address, world.port, world.launcher) == ("n1", 20041, "srun")
+
+
+def test_a_batch_shell_is_alone_though_slurm_set_a_rank() -> None:
+    assert discover({"SLURM_JOB_ID": "41", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}).size == 1
+
+
+@pytest.mark.parametrize("missing", sorted(TORCH))
+def test_a_half_set_environment_is_refused(missing: str) -> None:
+    half = {name: value for name, value in TORCH.items() if name != missing}
+    with pytest.raises(UserError, match=missing):
+        discover(half)
+
+
+@pytest.mark.parametrize("wrong", [{"RANK": "4"}, {"RANK": "two"}, {"WORLD_SIZE": "0"}, {"LOCAL_RANK": "9"}])
+def test_a_contradiction_is_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(UserError):
+        discover({**TORCH, **wrong})

@@ -1,0 +1,140 @@
+"""The engine's arithmetic against plain PyTorch, in one process."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from brain_dist import models, optim
+from brain_dist.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from brain_dist.data import plan
+from brain_dist.data.augment import AugmentConfig
+from brain_dist.dist import World, discover, process_group
+from brain_dist.engine import Engine, deepspeed_config
+from brain_dist.errors import UserError
+from brain_dist.loaders.batch import Batch
+
+CPU = torch.device("cpu")
+CONFIG = Config(
+    run=RunConfig(device="cpu"),
+    data=DataConfig(size=32),
+    model=ModelConfig(name="test_convnext"),
+    optim=OptimConfig(lr=1e-2, clip=0.5, label_smoothing=0.1, warmup_epochs=0),
+    train=TrainConfig(epochs=1, global_batch=12, micro_batch=4, precision="fp32", zero_stage=1),
+)
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    alone = discover({})
+    with process_group(alone, CPU):
+        yield alone
+
+
+def data(samples: int) -> list[Batch]:
+    """Every micro-batch of one epoch of noise."""
+    draw = np.random.default_rng(0)
+    images, labels = draw.integers(0, 256, (samples, 1, 32, 32), dtype=np.uint8), draw.integers(0, 4, samples)
+    rows = np.arange(samples, dtype=np.int64)
+    planned = plan.training(rows, rows * 0, seed=0, epochs=1, global_batch=12, micro_batch=4, rank=0, world=1)
+    return [Batch.of(torch.from_numpy(images[m.rows]), m, labels) for m in planned]
+
+
+def test_steps_equal_plain_adamw_also_on_a_partly_filled_batch(world: World) -> None:
+    """22 samples in batches of 12: the second step has 10, over three micro-batches of 4, 4 and 2."""
+    batches = data(22)
+    engine = Engine(CONFIG, models.create(CONFIG.model, 4, seed=0), world, CPU)
+    plain = models.create(CONFIG.model, 4, seed=0)
+    optimiser = optim.create(CONFIG.optim, plain)
+    for step in range(2):
+        micros = batches[3 * step : 3 * step + 3]
+        share = engine.step(micros, lr=1e-2)
+        image = torch.cat([engine.finish(b.image)[b.valid] for b in micros])
+        label = torch.cat([b.label[b.valid] for b in micros])
+        assert len(label) == (12, 10)[step]
+        loss = cross_entropy(plain(image), label, label_smoothing=0.1)
+        optimiser.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+        optimiser.step()
+        assert float(share) == pytest.approx(loss.item(), rel=1e-5)
+        assert engine.grad_norm == pytest.approx(norm.item(), rel=1e-4)
+        assert norm > 0.5, "the clip is at work"
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(engine.module.state_dict()[name], value, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixed_loss_weighs_both_labels(world: World, kind: str) -> None:
+    config = dataclasses.replace(CONFIG, augment=AugmentConfig(**{kind: 1.0}))
+    engine = Engine(config, models.create(config.model, 4, seed=0), world, CPU)
+    seen = []
+    engine.deepspeed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    batch = data(12)[0]
+    with torch.no_grad():
+        losses = engine._losses(batch)
+    plain = engine.finish(batch.image)
+    mixed = seen[0]
+    partner = torch.arange(4) ^ 1
+    if kind == "mixup":
+        # each pixel lies on the line between the two images, at the same place for both halves of a pair
+        weight = ((mixed - plain[partner]) * (plain - plain[partner])).sum((1, 2, 3)) / (plain - plain[partner]).square().sum(
+            (1, 2, 3)
+        )
+    else:
+        own, others = (mixed == plain).all(1), (mixed == plain[partner]).all(1)
+        assert (own | others).all()
+        weight = 1 - (others & ~own).float().mean((1, 2))
+    assert torch.allclose(weight[0::2], weight[1::2], atol=0.02)
+    assert ((weight > 0) & (weight < 1)).any()
+    logits = engine.module(mixed)
+    own_loss = cross_entropy(logits, batch.label, reduction="none", label_smoothing=0.1)
+    other_loss = cross_entropy(logits, batch.label[partner], reduction="none", label_smoothing=0.1)
+    torch.testing.assert_close(losses, weight * own_loss + (1 - weight) * other_loss, rtol=1e-2, atol=1e-2)
+
+
+def test_evaluation_uses_the_average_and_gives_the_weights_back(world: World) -> None:
+    config = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, ema=0.5))
+    engine = Engine(config, models.create(config.model, 4, seed=0), world, CPU)
+    batches = data(24)
+    for step in range(2):
+        engine.step(batches[3 * step : 3 * step + 3], lr=1e-2)
+    before = {name: value.clone() for name, value in engine.module.state_dict().items()}
+    assert engine.ema is not None
+    with engine.evaluating() as model:
+        inside = {name: value.clone() for name, value in engine.module.state_dict().items()}
+        assert not engine.module.training
+        assert model is engine.deepspeed
+    assert all(torch.equal(inside[name], engine.ema.state[name]) for name in inside)
+    assert not all(torch.equal(inside[name], before[name]) for name in inside)
+    assert all(torch.equal(value, before[name]) for name, value in engine.module.state_dict().items())
+    assert engine.module.training
+
+
+def test_16_bit_weights_with_batchnorm_are_refused(world: World) -> None:
+    config = dataclasses.replace(
+        CONFIG, model=ModelConfig(name="test_efficientnet"), train=dataclasses.replace(CONFIG.train, precision="bf16")
+    )
+    with pytest.raises(UserError, match=r"use train\.precision=amp"):
+        Engine(config, models.create(config.model, 4, seed=0), world, CPU)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"train_batch_size": 4}', r"follows from train\.global_batch"),
+        ('{"zero_optimization": {"stage": 3}}', r"says ZeRO stage 3, train\.zero_stage=1"),
+        ("{", "is not JSON"),
+        ("[]", "not a JSON object"),
+    ],
+)
+def test_deepspeed_settings_that_contradict_are_named(tmp_path, text: str, says: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "ds.json").write_text(text)
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, deepspeed=str(tmp_path / "ds.json")))
+    with pytest.raises(UserError, match=says):
+        deepspeed_config(config, 1)
