@@ -3,6 +3,9 @@ PY := .venv/bin/python
 UV := .venv/bin/python -m uv
 UV_VERSION := 0.13.9
 
+# Where the surroundings forbid bytecode, every process would compile torch's sources again: seconds each
+export PYTHONDONTWRITEBYTECODE =
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check lock bench
 

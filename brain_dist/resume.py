@@ -12,7 +12,7 @@ from brain_dist.errors import UserError
 
 # Settings that may change between attempts, because no later number depends on them
 _FREE = {
-    "run": {"dir", "resume", "device", "deterministic"},
+    "run": {"name", "dir", "resume", "device", "deterministic"},
     "data": {"shards", "loader", "threads", "prefetch"},
     "train": {"deepspeed", "eval_every", "save_every", "keep", "log_every"},
     "track": {"wandb", "project", "group"},

@@ -65,7 +65,8 @@ def fit(config: Config, dataset: Dataset, world: World, device: torch.device, *,
     from brain_dist.tracking import Tracker
 
     train, root = config.train, config.run.path / "checkpoints"
-    torch.use_deterministic_algorithms(config.run.deterministic)
+    if config.run.deterministic:
+        torch.use_deterministic_algorithms(True)
     facts = resume.facts(config, dataset.version, world.size)
     found = resume.point(config, root, facts, world)
     first = found or 0

@@ -51,7 +51,8 @@ def environment(**more: str) -> dict[str, str]:
     """This environment without a launcher's variables, without a hub and without W&B's account."""
     dropped = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "WANDB_API_KEY", "SLURM_STEP_NUM_TASKS")
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
-    return {**kept, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **more}
+    # one thread: tiny networks lose more at OpenMP's barriers than they gain, above all beside other processes
+    return {**kept, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **more}
 
 
 def command(words: Sequence[str], *, expect: int | None = 0, timeout: float = 240, **more: str) -> Done:

@@ -1,0 +1,93 @@
+"""What counts as a complete checkpoint."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from brain_dist import checkpoint, resume
+from brain_dist.config import Config
+from brain_dist.dist import discover
+from brain_dist.errors import Fault, UserError
+
+ALONE = discover({})
+
+
+def made(root: Path, step: int, facts: dict[str, int] | None = None) -> Path:
+    """A completed checkpoint of two small files."""
+    path = checkpoint.folder(root, step)
+    (path / "deepspeed").mkdir(parents=True)
+    listing = {}
+    for name in ("model.safetensors", "deepspeed/state.pt"):
+        (path / name).write_bytes(name.encode() * step)
+        listing[name] = {"size": (path / name).stat().st_size, "sha256": checkpoint._sha256(path / name)}
+    (path / checkpoint.MARKER).write_text(json.dumps({"step": step, "facts": facts or {}, "files": listing}))
+    return path
+
+
+def test_the_newest_complete_one_is_taken(tmp_path: Path) -> None:
+    made(tmp_path, 10)
+    made(tmp_path, 20, {"seed": 1})
+    (made(tmp_path, 30) / checkpoint.MARKER).unlink()  # the process died before the last write
+    (tmp_path / ".partial-00000040").mkdir()
+    assert checkpoint.steps(tmp_path) == [10, 20]
+    assert checkpoint.newest(tmp_path, ALONE) == (20, {"seed": 1})
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "does not match its checksum": lambda path: flip(path / "model.safetensors"),
+    "bytes instead of": lambda path: (path / "deepspeed/state.pt").write_bytes(b"short"),
+    "is missing": lambda path: (path / "deepspeed/state.pt").unlink(),
+    "is unreadable": lambda path: (path / checkpoint.MARKER).write_text("{"),
+}
+
+
+@pytest.mark.parametrize("says", DAMAGE)
+def test_a_damaged_one_is_named_and_the_one_before_is_taken(tmp_path: Path, says: str) -> None:
+    made(tmp_path, 10)
+    DAMAGE[says](made(tmp_path, 20))
+    assert says in checkpoint.verify(checkpoint.folder(tmp_path, 20))[0]
+    with pytest.warns(UserWarning, match="checkpoint 20 is damaged"):
+        assert checkpoint.newest(tmp_path, ALONE) == (10, {})
+
+
+def test_none_intact_is_a_fault_and_not_a_new_beginning(tmp_path: Path) -> None:
+    flip(made(tmp_path, 10) / "model.safetensors")
+    with pytest.warns(UserWarning), pytest.raises(Fault, match="no checkpoint .* is intact"):
+        checkpoint.newest(tmp_path, ALONE)
+
+
+def test_nothing_there_is_a_beginning(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path / "absent", ALONE) is None
+
+
+def test_a_full_disk_is_one_line_on_every_rank(tmp_path: Path) -> None:
+    def work() -> None:
+        raise OSError(28, "No space left on device", "model.safetensors")
+
+    with pytest.raises(Fault, match=r"No space left on device \(model.safetensors\)"):
+        checkpoint.together(ALONE, work)
+
+
+def test_only_settings_that_matter_hold_a_resume(tmp_path: Path) -> None:
+    import dataclasses
+
+    config = Config()
+    now = resume.facts(config, "v", 2)
+    made(tmp_path, 5, json.loads(json.dumps(now)))
+    assert resume.point(config, tmp_path, now, ALONE) == 5
+    free = dataclasses.replace(config, data=dataclasses.replace(config.data, threads=7, loader="torch"))
+    assert resume.point(free, tmp_path, resume.facts(free, "v", 2), ALONE) == 5
+    for changed, name in [
+        (resume.facts(config, "w", 2), "the version of data.shards"),
+        (resume.facts(config, "v", 3), "the number of ranks"),
+        (resume.facts(dataclasses.replace(config, run=dataclasses.replace(config.run, seed=9)), "v", 2), "run.seed"),
+    ]:
+        with pytest.raises(UserError, match=f"with {name}="):
+            resume.point(config, tmp_path, changed, ALONE)

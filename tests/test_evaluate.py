@@ -1,0 +1,91 @@
+"""Evaluation: exact over any number of ranks, and readable by whoever judges."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, launch, verb
+from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
+
+from brain_dist import inference
+from brain_dist.data.index import open_dataset
+from brain_dist.dist import discover
+from brain_dist.errors import Fault
+from brain_dist.evaluate import load_run
+from brain_dist.metrics import read_predictions
+
+
+@pytest.fixture(scope="module")
+def run(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    batch = ["--train.global_batch", "24", "--train.micro_batch", "24", "--train.epochs", "2", "--optim.lr", "3e-3"]
+    where = ["--data.shards", str(phantom_shards), "--run.dir", str(runs), "--run.name", "run"]
+    verb("train", *TINY, *batch, *where, "--train.precision", "fp32", "--optim.ema", "0.5")
+    return runs / "run"
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_each_sample_of_the_split_counts_once_on_any_number_of_ranks(run: Path, phantom_shards: Path, ranks: int) -> None:
+    # 5 a rank divides neither the split nor anything else: every rank has padding to leave out
+    launch(ranks, "evaluate", str(run), "--split", "train", "--batch", "5", "--name", f"ranks{ranks}")
+    found = read_predictions(run / "predictions" / f"ranks{ranks}.parquet")
+    dataset = open_dataset(phantom_shards)
+    assert np.array_equal(found.row, dataset.rows("train"))
+    assert np.array_equal(found.label, dataset.columns["label"][found.row])
+    assert found.dataset_version == dataset.version
+    np.testing.assert_allclose(found.prob.sum(1), 1, atol=1e-5)
+
+    loaded = load_run(run)
+    with torch.inference_mode():
+        alone = loaded.model(loaded.images(found.row[:7].tolist())).numpy()
+    np.testing.assert_allclose(found.logit[:7], alone, atol=1e-4)
+
+    said = json.loads((run / "predictions" / f"ranks{ranks}.json").read_text())
+    predicted = found.prob.argmax(1)
+    assert said["n"] == len(dataset.rows("train"))
+    assert said["accuracy"] == pytest.approx(accuracy_score(found.label, predicted))
+    assert said["kappa"] == pytest.approx(cohen_kappa_score(found.label, predicted), abs=1e-6)
+    assert said["f1_macro"] == pytest.approx(f1_score(found.label, predicted, average="macro"), abs=1e-6)
+    assert said["auc_macro"] == pytest.approx(roc_auc_score(found.label, found.prob, multi_class="ovr"), abs=1e-5)
+
+
+def test_the_average_of_the_weights_is_what_is_judged(run: Path) -> None:
+    ema, plain = load_run(run).model.state_dict(), load_run(run, weights="model").model.state_dict()
+    assert any(not torch.equal(ema[name], plain[name]) for name in ema)
+
+
+def test_the_picture_can_be_shown_again(run: Path) -> None:
+    loaded = load_run(run)
+    shown = loaded.display(loaded.images([0, 1]))
+    assert shown.shape == (2, 32, 32)
+    assert shown.dtype == np.uint8
+    assert shown.std() > 10
+
+
+def test_a_row_that_comes_twice_or_not_at_all_is_a_fault(run: Path) -> None:
+    loaded, alone = load_run(run), discover({})
+    rows = loaded.dataset.rows("test")
+    with pytest.raises(Fault, match=f"instead of {len(rows) - 1}"):
+        inference.logits(loaded.model, loaded.finish, loaded.batches(rows, micro_batch=4, world=alone), rows[1:], alone)
+    twice = np.concatenate([rows, rows[:1]])
+    with pytest.raises(Fault, match=f"{len(rows)} different"):
+        inference.logits(loaded.model, loaded.finish, loaded.batches(twice, micro_batch=4, world=alone), rows, alone)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["absent"], "absent"),
+        (["RUN", "--step", "7"], "no checkpoint of step 7"),
+        (["RUN", "--shards", "x"], "--shards needs --name"),
+        (["RUN", "--shards", "absent", "--name", "x"], "absent"),
+    ],
+)
+def test_mistakes_are_one_line(run: Path, words: list[str], says: str) -> None:
+    done = verb("evaluate", *(str(run) if word == "RUN" else word for word in words), expect=2)
+    assert says in done.err
+    assert len(done.err.strip().splitlines()) == 1

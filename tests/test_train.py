@@ -1,0 +1,168 @@
+"""The real `train` entry point over real processes: every ZeRO stage, every launcher, stopped and resumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY, Done, command, interrupt, launch, losses, read_metrics, terminate, verb
+from safetensors.torch import load_file
+
+BATCH = ["--train.global_batch", "24", "--train.micro_batch", "4", "--optim.lr", "1e-3"]
+
+
+def arguments(shards: Path, runs: Path, name: str, *more: str) -> list[str]:
+    where = ["--data.shards", str(shards), "--run.dir", str(runs), "--run.name", name]
+    return [*TINY, *BATCH, "--train.epochs", "2", "--train.precision", "fp32", *where, *more]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def alone(phantom_shards: Path, runs: Path) -> Path:
+    """The undisturbed run on one process, which the others are compared with."""
+    verb("train", *arguments(phantom_shards, runs, "alone", "--train.zero_stage", "0"))
+    return runs / "alone"
+
+
+def test_a_run_leaves_what_it_promises(alone: Path) -> None:
+    rows = read_metrics(alone / "metrics.jsonl")
+    train = [row for row in rows if row["kind"] == "train"]
+    assert {"step", "epoch", "loss", "lr", "grad_norm", "images_per_s", "time"} <= set(train[0])
+    assert [row["epoch"] for row in rows if row["kind"] == "eval"] == [1.0, 2.0]
+    facts = json.loads((alone / "environment.json").read_text())
+    assert facts["world_size"] == 1
+    assert facts["parameters"] > 1e5
+    assert facts["versions"]["torch"]
+    assert "WANDB" not in (alone / "environment.json").read_text()
+    newest = sorted((alone / "checkpoints").iterdir())[-1]
+    assert {"COMPLETE", "model.safetensors", "deepspeed"} <= {p.name for p in newest.iterdir()}
+    assert losses(alone)[-1] < losses(alone)[0]
+
+
+@pytest.mark.parametrize(
+    ("stage", "start"),
+    [
+        (0, ["launch/local.py", "-n", "2", "train"]),
+        (1, ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "brain_dist.train"]),
+        (2, ["-m", "deepspeed.launcher.launch", "--world_info=eyJsb2NhbGhvc3QiOiBbMCwgMV19", "--module", "brain_dist.train"]),
+        (3, ["launch/local.py", "-n", "2", "train"]),
+    ],
+    ids=["zero0-local", "zero1-torchrun", "zero2-deepspeed", "zero3-local"],
+)
+def test_two_processes_at_each_zero_stage_train_as_one_does(
+    phantom_shards: Path, runs: Path, alone: Path, stage: int, start: list[str]
+) -> None:
+    name = f"zero{stage}"
+    settings = f"configs/deepspeed/zero{stage}.json"
+    words = arguments(
+        phantom_shards, runs, name, "--train.zero_stage", str(stage), "--train.deepspeed", settings
+    )
+    command([sys.executable, *start, *words], DS_ACCELERATOR="cpu")
+    # other ranks, other accumulation, another way of summing: the same samples, so the same losses to rounding
+    assert losses(runs / name) == pytest.approx(losses(alone), rel=2e-3)
+    ours, theirs = (load_file(sorted((r / "checkpoints").iterdir())[-1] / "model.safetensors") for r in (runs / name, alone))
+    assert set(ours) == set(theirs)
+    for key, value in ours.items():
+        assert value.shape == theirs[key].shape
+        assert (value - theirs[key]).abs().max() < 5e-3
+
+
+# Everything that could break an exact resume is on: dropped paths, mixing, erasing, averaging, autocast, two ranks.
+EXACT = [
+    *("--train.precision", "amp", "--train.zero_stage", "2", "--model.drop_path", "0.2", "--augment.mixup", "0.4"),
+    *("--augment.cutmix", "1.0", "--augment.erase", "0.5", "--optim.ema", "0.9", "--train.epochs", "4"),
+]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(phantom_shards: Path, runs: Path) -> Path:
+    launch(2, "train", *arguments(phantom_shards, runs, "undisturbed", *EXACT))
+    return runs / "undisturbed"
+
+
+def test_stopped_in_the_middle_of_an_epoch_and_resumed_is_bit_for_bit_the_same(
+    phantom_shards: Path, runs: Path, undisturbed: Path
+) -> None:
+    words = arguments(phantom_shards, runs, "stopped", *EXACT)
+    metrics = runs / "stopped" / "metrics.jsonl"
+    stopped = interrupt(2, words, metrics, step=5, send=terminate)
+    assert stopped.code == 75, stopped.err
+    assert "the same command goes on from there" in stopped.err
+    total, reached = len(losses(undisturbed)), len(losses(runs / "stopped"))
+    assert 6 <= reached < total
+    per_epoch = round(1 / read_metrics(metrics)[0]["epoch"])
+    assert reached % per_epoch, "stopped inside an epoch"
+
+    resumed = launch(2, "train", *words)
+    assert f"resuming at step {reached} of {total}" in resumed.err
+    assert losses(runs / "stopped") == losses(undisturbed)
+    for name in ("model.safetensors", "ema.safetensors"):
+        ours, theirs = (r / "checkpoints" / f"{total:08d}" / name for r in (runs / "stopped", undisturbed))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+    again = launch(2, "train", *words)
+    assert "is trained to its end" in again.err
+
+
+def test_a_signal_to_one_rank_alone_stops_all(phantom_shards: Path, runs: Path) -> None:
+    words = arguments(phantom_shards, runs, "one-rank", "--train.epochs", "50")
+
+    def signal_second_rank(process) -> None:  # type: ignore[no-untyped-def]
+        listed = command(["ps", "-o", "pid=", "--ppid", str(process.pid)]).out.split()
+        assert len(listed) == 2
+        import os
+
+        os.kill(int(listed[1]), signal.SIGUSR1)
+
+    done = interrupt(2, words, runs / "one-rank" / "metrics.jsonl", step=3, send=signal_second_rank)
+    assert done.code == 75, done.err
+
+
+def resume_with(runs: Path, source: Path, name: str, words: list[str], processes: int = 2) -> Done:
+    shutil.copytree(source, runs / name)
+    return launch(processes, "train", *words, expect=None)
+
+
+def test_a_resume_that_would_be_another_run_is_refused(phantom_shards: Path, runs: Path, undisturbed: Path) -> None:
+    words = arguments(phantom_shards, runs, "other", *EXACT, "--optim.lr", "5e-4")
+    done = resume_with(runs, undisturbed, "other", words)
+    assert done.code == 2
+    assert "with optim.lr=0.001, now it is 0.0005" in done.err
+    assert len(done.err.strip().splitlines()) == 1
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+    phantom_shards: Path, runs: Path, undisturbed: Path
+) -> None:
+    shutil.copytree(undisturbed, runs / "damaged")
+    newest = sorted((runs / "damaged" / "checkpoints").iterdir())[-1]
+    victim = next((newest / "deepspeed").glob("*optim_states.pt"))
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    done = launch(2, "train", *arguments(phantom_shards, runs, "damaged", *EXACT))
+    assert "is damaged and skipped" in done.err
+    assert victim.name in done.err
+    assert losses(runs / "damaged") == losses(undisturbed)
+
+
+def test_wandb_without_a_key_writes_offline_and_asks_nothing(phantom_shards: Path, runs: Path) -> None:
+    words = arguments(phantom_shards, runs, "wandb", "--train.epochs", "1", "--track.wandb", "auto")
+    verb("train", *words, HOME=str(runs))
+    stored = list((runs / "wandb" / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(stored) == 1
+    assert stored[0].stat().st_size > 1000
+
+
+def test_too_many_ranks_for_the_batch_is_one_line(phantom_shards: Path, runs: Path) -> None:
+    done = launch(2, "train", *arguments(phantom_shards, runs, "odd", "--train.global_batch", "21"), expect=2)
+    assert "train.global_batch=21 is not train.micro_batch=4 × 2 ranks" in done.err
+    assert len(done.err.strip().splitlines()) == 1
