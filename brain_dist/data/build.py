@@ -1,0 +1,270 @@
+"""From a recipe and a source folder to a finished shard folder: examine, audit, group, split, write, describe."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brain_dist import __version__
+from brain_dist.data import audit, index, split
+from brain_dist.data.folder import partial_folder
+from brain_dist.data.pixels import BadImage, Examined, examine
+from brain_dist.data.pool import Run, worker_pool
+from brain_dist.data.recipes import Recipe
+from brain_dist.data.records import Record, find_records, printable, source_name
+from brain_dist.data.tarshard import Sample, Shard, cut, write_durably, write_shard
+from brain_dist.errors import UserError
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the bytes of a build, besides the recipe and the source (the number of workers does not)."""
+
+    split: str = "grouped"
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    seed: int = 0
+    max_side: int | None = None
+    shard_size: str = "64MB"
+    skip_bad: bool = False
+
+
+@dataclass(frozen=True)
+class Built:
+    """A finished folder; ``fresh`` is False where it was there already, made from the same request."""
+
+    dataset: index.Dataset
+    warnings: list[str]
+    fresh: bool
+
+
+class BadImages(UserError):
+    """Image files that cannot be used; ``files`` has one line for each, with its reason."""
+
+    def __init__(self, files: list[str]) -> None:
+        super().__init__(
+            f"{len(files)} image file{'s' * (len(files) > 1)} cannot be used, first {files[0]}; mend or remove what is "
+            "listed, or leave it out with --skip-bad"
+        )
+        self.files = files
+
+
+def build(source: Path, out: Path, recipe: Recipe, options: Options, *, workers: int, progress: Progress) -> Built:
+    """Build ``out`` from ``source``; it is complete or as it was before, however this process ends.
+
+    The same source, recipe and options give the same bytes. :class:`UserError` on every fault of the input.
+    """
+    if out.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"--out {out} lies inside --source {source}; name a folder outside it")
+    records, warnings = find_records(recipe, source)
+    request = _request(recipe, options, records, source)
+    if out.exists():
+        found = _finished(out, request)
+        if found is not None:
+            return Built(found, warnings, fresh=False)
+    try:
+        with partial_folder(out) as folder, worker_pool(workers) as run:
+            _fill(folder, records, source, recipe, options, request, run, progress)
+    except BrokenProcessPool:
+        raise UserError("a worker process was killed (out of memory?); build with fewer --workers") from None
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error.strerror or error})") from None
+    dataset = index.open_dataset(out)
+    return Built(dataset, warnings + _thin_splits(dataset), fresh=True)
+
+
+def _thin_splits(dataset: index.Dataset) -> list[str]:
+    """Warnings of classes that a split lacks though it was asked for: they have too few groups."""
+    counts, asked = dataset.manifest["counts"], dataset.manifest["split"]["fractions"]
+    return [
+        f"{name} has no images in {split_name}: it has too few groups (patients, or sets of copies) to divide"
+        for name in dataset.classes
+        if any(by_class[name] for by_class in counts.values())
+        for split_name, fraction in zip(counts, asked, strict=True)
+        if fraction > 0 and not counts[split_name][name]
+    ]
+
+
+def _request(recipe: Recipe, options: Options, records: list[Record], source: Path) -> dict[str, Any]:
+    """The part of the manifest that says what was asked for: equal requests give equal folders."""
+    listing = hashlib.sha256()
+    for record in records:
+        path = source / record.path
+        listing.update(os.fsencode(record.path) + f"\0{path.stat().st_size if path.is_file() else -1}\n".encode())
+    return {
+        "name": recipe.name or source_name(source),
+        "title": recipe.title,
+        "source": recipe.source,
+        "licence": recipe.licence,
+        "citation": recipe.citation,
+        # through JSON: what a manifest gives back must compare equal
+        "recipe": json.loads(json.dumps(asdict(recipe))),
+        "options": json.loads(json.dumps(asdict(options))),
+        "source_listing_sha256": listing.hexdigest(),
+    }
+
+
+def _finished(out: Path, request: dict[str, Any]) -> index.Dataset | None:
+    """The dataset in ``out`` if it was made from ``request``; None for an empty folder; UserError otherwise."""
+    if out.is_dir() and not any(out.iterdir()):
+        return None
+    if not (out / index.MANIFEST).is_file():
+        raise UserError(f"--out {out} exists and is no finished shard folder; name another one or remove it")
+    dataset = index.open_dataset(out)
+    mend = "name another --out or remove it"
+    for key, meaning in (("name", "recipe"), ("recipe", "recipe"), ("source_listing_sha256", "list of source files")):
+        if dataset.manifest.get(key) != request[key]:
+            raise UserError(f"--out {out} holds shards built from another {meaning}; {mend}")
+    before = dataset.manifest.get("options", {})
+    for key, value in request["options"].items():
+        if before.get(key) != value:
+            flag = key.replace("_", "-")
+            raise UserError(f"--out {out} was built with --{flag} {before.get(key)}, now {value} is asked for; {mend}")
+    return dataset
+
+
+def _fill(folder: Path, records: list[Record], source: Path, recipe: Recipe, options: Options, request: dict[str, Any],
+          run: Run, progress: Progress) -> None:  # fmt: skip
+    """Write shards, index and, last, the manifest into ``folder``."""
+    spool = folder / "spool"  # new encodings wait here for their shard, so that nothing is decoded twice
+    spool.mkdir()
+    records, images, skipped = _examine_all(records, source, spool, recipe, options, run, progress)
+    patients = [(record.dataset, record.patient) for record in records]
+    findings = audit.find(
+        np.stack([image.thumbs for image in images]),
+        [image.pixel_hash for image in images],
+        patients,
+        progress=partial(progress, "comparing"),
+    )
+    labels = np.array([record.label for record in records])
+    splits = _split(records, findings.groups, labels, options)
+    rows = [
+        _row(record, image, group=records[root].key, split_name=index.SPLITS[code])
+        for record, image, root, code in zip(records, images, findings.groups, splits, strict=True)
+    ]
+
+    shards = _plan(rows, records, images, splits, source, spool, recipe, options, request["name"])
+    entries, table = [], []
+    for shard, (entry, offsets) in zip(shards, run(partial(write_shard, folder=folder), shards, 1), strict=True):
+        entries.append(entry)
+        for sample, offset in zip(shard.samples, offsets, strict=True):
+            table.append(rows[sample.row] | {"shard": shard.name, "offset": offset})
+        progress("writing shards", len(entries), len(shards))
+    for path in spool.iterdir():
+        path.unlink()
+    spool.rmdir()
+
+    data = index.index_bytes(table)
+    write_durably(folder / index.INDEX, data)
+    manifest = {
+        "format": index.FORMAT,
+        "name": request["name"],
+        "classes": list(recipe.classes),
+        "counts": {
+            name: {kind: int(((splits == code) & (labels == label)).sum()) for label, kind in enumerate(recipe.classes)}
+            for code, name in enumerate(index.SPLITS)
+        },
+        "samples": len(table),
+        "groups": len(np.unique(findings.groups)),
+        **request,
+        "split": {"method": options.split, "fractions": list(options.fractions), "seed": options.seed},
+        "audit": audit.counts(findings, labels, patients, splits),
+        "skipped": skipped,
+        "shards": entries,
+        "index_sha256": hashlib.sha256(data).hexdigest(),
+        "builder": __version__,
+    }
+    write_durably(folder / index.MANIFEST, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _examine_all(records: list[Record], source: Path, spool: Path, recipe: Recipe, options: Options, run: Run,
+                 progress: Progress) -> tuple[list[Record], list[Examined], list[dict[str, str]]]:  # fmt: skip
+    """Decode every image; returns the good records, what was found of them, and the bad ones (only with skip_bad)."""
+    work = partial(_examine_one, source=source, spool=spool, max_side=options.max_side)
+    good, images, bad = [], [], []
+    results = run(work, [(record.path, record.key) for record in records], 16)
+    for done, (record, result) in enumerate(zip(records, results, strict=True), 1):
+        if isinstance(result, Examined):
+            good.append(record)
+            images.append(result)
+        else:
+            bad.append({"source": printable(record.path), "reason": result})
+        progress("decoding", done, len(records))
+    if bad and not options.skip_bad:
+        raise BadImages([f"{entry['source']}: {entry['reason']}" for entry in bad])
+    lost = {record.label for record in records} - {record.label for record in good}
+    if lost:
+        names = ", ".join(recipe.classes[label] for label in sorted(lost))
+        raise UserError(f"--skip-bad would leave no image of class {names}; mend its files")
+    return good, images, bad
+
+
+def _examine_one(file: tuple[str, str], source: Path, spool: Path, max_side: int | None) -> Examined | str:
+    """(path, key) → what was found, or why the image is bad; a new encoding is left in the spool under the key."""
+    path, key = file
+    try:
+        if not (source / path).is_file():
+            return "is no file, or a link that leads nowhere"
+        data = (source / path).read_bytes()
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    try:
+        image = examine(data, max_side)
+    except BadImage as error:
+        return str(error)
+    if image.payload is None:
+        return image
+    (spool / key).write_bytes(image.payload)
+    return replace(image, payload=b"")  # between processes only the fact that there is one travels
+
+
+def _split(records: list[Record], groups: np.ndarray, labels: np.ndarray, options: Options) -> np.ndarray:
+    number: dict[str, int] = {}
+    dataset = np.array([number.setdefault(record.dataset, len(number)) for record in records])
+    strata = labels * len(number) + dataset  # every class of every dataset is balanced by itself
+    if options.split == "grouped":
+        return split.grouped(groups, strata, options.fractions, options.seed)
+    return split.original([record.published for record in records], groups, strata, options.fractions, options.seed)
+
+
+def _row(record: Record, image: Examined, group: str, split_name: str) -> dict[str, Any]:
+    """A row of the index but for shard and offset."""
+    x, y, width, height = image.head
+    return {
+        "key": record.key, "size": image.size, "crc32": image.crc32, "label": record.label, "dataset": record.dataset,
+        "split": split_name, "group": group, "patient": record.patient, "width": image.width, "height": image.height,
+        "mode": image.mode, "pixel_hash": image.pixel_hash, "phash": image.phash, "source": printable(record.path),
+        "head_x": x, "head_y": y, "head_w": width, "head_h": height,
+    }  # fmt: skip
+
+
+def _plan(rows: list[dict[str, Any]], records: list[Record], images: list[Examined], splits: np.ndarray, source: Path,
+          spool: Path, recipe: Recipe, options: Options, name: str) -> list[Shard]:  # fmt: skip
+    """Shuffle each split, so that every shard mixes the classes, and cut it into shards; in order of their names."""
+    shards = []
+    for code, split_name in enumerate(index.SPLITS):
+        members = np.flatnonzero(splits == code)
+        order = members[np.random.default_rng([options.seed, 2, code]).permutation(len(members))].tolist()
+        numbers = cut([images[row].size for row in order], options.shard_size)
+        samples: list[list[Sample]] = [[] for _ in range(max(numbers, default=-1) + 1)]
+        for row, number in zip(order, numbers, strict=True):
+            about = {key: rows[row][key] for key in ("dataset", "patient", "group", "source", "split")}
+            about["class"] = recipe.classes[rows[row]["label"]]
+            image = images[row]
+            file = source / records[row].path if image.payload is None else spool / records[row].key
+            text = json.dumps(about, sort_keys=True, separators=(",", ":"))
+            samples[number].append(
+                Sample(row, records[row].key, image.ext, file, image.size, image.crc32, rows[row]["label"], text)
+            )
+        shards += [Shard(f"{name}-{split_name}-{number:05d}.tar", part) for number, part in enumerate(samples)]
+    return sorted(shards, key=lambda shard: shard.name)

@@ -1,0 +1,52 @@
+"""A folder that appears complete or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from brain_dist.errors import UserError
+
+
+@contextmanager
+def partial_folder(out: Path) -> Iterator[Path]:
+    """Give a folder beside ``out`` that becomes ``out`` when the block ends well, and is removed when it does not.
+
+    What a killed process left beside ``out`` is removed first; a lock, which the kernel drops with its process, tells
+    it from a build that is still running (a :class:`UserError`).
+    """
+    out = Path(os.path.abspath(out))  # noqa: PTH100 (resolve() would follow a link that ``out`` is)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for old in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
+        with (old / "lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another build is writing {out} at this moment") from None
+            shutil.rmtree(old)
+    folder = out.parent / f".{out.name}.partial-{os.getpid()}"
+    folder.mkdir()
+    try:
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
+            (folder / "lock").unlink()
+            _fsync(folder)
+            folder.rename(out)
+            _fsync(out.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fsync(folder: Path) -> None:
+    """Make new names inside a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,224 @@
+"""The shard folder as readers see it: manifest, index, and random access to the bytes of a sample.
+
+The manifest is written last, so a folder that has one is complete; its sha256 is the dataset's version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from brain_dist.errors import Fault, UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+INDEX = "index.parquet"
+SPLITS = ("train", "val", "test")
+
+# column → Arrow type (by name, so that this module imports without Arrow); the order is the file's order
+COLUMNS = {
+    "key": "string",
+    "shard": "string",
+    "offset": "int64",
+    "size": "int32",
+    "crc32": "uint32",
+    "label": "int16",
+    "dataset": "string",
+    "split": "string",
+    "group": "string",
+    "patient": "string",
+    "width": "int32",
+    "height": "int32",
+    "mode": "string",
+    "pixel_hash": "string",
+    "phash": "string",
+    "source": "string",
+    "head_x": "int32",
+    "head_y": "int32",
+    "head_w": "int32",
+    "head_h": "int32",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A built shard folder: its manifest and its index in memory.
+
+    ``columns`` maps each column of :data:`COLUMNS` to an array of length N: numbers as numpy arrays of the column's
+    type, strings as object arrays (``patient`` holds None where it is unknown). ``version`` is the manifest's sha256.
+    """
+
+    root: Path
+    manifest: dict[str, Any]
+    version: str
+    columns: dict[str, np.ndarray]
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest["name"])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; a label is a position in this tuple."""
+        return tuple(self.manifest["classes"])
+
+    def __len__(self) -> int:
+        return len(self.columns["key"])
+
+    def rows(self, split: str) -> np.ndarray:
+        """Row numbers (int64, ascending) of ``split``, one of train, val and test; empty where it has no samples."""
+        if split not in SPLITS:
+            raise UserError(f"split {split!r} is none of {', '.join(SPLITS)}")
+        return np.flatnonzero(self.columns["split"] == split).astype(np.int64)
+
+
+def open_dataset(root: str | Path) -> Dataset:
+    """Open a finished shard folder; a :class:`UserError` says what is missing or altered.
+
+    Only the manifest and the index are read and checked; :func:`brain_dist.data.verify.verify` reads the shards.
+    """
+    root = Path(root)
+    manifest, version = load_manifest(root)
+    try:
+        data = (root / INDEX).read_bytes()
+    except OSError:
+        raise UserError(f"{root / INDEX} is missing; build the shard folder again") from None
+    if hashlib.sha256(data).hexdigest() != manifest["index_sha256"]:
+        raise UserError(f"{root / INDEX} is not the index that {MANIFEST} describes (sha256 differs); build it again")
+    columns = read_columns(data)
+    if len(columns["key"]) != manifest["samples"]:
+        raise UserError(f"{root / INDEX} has {len(columns['key'])} rows, {MANIFEST} says {manifest['samples']}")
+    return Dataset(root, manifest, version, columns)
+
+
+def load_manifest(root: Path) -> tuple[dict[str, Any], str]:
+    """(manifest, its sha256) of a shard folder; :class:`UserError` unless complete and of this format version."""
+    path = root / MANIFEST
+    try:
+        text = path.read_bytes()
+    except OSError:
+        raise UserError(
+            f"{root} is no finished shard folder (no {MANIFEST}); make one with "
+            "`python -m brain_dist.shard build --source FOLDER --out FOLDER`"
+        ) from None
+    try:
+        manifest = json.loads(text)
+    except ValueError:
+        raise UserError(f"{path} is not valid JSON; build the shard folder again") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        raise UserError(
+            f"{path} has format version {found!r}, this program reads {FORMAT}; build the shard folder again"
+        )
+    needed = ("name", "classes", "counts", "samples", "groups", "split", "audit", "shards", "index_sha256")
+    lacking = [key for key in needed if key not in manifest]
+    if lacking:
+        raise UserError(f"{path} lacks {', '.join(lacking)}; build the shard folder again")
+    return manifest, hashlib.sha256(text).hexdigest()
+
+
+def arrow_schema() -> pa.Schema:
+    """The index's Arrow schema; only ``patient`` may be null."""
+    import pyarrow as pa
+
+    kinds = {
+        "string": pa.string(),
+        "int16": pa.int16(),
+        "int32": pa.int32(),
+        "int64": pa.int64(),
+        "uint32": pa.uint32(),
+    }
+    return pa.schema([pa.field(name, kinds[kind], nullable=name == "patient") for name, kind in COLUMNS.items()])
+
+
+def index_bytes(rows: list[dict[str, Any]]) -> bytes:
+    """Index rows (one dict a sample, in the order of the file) → the bytes of ``index.parquet``."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema()), sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def read_columns(data: bytes) -> dict[str, np.ndarray]:
+    """Bytes of ``index.parquet`` → arrays by column; :class:`UserError` where columns or types are others."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{INDEX} is not a Parquet file ({error}); build the shard folder again") from None
+    if not table.schema.equals(arrow_schema()):
+        raise UserError(f"{INDEX} does not have this format's columns; build the shard folder again")
+    return {
+        name: table[name].to_numpy() if kind != "string" else _strings(table[name]) for name, kind in COLUMNS.items()
+    }
+
+
+def _strings(column: pa.ChunkedArray) -> np.ndarray:
+    # Dictionary-encoding first: a column of 100,000 splits or groups then holds few Python strings, shared.
+    values = column.combine_chunks().dictionary_encode()
+    lookup = np.empty(len(values.dictionary) + 1, dtype=object)
+    lookup[:-1] = values.dictionary.to_pylist()
+    return lookup[values.indices.fill_null(len(lookup) - 1).to_numpy(zero_copy_only=False)]
+
+
+class ShardReader:
+    """Reads one sample's encoded image at a time, by row, in any order and from several threads.
+
+    Files are opened when first needed and kept open; a pickled copy (for a worker process) opens its own.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._files: dict[str, int] = {}
+        columns = dataset.columns
+        self._root = dataset.root
+        self._keys, self._shards = columns["key"], columns["shard"]
+        self._offsets, self._sizes, self._crcs = columns["offset"], columns["size"], columns["crc32"]
+
+    def read(self, row: int) -> bytes:
+        """Bytes of the encoded image of ``row``; :class:`Fault` names shard, key and offset where they are bad."""
+        shard, offset, size = self._shards[row], int(self._offsets[row]), int(self._sizes[row])
+        where = f"{self._root / shard}, sample {self._keys[row]} at byte {offset}"
+        try:
+            data = os.pread(self._descriptor(shard), size, offset)
+        except OSError as error:
+            raise Fault(f"{where}: cannot be read ({error.strerror}); `brain_dist.shard verify` checks all") from None
+        if len(data) != size:
+            raise Fault(f"{where}: the shard ends after {len(data)} of {size} bytes; copy or build it again")
+        if zlib.crc32(data) != self._crcs[row]:
+            raise Fault(f"{where}: the bytes are damaged (crc32 differs); copy or build the shard again")
+        return data
+
+    def _descriptor(self, shard: str) -> int:
+        descriptor = self._files.get(shard)
+        if descriptor is None:
+            opened = os.open(self._root / shard, os.O_RDONLY | os.O_CLOEXEC)
+            # Two threads may both open it: the first one stays, the other is closed.
+            descriptor = self._files.setdefault(shard, opened)
+            if descriptor != opened:
+                os.close(opened)
+        return descriptor
+
+    def close(self) -> None:
+        """Close the files; reading again opens them again."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": {}}
+
+    def __del__(self) -> None:
+        self.close()

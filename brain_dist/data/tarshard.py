@@ -1,0 +1,124 @@
+"""Write WebDataset shards: plain tars, and beside each the index that DALI's ``fn.readers.webdataset`` wants.
+
+Every header field that could vary between machines or runs (owner, times) is fixed, so that the same samples give the
+same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brain_dist.errors import UserError
+
+IDX_VERSION = "v1.2"
+BLOCK = 512  # of a tar: a member's header fills one, its data follow
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample to write: the file that holds its encoded image, and the texts of its .cls and .json members."""
+
+    row: int  # the caller's number of it
+    key: str
+    extension: str
+    file: Path
+    size: int
+    crc32: int
+    label: int
+    about: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard to write: file name and samples in order."""
+
+    name: str
+    samples: list[Sample]
+
+
+def parse_shard_size(text: str) -> tuple[str, int]:
+    """``"64MB"`` → ("bytes", 64,000,000); ``"500"`` → ("samples", 500); :class:`UserError` on anything else."""
+    match = re.fullmatch(r"([1-9]\d*)\s*([kmg]b)?", text.strip().lower())
+    if match is None:
+        raise UserError(f"--shard-size {text!r} must be a number of samples such as 500, or of bytes such as 64MB")
+    unit = match[2] or ""
+    return ("bytes" if unit else "samples"), int(match[1]) * _UNITS[unit]
+
+
+def cut(sizes: Sequence[int], shard_size: str) -> list[int]:
+    """Image sizes in bytes, in order → the shard of each: as few shards as ``shard_size`` allows, of even size."""
+    unit, limit = parse_shard_size(shard_size)
+    weights = np.asarray(sizes, dtype=np.int64) if unit == "bytes" else np.ones(len(sizes), dtype=np.int64)
+    total = int(weights.sum())
+    shards = -(-total // limit)
+    before = np.cumsum(weights) - weights
+    # An image larger than a shard's share skips numbers: return_inverse closes the gaps.
+    return np.unique(before * shards // max(total, 1), return_inverse=True)[1].tolist()
+
+
+def write_shard(shard: Shard, folder: Path) -> tuple[dict[str, Any], list[int]]:
+    """Write a shard and its .idx, on disk (fsync) on return.
+
+    Returns its entry in the manifest and the offset of each sample's image. :class:`UserError` where an image is not
+    what it was when it was examined.
+    """
+    path = folder / shard.name
+    offsets, lines = [], []
+    # USTAR has no extended headers, so that a member's data always start one block after its header.
+    with path.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample in shard.samples:
+            offsets.append(tar.offset + BLOCK)
+            lines.append(" ".join(_add_sample(tar, sample)))
+        tar.close()
+        file.flush()
+        os.fsync(file.fileno())
+    write_durably(path.with_suffix(".idx"), idx_text(lines).encode())
+    entry = {"name": shard.name, "sha256": sha256_file(path), "size": path.stat().st_size, "samples": len(lines)}
+    return entry, offsets
+
+
+def _add_sample(tar: tarfile.TarFile, sample: Sample) -> Iterator[str]:
+    """Append a sample's three members; yields each one's entry in the .idx: extension, offset, size, name."""
+    try:
+        image = sample.file.read_bytes()
+    except OSError:
+        image = b""  # gone since it was examined: changed, as below
+    if zlib.crc32(image) != sample.crc32:
+        raise UserError(f"{sample.file.name} (sample {sample.key}) changed while the shards were built; build again")
+    members = {sample.extension: image, "cls": str(sample.label).encode(), "json": sample.about.encode()}
+    for extension, data in members.items():
+        info = tarfile.TarInfo(f"{sample.key}.{extension}")
+        info.size, info.mode, info.mtime = len(data), 0o644, 0
+        yield f"{extension} {tar.offset + BLOCK} {len(data)} {info.name}"
+        tar.addfile(info, io.BytesIO(data))
+
+
+def idx_text(lines: Sequence[str]) -> str:
+    """DALI's index file: the version and the number of samples, then a line a sample."""
+    return "".join(f"{line}\n" for line in [f"{IDX_VERSION} {len(lines)}", *lines])
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write ``data`` and wait until it is on disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

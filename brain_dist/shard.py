@@ -1,0 +1,251 @@
+"""Verb ``shard``: build shard folders from image collections, verify them, make phantoms."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from brain_dist.errors import UserError, run
+
+if TYPE_CHECKING:
+    from brain_dist.data.index import Dataset
+
+LISTED = 50  # damaged files named on the terminal
+DEFAULT = " (default: %(default)s)"
+EXAMPLES = """\
+examples:
+  python -m brain_dist.shard build --recipe shards/datasets/cheng.yaml --source DATA/cheng --out shards/built/cheng
+  python -m brain_dist.shard build --source MY_IMAGES --out shards/built/mine      (MY_IMAGES/glioma/*.jpg …)
+  python -m brain_dist.shard verify shards/built/cheng
+  python -m brain_dist.shard phantom --out DATA/phantom --patients 60 --slices 10
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    args = _parser().parse_args(argv)
+    return {"build": _build, "verify": _verify, "phantom": _phantom}[args.verb](args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m brain_dist.shard",
+        description="Turn image collections into audited, grouped, split and checksummed WebDataset shards.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="build|verify|phantom")
+    _build_options(verbs)
+    _verify_options(verbs)
+    _phantom_options(verbs)
+    return parser
+
+
+def _build_options(verbs: Any) -> None:
+    build = verbs.add_parser(
+        "build",
+        help="a folder of images -> a folder of shards",
+        description="Decode every image once, find copies and leaks, group, split, and write shards, index and "
+        "manifest. The same source and options give the same bytes; a finished --out is left as it is.",
+    )
+    text = "the collection as it was published"
+    build.add_argument("--source", type=Path, required=True, metavar="DIR", help=text)
+    text = "the shard folder to make"
+    build.add_argument("--out", type=Path, required=True, metavar="DIR", help=text)
+    text = "how the collection lies on disk (shards/datasets/*.yaml); without it: a folder per class"
+    build.add_argument("--recipe", type=Path, metavar="YAML", help=text)
+    text = "grouped: no patient and no copy in two splits; original: the publisher's, counting its leaks"
+    build.add_argument("--split", choices=("grouped", "original"), default="grouped", help=text + DEFAULT)
+    text = "shares of the splits; an original split that has no val gets it out of its train, val / (train + val)"
+    build.add_argument("--fractions", default="0.7,0.1,0.2", metavar="TRAIN,VAL,TEST", help=text + DEFAULT)
+    text = "of the split and of the order in the shards"
+    build.add_argument("--seed", type=_count, default=0, metavar="N", help=text + DEFAULT)
+    text = "make larger images N pixels on the longer side: gray JPEG of quality 95 from JPEG, gray PNG from the rest"
+    build.add_argument("--max-side", type=_count, metavar="N", help=text + " (default: keep the bytes)")
+    text = "at most about this much a shard: bytes such as 64MB, or samples such as 500"
+    build.add_argument("--shard-size", default="64MB", metavar="SIZE", help=text + DEFAULT)
+    _workers_option(build)
+    text = "leave damaged images out and list them in the manifest, instead of stopping"
+    build.add_argument("--skip-bad", action="store_true", help=text)
+
+
+def _verify_options(verbs: Any) -> None:
+    verify = verbs.add_parser(
+        "verify",
+        help="read a shard folder again and check everything",
+        description="Compare every byte with the checksums, and tars, .idx files, index and manifest with each "
+        "other. Exit code 0: all is well; 2: the problems are listed.",
+    )
+    verify.add_argument("folder", type=Path, metavar="DIR", help="the shard folder")
+    _workers_option(verify)
+
+
+def _phantom_options(verbs: Any) -> None:
+    phantom = verbs.add_parser(
+        "phantom",
+        help="make a collection of phantoms: made-up slices with known truth",
+        description="Write a folder of made-up brain-MRI slices with classes, patients and tumour masks, as input "
+        "of build. They prove the machinery, not the medicine.",
+    )
+    text = "the collection to make"
+    phantom.add_argument("--out", type=Path, required=True, metavar="DIR", help=text)
+    phantom.add_argument("--patients", type=_count, default=40, metavar="N", help="patients" + DEFAULT)
+    phantom.add_argument("--slices", type=_count, default=8, metavar="N", help="slices of each patient" + DEFAULT)
+    phantom.add_argument("--size", type=_count, default=256, metavar="N", help="pixels a side" + DEFAULT)
+    phantom.add_argument("--seed", type=_count, default=0, metavar="N", help="of everything drawn" + DEFAULT)
+    text = "share of planted faults: copies, mirrored copies, copies under another class"
+    phantom.add_argument("--plant", type=float, default=0.0, metavar="SHARE", help=text + DEFAULT)
+    _workers_option(phantom)
+
+
+def _workers_option(verb: argparse.ArgumentParser) -> None:
+    cores = len(os.sched_getaffinity(0))
+    text = f"processes (default: {cores}, the cores of this machine)"
+    verb.add_argument("--workers", type=_count, default=cores, metavar="N", help=text)
+
+
+def _count(text: str) -> int:
+    value = int(text)  # argparse words the message for a ValueError
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def _build(args: argparse.Namespace) -> int:
+    from brain_dist.data.build import BadImages, Options, build
+    from brain_dist.data.recipes import default_recipe, read_recipe
+    from brain_dist.data.split import parse_fractions
+    from brain_dist.data.tarshard import parse_shard_size
+
+    if args.max_side is not None and args.max_side < 16:
+        raise UserError(f"--max-side {args.max_side} leaves nothing to see; give at least 16")
+    parse_shard_size(args.shard_size)
+    fractions = parse_fractions(args.fractions)
+    recipe = read_recipe(args.recipe) if args.recipe else default_recipe(args.source)
+    options = Options(args.split, fractions, args.seed, args.max_side, args.shard_size, args.skip_bad)
+    try:
+        with _progress() as progress:
+            built = build(args.source, args.out, recipe, options, workers=args.workers, progress=progress)
+    except BadImages as error:
+        _list_files(error.files, args.out)
+        raise
+    for warning in built.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if built.fresh:
+        _summary(built.dataset)
+    else:
+        version = built.dataset.version[:12]
+        print(f"{args.out} is finished and was built from the same request: nothing to do (dataset version {version})")
+    return 0
+
+
+def _list_files(files: list[str], out: Path) -> None:
+    """Print one line a file; where they are many, the first ones, and all of them into a file beside ``out``."""
+    for line in files[:LISTED]:
+        print(line, file=sys.stderr)
+    if len(files) > LISTED:
+        listing = out.with_name(f"{out.name}.bad-images.txt")
+        listing.parent.mkdir(parents=True, exist_ok=True)
+        listing.write_text("".join(f"{line}\n" for line in files), encoding="utf-8")
+        print(f"… and {len(files) - LISTED} more; all are listed in {listing}", file=sys.stderr)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Gives progress(stage, done, total): a bar a stage on stderr where that is a terminal, nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description:>14}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done)
+
+        yield show
+
+
+def _summary(dataset: Dataset) -> None:
+    """Print what was built: counts, shares, copies, leaks, where it is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    manifest = dataset.manifest
+    counts, audit, split = manifest["counts"], manifest["audit"], manifest["split"]
+    grouped = split["method"] == "grouped"
+    table = Table(title=f"{manifest['name']}: {manifest['samples']} images in {manifest['groups']} groups")
+    table.add_column("class")
+    for name in (*counts, "all", *(["off by"] if grouped else [])):
+        table.add_column(name, justify="right")
+    for name in manifest["classes"]:
+        row = [part[name] for part in counts.values()]
+        total = sum(row)
+        off = max(abs(n / max(total, 1) - asked) for n, asked in zip(row, split["fractions"], strict=True))
+        table.add_row(name, *map(str, row), str(total), *([f"{100 * off:.1f} %" if total else "-"] if grouped else []))
+    sums = [sum(part.values()) for part in counts.values()]
+    table.add_section()
+    table.add_row("all", *map(str, sums), str(sum(sums)))
+    Console().print(table)
+    if grouped:
+        print("off by: how far a class's share of a split is from the asked one, at most")
+    print(
+        f"copies: {audit['exact_redundant']} images repeat another's pixels; {audit['near_pairs']} near-copy pairs, "
+        f"{audit['near_pairs_mirrored']} mirrored; {audit['label_conflicts']} images have a copy of another class"
+    )
+    if not grouped:
+        print(
+            f"leaks: of {sum(counts['test'].values())} test images {audit['test_leaked']} are known from train: "
+            f"{audit['test_with_copy_in_train']} by a copy, {audit['test_with_patient_in_train']} by their patient; "
+            "--split grouped mends it"
+        )
+    for entry in manifest["skipped"][:LISTED]:
+        print(f"left out: {entry['source']}: {entry['reason']}")
+    if len(manifest["skipped"]) > LISTED:
+        print(f"left out: {len(manifest['skipped']) - LISTED} more, listed in the manifest")
+    print(f"written to {dataset.root}, dataset version {dataset.version[:12]}")
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from brain_dist.data.index import load_manifest
+    from brain_dist.data.verify import verify
+
+    manifest, version = load_manifest(args.folder)
+    with _progress() as progress:
+        problems = verify(args.folder, workers=args.workers, progress=partial(progress, "reading"))
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        raise UserError(f"{args.folder} has {len(problems)} faults, listed above; copy it again or build it again")
+    shards, samples = len(manifest["shards"]), manifest["samples"]
+    print(f"{args.folder}: all is well: {samples} samples in {shards} shards, dataset version {version[:12]}")
+    return 0
+
+
+def _phantom(args: argparse.Namespace) -> int:
+    from brain_dist.data.phantom import generate
+
+    generate(
+        args.out,
+        patients=args.patients,
+        slices=args.slices,
+        size=args.size,
+        seed=args.seed,
+        workers=args.workers,
+        progress=sys.stderr.isatty(),
+        plant=args.plant,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,35 @@
+"""Made-up pictures and collections for the tests of the shard side; every picture is a function of its number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
+
+
+def draw(number: int, size: int = 96) -> Image.Image:
+    """A gray "head": an ellipse of smooth texture with a bright rim on black; two numbers look different."""
+    rng = np.random.default_rng(number)
+    cells = Image.fromarray(rng.integers(40, 220, (14, 14), dtype=np.uint8))
+    texture = np.asarray(cells.resize((size, size), Image.Resampling.BICUBIC), dtype=float)
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    a, b = rng.uniform(0.6, 0.85, 2)
+    radius = np.hypot(x / a, y / b)
+    head = np.where(radius < 0.9, texture, np.where(radius < 1.0, 235.0, 0.0))
+    return Image.fromarray(head.astype(np.uint8))
+
+
+def write_collection(root: Path, each: int = 12, size: int = 96) -> Path:
+    """A folder per class with ``each`` JPEGs a class, and a table of patients, three slices a patient."""
+    lines = ["id,class,patient"]
+    for label, kind in enumerate(CLASSES):
+        (root / kind).mkdir(parents=True)
+        for number in range(each):
+            identity = f"{kind[:2]}{number:03d}"
+            draw(1000 * label + number, size).save(root / kind / f"{identity}.jpg", quality=92)
+            lines.append(f"{identity},{kind},{kind[:2]}-patient{number // 3}")
+    (root / "patients.csv").write_text("\n".join(lines) + "\n")
+    return root
