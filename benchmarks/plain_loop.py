@@ -1,8 +1,8 @@
 """A plain PyTorch loop over the same shards and split: what the whole machinery must not be worse than.
 
-``python -m benchmarks.plain_loop SHARDS --model tf_efficientnet_lite0 --weights FILE`` trains in one process with a map-style
-dataset, bf16 autocast, AdamW and a one-cycle schedule, flips and small shifts, as a careful person would write it in an hour.
-It shares the split and the metrics with the product, and nothing else.
+``python -m benchmarks.plain_loop SHARDS --model tf_efficientnet_lite0 --weights FILE`` trains in one process with a
+map-style dataset, bf16 autocast, AdamW and a one-cycle schedule, flips and small shifts, as a careful person would
+write it in an hour. It shares the split and the metrics with the product, and nothing else.
 """
 
 from __future__ import annotations
@@ -67,7 +67,12 @@ def main() -> None:
     if a.weights:
         load_into(model, read_weights(Path(a.weights)), where=a.weights)
     loader = DataLoader(
-        Subset(train, rows.tolist()), a.batch, shuffle=True, drop_last=True, num_workers=a.workers, persistent_workers=True
+        Subset(train, rows.tolist()),
+        a.batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=a.workers,
+        persistent_workers=True,
     )
     optimiser = torch.optim.AdamW(model.parameters(), lr=a.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, a.lr, total_steps=a.epochs * len(loader))
@@ -76,7 +81,9 @@ def main() -> None:
         model.train()
         for image, label in loader:
             with torch.autocast("cpu", torch.bfloat16):
-                loss = torch.nn.functional.cross_entropy(model(image.contiguous(memory_format=torch.channels_last)), label)
+                loss = torch.nn.functional.cross_entropy(
+                    model(image.contiguous(memory_format=torch.channels_last)), label
+                )
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()

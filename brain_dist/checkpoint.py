@@ -1,8 +1,8 @@
 """Checkpoints that are either complete and verified, or not there.
 
-``checkpoints/<step>/`` holds DeepSpeed's state, ``model.safetensors`` (the weights as they compute, readable without DeepSpeed
-or pickle), ``ema.safetensors`` where there is an average, and ``COMPLETE``: size and sha256 of every file, written last. A
-save goes into a ``.partial`` folder that is renamed when all of it is on the disk.
+``checkpoints/<step>/`` holds DeepSpeed's state, ``model.safetensors`` (the weights as they compute, readable without
+DeepSpeed or pickle), ``ema.safetensors`` where there is an average, and ``COMPLETE``: size and sha256 of every file,
+written last. A save goes into a ``.partial`` folder that is renamed when all of it is on the disk.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def newest(root: Path, world: World) -> tuple[int, dict[str, Any]] | None:
     answer = gather_objects(found, world)[0]
     if isinstance(answer, str):
         raise Fault(answer)
-    return answer  # type: ignore[no-any-return]
+    return answer
 
 
 def load(root: Path, step: int, engine: Engine) -> None:

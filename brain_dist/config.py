@@ -45,7 +45,9 @@ class RunConfig:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        _require(bool(re.fullmatch(r"[\w.-]+", self.name)), "run.name", self.name, "use letters, digits, '_', '-' and '.'")
+        _require(
+            bool(re.fullmatch(r"[\w.-]+", self.name)), "run.name", self.name, "use letters, digits, '_', '-' and '.'"
+        )
         _require(self.seed >= 0, "run.seed", self.seed, "may not be negative")
 
     @property
@@ -237,8 +239,8 @@ def parser(prog: str, description: str) -> Any:
     """A jsonargparse parser of :class:`Config` whose mistakes are one :class:`UserError` line."""
     import jsonargparse
 
-    class Parser(jsonargparse.ArgumentParser):  # type: ignore[misc,name-defined]
-        def error(self, message: str, ex: Exception | None = None) -> Any:  # type: ignore[override]
+    class Parser(jsonargparse.ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> Any:
             cause: BaseException | None = ex
             while cause is not None:
                 if isinstance(cause, UserError):
@@ -247,7 +249,9 @@ def parser(prog: str, description: str) -> Any:
             raise UserError(f"{_one_line(message)}; `{prog} --help` lists every setting")
 
     made = Parser(prog=prog, description=description)
-    made.add_argument("--config", action="config", help="YAML file of settings; later ones and flags win over earlier ones.")
+    made.add_argument(
+        "--config", action="config", help="YAML file of settings; later ones and flags win over earlier ones."
+    )
     made.add_class_arguments(Config, as_group=False)
     return made
 
@@ -277,7 +281,7 @@ def to_dict(config: Config) -> dict[str, Any]:
             return {key: plain(item) for key, item in value.items()}
         return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
-    return plain(dataclasses.asdict(config))  # type: ignore[no-any-return]
+    return plain(dataclasses.asdict(config))
 
 
 def dump(config: Config) -> str:

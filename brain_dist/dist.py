@@ -1,7 +1,7 @@
 """Who this process is among all processes of a run.
 
-One place reads the environment of torchrun, the deepspeed launcher or SLURM's srun, or finds none and is alone. Everything
-else asks the resulting :class:`World`. A half-set environment is refused: guessing the rest ends in a hang.
+One place reads the environment of torchrun, the deepspeed launcher or SLURM's srun, or finds none and is alone.
+Everything else asks the resulting :class:`World`. A half-set environment is refused: guessing the rest ends in a hang.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def discover(env: Mapping[str, str] | None = None) -> World:
         missing = [name for name in _TORCH_VARIABLES if name not in env]
         if missing:
             raise UserError(
-                f"{', '.join(ranked)} set but {', '.join(missing)} not: start with torchrun, deepspeed or srun, or unset them"
+                f"{', '.join(ranked)} set but {', '.join(missing)} not: start with torchrun, deepspeed or srun,"
+                " or unset them"
             )
         size = _number(env, "WORLD_SIZE")
         world = World(
@@ -73,9 +74,15 @@ def discover(env: Mapping[str, str] | None = None) -> World:
             local_size=_number(env, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in env else size,
             address=env["MASTER_ADDR"],
             port=_number(env, "MASTER_PORT"),
-            launcher="torchrun" if "TORCHELASTIC_RUN_ID" in env else "deepspeed" if "CROSS_RANK" in env else "environment",
+            launcher="torchrun"
+            if "TORCHELASTIC_RUN_ID" in env
+            else "deepspeed"
+            if "CROSS_RANK" in env
+            else "environment",
         )
-    elif "SLURM_STEP_NUM_TASKS" in env:  # set inside srun only, not in the batch shell, where waiting for peers would hang
+    elif (
+        "SLURM_STEP_NUM_TASKS" in env
+    ):  # set inside srun only, not in the batch shell, where waiting for peers would hang
         tasks = _number(env, "SLURM_STEP_NUM_TASKS")
         nodes = _number(env, "SLURM_STEP_NUM_NODES") if "SLURM_STEP_NUM_NODES" in env else 1
         job = _number(env, "SLURM_JOB_ID")
@@ -92,7 +99,8 @@ def discover(env: Mapping[str, str] | None = None) -> World:
         world = World(0, 1, 0, 1, "127.0.0.1", 0, "alone")
     if not 0 <= world.rank < world.size or not 0 <= world.local_rank < world.local_size:
         raise UserError(
-            f"rank {world.rank} of {world.size} (local {world.local_rank} of {world.local_size}) cannot be; check the launcher"
+            f"rank {world.rank} of {world.size} (local {world.local_rank} of {world.local_size}) cannot be;"
+            " check the launcher"
         )
     return world
 
@@ -103,7 +111,9 @@ def choose_device(world: World, wanted: str) -> torch.device:
 
     count = 0 if wanted == "cpu" else torch.cuda.device_count()
     if wanted == "cuda" and not count:
-        raise UserError("run.device=cuda, but torch sees no GPU here; use run.device=auto or check CUDA_VISIBLE_DEVICES")
+        raise UserError(
+            "run.device=cuda, but torch sees no GPU here; use run.device=auto or check CUDA_VISIBLE_DEVICES"
+        )
     if not count:
         return torch.device("cpu")
     # srun may bind one GPU to each task, and then every task sees its own as number 0
@@ -126,7 +136,9 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
     if world.size == 1:
         store: Any = dist.HashStore()
     else:
-        store = dist.TCPStore(world.address, world.port, world.size, is_master=_hosts_store(world), wait_for_workers=False)
+        store = dist.TCPStore(
+            world.address, world.port, world.size, is_master=_hosts_store(world), wait_for_workers=False
+        )
     for name, value in (
         ("RANK", world.rank),
         ("WORLD_SIZE", world.size),

@@ -55,9 +55,13 @@ def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
     if train.deepspeed:
         for key, value in _read_json(Path(train.deepspeed)).items():
             if key in _OWNED:
-                raise UserError(f"{train.deepspeed}: '{key}' follows from {_OWNED[key]}; remove it and set that instead")
+                raise UserError(
+                    f"{train.deepspeed}: '{key}' follows from {_OWNED[key]}; remove it and set that instead"
+                )
             if key == "zero_optimization" and value.get("stage", train.zero_stage) != train.zero_stage:
-                raise UserError(f"{train.deepspeed} says ZeRO stage {value['stage']}, train.zero_stage={train.zero_stage}")
+                raise UserError(
+                    f"{train.deepspeed} says ZeRO stage {value['stage']}, train.zero_stage={train.zero_stage}"
+                )
             both = isinstance(value, dict) and isinstance(settings.get(key), dict)
             settings[key] = {**settings[key], **value} if both else value
     return settings
@@ -78,7 +82,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 def import_deepspeed(world: World, device: torch.device) -> Any:
     """DeepSpeed, on the device we chose, saying warnings on the main rank only, and compiling nothing."""
     if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed looks for itself, and may find a GPU we were told to leave
+        os.environ["DS_ACCELERATOR"] = (
+            "cpu"  # else DeepSpeed looks for itself, and may find a GPU we were told to leave
+        )
     level = "warning" if world.is_main else "error"
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", level)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA runtime", which we know
@@ -111,8 +117,8 @@ class Engine:
         has_statistics = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
         if has_statistics and config.train.precision in ("bf16", "fp16"):
             raise UserError(
-                f"train.precision={config.train.precision} would keep {config.model.name}'s BatchNorm statistics in 16 bits;"
-                " use train.precision=amp"
+                f"train.precision={config.train.precision} would keep {config.model.name}'s BatchNorm statistics"
+                " in 16 bits; use train.precision=amp"
             )
         self.config, self.world, self.device = config, world, device
         self.micros = accumulation(config.train.global_batch, config.train.micro_batch, world.size)
@@ -132,7 +138,7 @@ class Engine:
     @property
     def module(self) -> torch.nn.Module:
         """The network itself."""
-        return self.deepspeed.module  # type: ignore[no-any-return]
+        return self.deepspeed.module
 
     def step(self, batches: Sequence[Batch], lr: float) -> torch.Tensor:
         """One optimiser step over this rank's micro-batches of one global batch.
@@ -151,7 +157,9 @@ class Engine:
         for batch in batches:
             micro = batch.micro
             # dropped paths become a function of the step, so there is no generator state to save
-            torch.manual_seed(int(counter.bits(self.config.run.seed, "forward", micro.step, micro.micro, self.world.rank)))
+            torch.manual_seed(
+                int(counter.bits(self.config.run.seed, "forward", micro.step, micro.micro, self.world.rank))
+            )
             losses = self._losses(batch)
             part = (losses * batch.valid).sum() / micro.samples
             self.deepspeed.backward(part * (self.world.size * self.micros))
@@ -207,7 +215,7 @@ class Engine:
     def agree_on_statistics(self) -> None:
         """Average BatchNorm's running statistics over the ranks.
 
-        DeepSpeed keeps parameters equal, not buffers. Running statistics are linear in each batch's, so averaging them now
+        DeepSpeed keeps parameters equal, not buffers. Running statistics are linear in each batch's, so averaging now
         and again later gives what averaging only later would.
         """
         from timm.utils import distribute_bn

@@ -1,4 +1,4 @@
-"""The one way a verb ends: 0 done, 1 a fault, 2 the user's mistake (one line, no traceback), 75 stopped after a clean save."""
+"""How a verb ends: 0 done, 1 a fault, 2 the user's mistake (one line, no traceback), 75 stopped after a clean save."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class UserError(Exception):
 
 
 class Fault(Exception):
-    """Something broke that is not the user's doing (a flipped byte, a loss that is not a number): one line, exit code 1."""
+    """Something broke that is nobody's mistake (a flipped byte, a loss that is no number): one line, exit code 1."""
 
 
 def run(main: Callable[[], int]) -> int:

@@ -58,9 +58,7 @@ class LoadedRun:
 
         planned = plan.evaluation(rows, micro_batch=micro_batch, rank=world.rank, world=world.size)
         jobs = evaluation_jobs(self.dataset, self.config.data, planned)
-        return open_loader(
-            self.config.data, self.dataset, jobs, augmented=False, batch=micro_batch, device=self.device
-        )
+        return open_loader(self.config.data, self.dataset, jobs, augmented=False, batch=micro_batch, device=self.device)
 
     def images(self, rows: Sequence[int]) -> torch.Tensor:
         """The network's input [B, C, H, W] for these rows, exactly as in evaluation."""
@@ -70,7 +68,9 @@ class LoadedRun:
 
         alone = discover({})
         wanted = np.asarray(rows, dtype=np.int64)
-        made = [self.finish(b.image)[b.valid] for b in self.batches(wanted, micro_batch=min(32, len(wanted)), world=alone)]
+        made = [
+            self.finish(b.image)[b.valid] for b in self.batches(wanted, micro_batch=min(32, len(wanted)), world=alone)
+        ]
         return torch.cat(made)
 
     def display(self, images: torch.Tensor) -> np.ndarray:
@@ -136,7 +136,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", help="name of the predictions' files (default: the split)")
     parser.add_argument("--batch", type=int, default=32, help="images a rank at once (default: 32)")
     parser.add_argument("--loader", choices=("dali", "torch"), help="default: the run's own")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
+    )
     arguments, unknown = parser.parse_known_args(argv)
     unknown = [word for word in unknown if not word.startswith(("--local_rank", "--local-rank"))]
     if unknown:
@@ -156,13 +158,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = arguments.name or arguments.split
         judged = evaluate(loaded, arguments.split, name, micro_batch=arguments.batch, world=world)
         if world.is_main:
-            show(judged, f"{arguments.run}, {loaded.dataset.manifest['name']}, {arguments.split} split, step {loaded.step}")
+            show(
+                judged,
+                f"{arguments.run}, {loaded.dataset.manifest['name']}, {arguments.split} split, step {loaded.step}",
+            )
             print(f"predictions: {arguments.run / 'predictions' / name}.parquet")
     return 0
 
 
 def evaluate(loaded: LoadedRun, split: str, name: str, *, micro_batch: int, world: World) -> dict[str, Any]:
-    """Predict a split on all ranks, write predictions/NAME.parquet and NAME.json on the main one, return the metrics."""
+    """Predict a split on all ranks; the main one writes predictions/NAME.parquet and NAME.json. Returns the metrics."""
     from brain_dist import inference, metrics
 
     rows = loaded.dataset.rows(split)

@@ -48,6 +48,8 @@ def logits(
     got_logits = np.concatenate([part[1] for part in parts])
     order = np.argsort(got_rows, kind="stable")
     if not np.array_equal(got_rows[order], np.sort(rows)):
-        raise Fault(f"evaluation saw {len(got_rows)} samples ({len(np.unique(got_rows))} different) instead of {len(rows)}")
+        raise Fault(
+            f"evaluation saw {len(got_rows)} samples ({len(np.unique(got_rows))} different) instead of {len(rows)}"
+        )
     at = np.searchsorted(got_rows[order], rows)
     return got_logits[order][at]

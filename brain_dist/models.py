@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from brain_dist.config import ModelConfig
 from brain_dist.errors import UserError
@@ -33,23 +33,25 @@ def create(config: ModelConfig, classes: int, *, seed: int, load_weights: bool =
         hint = f"; near it: {', '.join(near)}" if near else ""
         raise UserError(f"model.name={config.name}: timm has no such model{hint}")
     torch.manual_seed(seed)
-    arguments: dict[str, object] = {"num_classes": classes, "in_chans": config.in_chans, "drop_rate": config.drop}
+    arguments: dict[str, Any] = {"num_classes": classes, "in_chans": config.in_chans, "drop_rate": config.drop}
     if config.drop_path:
         arguments["drop_path_rate"] = config.drop_path
     pretrained = config.pretrained and load_weights
     try:
         model = timm.create_model(config.name, pretrained=pretrained, **arguments)
     except TypeError as error:
-        raise UserError(f"model.name={config.name} does not take these settings ({error}); try model.drop_path=0") from error
+        raise UserError(
+            f"model.name={config.name} does not take these settings ({error}); try model.drop_path=0"
+        ) from error
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
         raise UserError(unavailable(config.name, error)) from error
     if config.grad_checkpointing:
-        model.set_grad_checkpointing(True)
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
     if config.weights and load_weights:
         load_into(model, read_weights(Path(config.weights)), where=config.weights)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def unavailable(name: str, error: Exception) -> str:
@@ -72,7 +74,11 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise UserError(f"model.weights={path}: no such file")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except pickle.UnpicklingError as error:
         raise UserError(f"model.weights={path} is not a plain file of tensors; only such files are read") from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -108,7 +114,8 @@ def load_into(model: torch.nn.Module, state: Mapping[str, torch.Tensor], *, wher
             chosen[name] = value
         elif name not in head:
             raise UserError(
-                f"{where}: {name} is {list(value.shape)}, the model wants {list(own[name].shape)}: another model's weights?"
+                f"{where}: {name} is {list(value.shape)}, the model wants {list(own[name].shape)}:"
+                " another model's weights?"
             )
     model.load_state_dict(chosen, strict=False)
 

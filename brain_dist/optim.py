@@ -39,7 +39,8 @@ def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, epochs: 
 class Ema:
     """Exponential moving average of weights and buffers, kept in fp32 whatever the weights' own type.
 
-    The decay warms up as min(decay, (1 + n) / (10 + n)) after n updates, so that short runs are not held at their start.
+    The decay warms up as min(decay, (1 + n) / (10 + n)) after n updates, so that short runs are not held at their
+    start.
     """
 
     def __init__(self, decay: float, model: torch.nn.Module) -> None:

@@ -69,7 +69,8 @@ def opening(
         f"{config.run.path}: {config.model.name} ({parameters / 1e6:.1f} M parameters), {config.data.size}²,"
         f" {train.precision}, ZeRO {train.zero_stage}\n"
         f"{dataset.manifest['name']} (version {dataset.version[:12]}): {len(dataset.rows('train'))} training,"
-        f" {len(dataset.rows('val'))} validation, {len(dataset.rows('test'))} test images; loader {config.data.loader}\n"
+        f" {len(dataset.rows('val'))} validation, {len(dataset.rows('test'))} test images;"
+        f" loader {config.data.loader}\n"
         f"{world.size} × {device.type} ({world.launcher}), batch {train.global_batch} ="
         f" {train.micro_batch} × {micros} accumulated × {world.size} ranks; {begin}"
     )
@@ -88,7 +89,9 @@ def _commit() -> str | None:
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=False, timeout=10)
+            done = subprocess.run(
+                ["git", "-C", str(here), *words], capture_output=True, text=True, check=False, timeout=10
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

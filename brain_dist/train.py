@@ -1,6 +1,7 @@
 """Train: ``python -m brain_dist.train --config configs/convnext_base.yaml --data.shards DIR``.
 
-The same entry point alone, under torchrun, under deepspeed and under srun. Read :func:`fit` first: it is the whole loop.
+The same entry point alone, under torchrun, under deepspeed and under srun. Read :func:`fit` first: it is the whole
+loop.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # the deepspeed launcher appends it; the environment says it already
     arguments = [word for word in arguments if not word.startswith(("--local_rank", "--local-rank"))]
-    config = load(arguments, "brain-dist train", "Train a classifier on shards. Every setting is a YAML key and a flag.")
+    config = load(
+        arguments, "brain-dist train", "Train a classifier on shards. Every setting is a YAML key and a flag."
+    )
     if not config.data.shards:
         raise UserError("data.shards is not set; give the folder that `python -m brain_dist.shard build` made")
 

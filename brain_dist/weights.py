@@ -1,4 +1,4 @@
-"""Cache ImageNet weights: ``python -m brain_dist.weights convnext_base`` on a login node, then HF_HUB_OFFLINE=1 on the others."""
+"""Cache ImageNet weights: ``python -m brain_dist.weights convnext_base`` on a login node, offline on the others."""
 
 from __future__ import annotations
 

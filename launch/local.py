@@ -1,7 +1,8 @@
 """Start N processes of a verb on this machine: ``python launch/local.py [-n N] VERB [ARGUMENT …]``.
 
-Like ``torchrun --standalone``, but it imports nothing heavy, keeps a verb's exit code (2: the user's mistake, 75: stopped
-after a clean save), passes signals on, and ends the others soon after one process fails, so that none waits for a dead peer.
+Like ``torchrun --standalone``, but it imports nothing heavy, keeps a verb's exit code (2: the user's mistake, 75:
+stopped after a clean save), passes signals on, and ends the others soon after one process fails, so that none waits
+for a dead peer.
 """
 
 from __future__ import annotations

@@ -49,7 +49,15 @@ class Done:
 
 def environment(**more: str) -> dict[str, str]:
     """This environment without a launcher's variables, without a hub and without W&B's account."""
-    dropped = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "WANDB_API_KEY", "SLURM_STEP_NUM_TASKS")
+    dropped = (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "WANDB_API_KEY",
+        "SLURM_STEP_NUM_TASKS",
+    )
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
     # one thread: tiny networks lose more at OpenMP's barriers than they gain, above all beside other processes
     return {**kept, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **more}
@@ -72,9 +80,7 @@ def verb(name: str, *arguments: str, expect: int | None = 0, **more: str) -> Don
 
 def launch(processes: int, name: str, *arguments: str, expect: int | None = 0, **more: str) -> Done:
     """The verb in several real processes on this machine."""
-    return command(
-        [sys.executable, "launch/local.py", "-n", str(processes), name, *arguments], expect=expect, **more
-    )
+    return command([sys.executable, "launch/local.py", "-n", str(processes), name, *arguments], expect=expect, **more)
 
 
 def interrupt(

@@ -59,7 +59,7 @@ def test_a_damaged_one_is_named_and_the_one_before_is_taken(tmp_path: Path, says
 
 def test_none_intact_is_a_fault_and_not_a_new_beginning(tmp_path: Path) -> None:
     flip(made(tmp_path, 10) / "model.safetensors")
-    with pytest.warns(UserWarning), pytest.raises(Fault, match="no checkpoint .* is intact"):
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(Fault, match=r"no checkpoint .* is intact"):
         checkpoint.newest(tmp_path, ALONE)
 
 

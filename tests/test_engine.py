@@ -83,9 +83,9 @@ def test_mixed_loss_weighs_both_labels(world: World, kind: str) -> None:
     partner = torch.arange(4) ^ 1
     if kind == "mixup":
         # each pixel lies on the line between the two images, at the same place for both halves of a pair
-        weight = ((mixed - plain[partner]) * (plain - plain[partner])).sum((1, 2, 3)) / (plain - plain[partner]).square().sum(
-            (1, 2, 3)
-        )
+        weight = ((mixed - plain[partner]) * (plain - plain[partner])).sum((1, 2, 3)) / (
+            plain - plain[partner]
+        ).square().sum((1, 2, 3))
     else:
         own, others = (mixed == plain).all(1), (mixed == plain[partner]).all(1)
         assert (own | others).all()

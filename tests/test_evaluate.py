@@ -29,7 +29,9 @@ def run(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_each_sample_of_the_split_counts_once_on_any_number_of_ranks(run: Path, phantom_shards: Path, ranks: int) -> None:
+def test_each_sample_of_the_split_counts_once_on_any_number_of_ranks(
+    run: Path, phantom_shards: Path, ranks: int
+) -> None:
     # 5 a rank divides neither the split nor anything else: every rank has padding to leave out
     launch(ranks, "evaluate", str(run), "--split", "train", "--batch", "5", "--name", f"ranks{ranks}")
     found = read_predictions(run / "predictions" / f"ranks{ranks}.parquet")

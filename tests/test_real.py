@@ -37,7 +37,16 @@ def test_real_images_from_folder_to_report(some_images: Path, tmp_path: Path) ->
         for value in {v for v in values if v is not None}:
             assert len(set(splits[values == value])) == 1, f"{column} {value} crosses a split"
 
-    words = ["--config", "configs/cpu_convnext.yaml", "--data.size", "48", "--train.epochs", "4", "--track.wandb", "off"]
+    words = [
+        "--config",
+        "configs/cpu_convnext.yaml",
+        "--data.size",
+        "48",
+        "--train.epochs",
+        "4",
+        "--track.wandb",
+        "off",
+    ]
     words += ["--train.global_batch", "32", "--train.micro_batch", "16", "--model.name", "test_convnext"]
     words += ["--data.shards", str(shards), "--run.dir", str(tmp_path), "--run.name", "real"]
     run = tmp_path / "real"

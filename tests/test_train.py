@@ -52,7 +52,16 @@ def test_a_run_leaves_what_it_promises(alone: Path) -> None:
     [
         (0, ["launch/local.py", "-n", "2", "train"]),
         (1, ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "brain_dist.train"]),
-        (2, ["-m", "deepspeed.launcher.launch", "--world_info=eyJsb2NhbGhvc3QiOiBbMCwgMV19", "--module", "brain_dist.train"]),
+        (
+            2,
+            [
+                "-m",
+                "deepspeed.launcher.launch",
+                "--world_info=eyJsb2NhbGhvc3QiOiBbMCwgMV19",
+                "--module",
+                "brain_dist.train",
+            ],
+        ),
         (3, ["launch/local.py", "-n", "2", "train"]),
     ],
     ids=["zero0-local", "zero1-torchrun", "zero2-deepspeed", "zero3-local"],
@@ -62,13 +71,13 @@ def test_two_processes_at_each_zero_stage_train_as_one_does(
 ) -> None:
     name = f"zero{stage}"
     settings = f"configs/deepspeed/zero{stage}.json"
-    words = arguments(
-        phantom_shards, runs, name, "--train.zero_stage", str(stage), "--train.deepspeed", settings
-    )
+    words = arguments(phantom_shards, runs, name, "--train.zero_stage", str(stage), "--train.deepspeed", settings)
     command([sys.executable, *start, *words], DS_ACCELERATOR="cpu")
     # other ranks, other accumulation, another way of summing: the same samples, so the same losses to rounding
     assert losses(runs / name) == pytest.approx(losses(alone), rel=2e-3)
-    ours, theirs = (load_file(sorted((r / "checkpoints").iterdir())[-1] / "model.safetensors") for r in (runs / name, alone))
+    ours, theirs = (
+        load_file(sorted((r / "checkpoints").iterdir())[-1] / "model.safetensors") for r in (runs / name, alone)
+    )
     assert set(ours) == set(theirs)
     for key, value in ours.items():
         assert value.shape == theirs[key].shape

@@ -6,7 +6,7 @@ of CPU and GPU, comparable one by one. Boxes are whole pixels of the stored imag
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -101,6 +101,15 @@ class Frames:
         return cls(zero, zero, columns["width"].astype(np.int64), columns["height"].astype(np.int64))
 
 
+def pixel_boxes(boxes: Floats, size: int) -> Ints:
+    """Boxes as shares of the output (x, y, width, height) → whole pixels (left, top, right, bottom): int32 [B, 4].
+
+    Rounded here, once, so that no two loaders round differently.
+    """
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    return np.rint(corners * size).astype(np.int32)
+
+
 def _identity(count: int) -> Floats:
     return np.tile(np.array([[1, 0, 0], [0, 1, 0]], dtype=np.float32), (count, 1, 1))
 
@@ -113,9 +122,7 @@ def plain(frames: Frames, rows: npt.NDArray[np.int64]) -> Decisions:
     return Decisions(crop, _identity(count), ones, zeros, np.zeros((count, 4), dtype=np.float32))
 
 
-def decide(
-    config: AugmentConfig, frames: Frames, rows: npt.NDArray[np.int64], *, seed: int, epoch: int
-) -> Decisions:
+def decide(config: AugmentConfig, frames: Frames, rows: npt.NDArray[np.int64], *, seed: int, epoch: int) -> Decisions:
     """Training: draw every decision from (seed, epoch, row)."""
 
     def draw(what: str) -> npt.NDArray[np.float64]:
@@ -162,8 +169,8 @@ class Mix:
 
     Attributes:
         weight: float32 [B], share of the image's own label (1: not mixed).
-        box: float32 [B, 4], x, y, width, height as shares of the output that CutMix takes from the partner; width 0: none.
-        blend: bool [B], True where the pixels are blended by ``weight`` (mixup).
+        box: float32 [B, 4], x, y, width, height as shares of the output that CutMix takes from the partner; width 0:
+        none. blend: bool [B], True where the pixels are blended by ``weight`` (mixup).
     """
 
     weight: Floats

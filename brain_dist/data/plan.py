@@ -3,9 +3,9 @@
 An epoch is a permutation of the training rows, cut into global batches. A global batch is an ordered list of
 *positions*; position p belongs to micro-step ``p // (micro_batch * world)`` and, inside it, to rank
 ``p % (micro_batch * world) // micro_batch``. The list does not depend on the world, only its cutting does: so 1, 2 or 8
-ranks see the same samples in the same step, and a run can go on with another number of ranks at any step. The last batch
-of an epoch is filled up with invalid positions, so that every rank takes the same number of steps and no sample is
-dropped or seen twice.
+ranks see the same samples in the same step, and a run can go on with another number of ranks at any step. The last
+batch of an epoch is filled up with invalid positions, so that every rank takes the same number of steps and no sample
+is dropped or seen twice.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class MicroBatch:
 
 
 def accumulation(global_batch: int, micro_batch: int, world: int) -> int:
-    """Micro-steps a step so that ``micro_batch * accumulation * world == global_batch``; UserError where none exists."""
+    """Micro-steps a step, so that ``micro_batch * accumulation * world == global_batch``; UserError if none fits."""
     per_micro = micro_batch * world
     if global_batch % per_micro:
         fits = [m for m in range(micro_batch, 0, -1) if global_batch % (m * world) == 0]
@@ -55,7 +55,8 @@ def accumulation(global_batch: int, micro_batch: int, world: int) -> int:
             else f"choose a train.global_batch that {world} ranks divide, such as {-(-global_batch // world) * world}"
         )
         raise UserError(
-            f"train.global_batch={global_batch} is not train.micro_batch={micro_batch} × {world} ranks × a whole number; {mend}"
+            f"train.global_batch={global_batch} is not train.micro_batch={micro_batch} × {world} ranks × a whole"
+            f" number; {mend}"
         )
     return global_batch // per_micro
 

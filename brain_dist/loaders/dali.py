@@ -44,7 +44,7 @@ class _Feed:
         self.pending.append(job)
         what = job.decisions
         encoded = [np.frombuffer(self.reader.read(int(row)), dtype=np.uint8) for row in job.micro.rows]
-        arguments = [what.crop[:, :2], what.crop[:, 2:]]
+        arguments: list[np.ndarray] = [what.crop[:, :2], what.crop[:, 2:]]
         if self.augmented:
             erase = pixel_boxes(what.erase, self.size).astype(np.float32)
             arguments += [_to_pixels(what.affine, self.size), what.gain, what.shift]
@@ -57,6 +57,7 @@ def _graph(feed: _Feed, config: DataConfig, *, gpu: bool, augmented: bool, batch
 
     @pipeline_def
     def graph() -> Any:
+        image: Any
         kinds = [types.UINT8, types.INT32, types.INT32] + [types.FLOAT] * 5
         dimensions = [1, 1, 1, 2, 0, 0, 1, 1]
         count = len(kinds) if augmented else 3
@@ -80,11 +81,14 @@ def _graph(feed: _Feed, config: DataConfig, *, gpu: bool, augmented: bool, batch
             image = fn.warp_affine(image, matrix=affine, interp_type=types.INTERP_LINEAR, fill_value=0)
             image = fn.brightness_contrast(
                 # gain * pixel + shift, with DALI's own names; its uint8 range is 255, and it saturates as it stores
-                image, brightness=1.0, brightness_shift=shift, contrast=gain, contrast_center=0.0, dtype=types.UINT8
+                image,
+                brightness=1.0,
+                brightness_shift=shift,
+                contrast=gain,
+                contrast_center=0.0,
+                dtype=types.UINT8,
             )
-            image = fn.erase(
-                image, anchor=erase_at, shape=erase_size, axis_names="WH", fill_value=0
-            )
+            image = fn.erase(image, anchor=erase_at, shape=erase_size, axis_names="WH", fill_value=0)
         return image
 
     made = graph(

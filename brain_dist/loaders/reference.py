@@ -73,10 +73,10 @@ def batches(
             pending.append(job)
             yield job
 
-    loader = torch.utils.data.DataLoader(
+    loader: torch.utils.data.DataLoader[torch.Tensor] = torch.utils.data.DataLoader(
         Decoder(dataset, config, augmented=augmented),  # type: ignore[arg-type]
         batch_size=None,
-        sampler=remembered(),  # type: ignore[arg-type]
+        sampler=remembered(),
         num_workers=config.threads,
         prefetch_factor=config.prefetch,
         pin_memory=device.type == "cuda",

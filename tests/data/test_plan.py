@@ -35,7 +35,8 @@ def steps_of(world: int, micro_batch: int, **settings: int) -> dict[int, list[tu
             found.setdefault(m.step, []).extend(entries)
             assert m.samples == min(
                 settings["global_batch"],
-                len(rows) - m.step % plan.steps_per_epoch(len(rows), settings["global_batch"]) * settings["global_batch"],
+                len(rows)
+                - m.step % plan.steps_per_epoch(len(rows), settings["global_batch"]) * settings["global_batch"],
             )
     assert len(lengths) == 1, "every rank takes the same number of steps"
     return {step: sorted(entries) for step, entries in found.items()}
@@ -59,10 +60,7 @@ def test_each_epoch_sees_each_sample_exactly_once(
     assert sorted(steps) == list(range(2 * per_epoch))
     for epoch in range(2):
         seen = [
-            row
-            for step in range(epoch * per_epoch, (epoch + 1) * per_epoch)
-            for _, row, valid in steps[step]
-            if valid
+            row for step in range(epoch * per_epoch, (epoch + 1) * per_epoch) for _, row, valid in steps[step] if valid
         ]
         assert sorted(seen) == [3 * i for i in range(samples)]
 

@@ -30,7 +30,15 @@ def batches(dataset: Dataset, config: DataConfig, *, train: bool, batch: int = 1
     rows = dataset.rows("train")
     if train:
         planned = plan.training(
-            rows, rows * 0, seed=3, epochs=1, global_batch=batch, micro_batch=batch, rank=0, world=1, first_step=first_step
+            rows,
+            rows * 0,
+            seed=3,
+            epochs=1,
+            global_batch=batch,
+            micro_batch=batch,
+            rank=0,
+            world=1,
+            first_step=first_step,
         )
         jobs = training_jobs(dataset, config, STRONG, planned, seed=3)
     else:
