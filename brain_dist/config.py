@@ -105,6 +105,7 @@ class ModelConfig:
         drop_path: stochastic depth rate of the last block.
         drop: dropout rate before the classifier.
         grad_checkpointing: recompute activations in the backward pass; saves memory, costs time.
+        options: further arguments of timm's model, such as {ls_init_value: null}.
     """
 
     name: str = "convnext_base"
@@ -114,6 +115,7 @@ class ModelConfig:
     drop_path: float = 0.0
     drop: float = 0.0
     grad_checkpointing: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require(0 <= self.drop_path < 1, "model.drop_path", self.drop_path, "needs 0 ≤ value < 1")

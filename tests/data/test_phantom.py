@@ -1,0 +1,198 @@
+"""The phantom collection: the same bytes for any number of processes, and truth that matches the pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from brain_dist.data.anatomy import load_atlas
+from brain_dist.data.lesions import SELLA, Lesion, distance
+from brain_dist.data.patients import CLASSES, patient
+from brain_dist.data.phantom import generate
+from brain_dist.data.slices import render
+from brain_dist.errors import UserError
+
+SMALL: dict[str, Any] = {"patients": 5, "slices": 3, "size": 96, "seed": 3, "progress": False, "plant": 0.4}
+OTHER_SEED = 8
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantom") / "two"
+    generate(folder, workers=2, **SMALL)
+    return folder
+
+
+def test_bytes_do_not_depend_on_workers(made: Path, tmp_path: Path) -> None:
+    generate(tmp_path / "one", workers=1, **SMALL)
+    assert _bytes(tmp_path / "one") == _bytes(made)
+    generate(tmp_path / "other", workers=1, **{**SMALL, "seed": OTHER_SEED})
+    assert _bytes(tmp_path / "other") != _bytes(made)
+
+
+def test_layout_and_tables_agree(made: Path) -> None:
+    rows, truth = _table(made / "patients.csv"), _table(made / "truth.csv")
+    record = json.loads((made / "phantom.json").read_text())
+    assert len(truth) == 15
+    assert len(rows) == record["images"] == 15 + 6
+    for row in rows:
+        with Image.open(made / row["class"] / f"{row['id']}.jpg") as image:
+            assert (image.mode, image.size) == ("L", (96, 96))
+    assert sum(len(list((made / name).iterdir())) for name in CLASSES) == len(rows)
+    classes: dict[str, set[str]] = {}
+    for row in truth:
+        classes.setdefault(row["patient"], set()).add(row["class"])
+    assert sorted(classes) == [f"P{number:04d}" for number in range(1, 6)]
+    assert all(len(found) == 1 for found in classes.values())
+    assert set.union(*(classes[f"P{number:04d}"] for number in range(1, 5))) == set(CLASSES)
+    order = [row["class"] for row in truth]
+    assert order != sorted(order), "an id must not give its class away"
+
+
+def test_truth_matches_the_masks(made: Path) -> None:
+    for row in _table(made / "truth.csv"):
+        path = made / "masks" / f"{row['id']}.png"
+        assert path.exists() == (row["class"] != "notumor")
+        if not path.exists():
+            assert row["x"] == row["area"] == row["mni_x"] == ""
+            continue
+        with Image.open(path) as image:
+            mask = np.asarray(image)
+        assert set(np.unique(mask)) == {0, 255}
+        lines, columns = np.nonzero(mask)
+        assert float(row["x"]) == (columns.min() + columns.max()) / 2
+        assert float(row["y"]) == (lines.min() + lines.max()) / 2
+        assert int(row["area"]) == len(lines)
+
+
+def test_planted_copies_are_what_they_say(made: Path) -> None:
+    planted = _table(made / "planted.csv")
+    place = {row["id"]: made / row["class"] / f"{row['id']}.jpg" for row in _table(made / "patients.csv")}
+    patients = {row["id"]: row["patient"] for row in _table(made / "patients.csv")}
+    assert sorted(row["kind"] for row in planted) == ["conflict"] * 2 + ["duplicate"] * 2 + ["mirror"] * 2
+    for row in planted:
+        copy, source = place[row["id"]], place[row["of"]]
+        assert patients[row["id"]] != patients[row["of"]]
+        assert (copy.parent == source.parent) == (row["kind"] != "conflict")
+        if row["kind"] == "mirror":
+            with Image.open(copy) as a, Image.open(source) as b:
+                flipped = b.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+                assert np.abs(np.asarray(a, int) - np.asarray(flipped, int)).mean() < 2
+        else:
+            assert copy.read_bytes() == source.read_bytes()
+
+
+def test_running_again_does_nothing_and_other_settings_are_refused(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (made / "phantom.json").stat().st_mtime_ns
+    generate(made, workers=1, **SMALL)
+    assert "nothing to do" in capsys.readouterr().out
+    assert (made / "phantom.json").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="seed 3 instead of 8"):
+        generate(made, workers=1, **{**SMALL, "seed": OTHER_SEED})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("patients", 3), ("slices", 0), ("size", 32), ("seed", -1), ("workers", 0), ("plant", 1.5)]
+)
+def test_parameters_out_of_range_name_the_mend(tmp_path: Path, name: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"{name} = {value}.*choose"):
+        generate(tmp_path / "x", **{"workers": 1, **SMALL, name: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("keep me")
+    with pytest.raises(UserError, match="not empty"):
+        generate(tmp_path / "full", workers=1, **SMALL)
+    assert (tmp_path / "full" / "thesis.txt").read_text() == "keep me"
+    with pytest.raises(UserError, match="is a file"):
+        generate(tmp_path / "full" / "thesis.txt", workers=1, **SMALL)
+    with pytest.raises(UserError, match="cannot write"):
+        generate(tmp_path / "full" / "thesis.txt" / "deeper", workers=1, **SMALL)
+
+
+def test_a_killed_run_leaves_nothing_that_counts(tmp_path: Path) -> None:
+    remains = tmp_path / ".out.partial" / "glioma"
+    remains.mkdir(parents=True)
+    (remains / "ph000099.jpg").write_bytes(b"half")
+    generate(tmp_path / "out", workers=1, **{**SMALL, "slices": 1})
+    assert not remains.parent.exists()
+    assert not (tmp_path / "out" / "glioma" / "ph000099.jpg").exists()
+
+
+def test_the_tumour_is_where_the_mask_says() -> None:
+    contrast: dict[str, list[float]] = {name: [] for name in CLASSES}
+    for number in range(16):
+        person = patient(5, number)
+        with_it, without = render(person, 0, 128), render(person, 0, 128, lesion=False)
+        change = np.abs(with_it.image.astype(float) - without.image)
+        assert not without.mask.any()
+        if person.label == "notumor":
+            assert not with_it.mask.any()
+            assert change.max() == 0
+            continue
+        near = ndimage.binary_dilation(with_it.mask, iterations=8)
+        contrast[person.label].append(change[with_it.mask].mean() / (change[~near].mean() + 0.1))
+        assert change[with_it.mask].mean() > 4 * change[~near].mean() + 1, person.name
+    assert all(len(contrast[name]) == 4 and np.median(contrast[name]) > 10 for name in CLASSES if name != "notumor")
+
+
+def _body(lesion: Lesion) -> tuple[np.ndarray, np.ndarray]:
+    """Points (mm, [3, N]) inside a lesion without its bumps, and their signed distances to the dura."""
+    reach = np.arange(-45, 46, 2.25)
+    points = lesion.centre.reshape(3, 1) + np.stack(np.meshgrid(reach, reach, reach)).reshape(3, -1)
+    dura = load_atlas().sample("dura", points)
+    inside = distance(lesion, points, dura, np.zeros_like(dura)) < 0
+    return points[:, inside], dura[inside]
+
+
+def test_each_kind_grows_where_radiology_finds_it() -> None:
+    seen = dict.fromkeys(CLASSES, 0)
+    for number in range(40):
+        person = patient(1, number)
+        lesion = person.lesion
+        seen[person.label] += 1
+        if lesion is None:
+            continue
+        points, dura = _body(lesion)
+        if lesion.kind == "glioma":
+            assert dura.max() < -2, "a glioma is inside the brain"
+            assert load_atlas().sample("dura", lesion.centre.reshape(3, 1))[0] < -8
+        elif lesion.kind == "meningioma":
+            assert dura.max() < 0.01, "a meningioma does not grow through the skull"
+            touches = np.abs(points[0]).min() < 2 if lesion.falx else dura.max() > -2
+            assert touches, "a meningioma sits on the dura or the falx"
+        else:
+            assert abs(lesion.centre[0]) < 5, "the pituitary gland is on the midline"
+            assert np.linalg.norm(lesion.centre - SELLA) < 8
+            assert np.abs(points - SELLA.reshape(3, 1)).max(0).min() < 3, "it fills the sella"
+    assert seen == dict.fromkeys(CLASSES, 10)
+
+
+def test_slices_of_a_patient_cut_one_lesion() -> None:
+    person = next(p for p in (patient(2, n) for n in range(4)) if p.label == "meningioma")
+    cuts = [render(person, index, 96) for index in range(5)]
+    assert all(cut.mask.any() for cut in cuts)
+    places = {tuple(cut.truth[f"mni_{axis}"] for axis in "xyz") for cut in cuts}
+    assert len(places) == 1
+    assert len({cut.image.tobytes() for cut in cuts}) == 5
+    assert render(person, 2, 96).image.tobytes() == cuts[2].image.tobytes()
