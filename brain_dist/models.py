@@ -33,7 +33,12 @@ def create(config: ModelConfig, classes: int, *, seed: int, load_weights: bool =
         hint = f"; near it: {', '.join(near)}" if near else ""
         raise UserError(f"model.name={config.name}: timm has no such model{hint}")
     torch.manual_seed(seed)
-    arguments: dict[str, Any] = {"num_classes": classes, "in_chans": config.in_chans, "drop_rate": config.drop, **config.options}
+    arguments: dict[str, Any] = {
+        "num_classes": classes,
+        "in_chans": config.in_chans,
+        "drop_rate": config.drop,
+        **config.options,
+    }
     if config.drop_path:
         arguments["drop_path_rate"] = config.drop_path
     pretrained = config.pretrained and load_weights

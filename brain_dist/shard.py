@@ -99,8 +99,8 @@ def _phantom_options(verbs: Any) -> None:
     phantom.add_argument("--slices", type=_count, default=8, metavar="N", help="slices of each patient" + DEFAULT)
     phantom.add_argument("--size", type=_count, default=256, metavar="N", help="pixels a side" + DEFAULT)
     phantom.add_argument("--seed", type=_count, default=0, metavar="N", help="of everything drawn" + DEFAULT)
-    text = "planes that slices are cut along, with commas between"
-    phantom.add_argument("--planes", default="axial,coronal,sagittal", metavar="NAMES", help=text + DEFAULT)
+    text = "planes that slices are cut along, with commas between (default: axial,coronal,sagittal)"
+    phantom.add_argument("--planes", metavar="NAMES", help=text)
     text = "share of planted faults: copies, mirrored copies, copies under another class"
     phantom.add_argument("--plant", type=float, default=0.0, metavar="SHARE", help=text + DEFAULT)
     _workers_option(phantom)
@@ -244,7 +244,7 @@ def _phantom(args: argparse.Namespace) -> int:
         seed=args.seed,
         workers=args.workers,
         progress=sys.stderr.isatty(),
-        planes=args.planes.split(","),
+        planes=args.planes.split(",") if args.planes else None,
         plant=args.plant,
     )
     return 0

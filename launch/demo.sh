@@ -15,7 +15,7 @@ if [ -n "${DATA:-}" ]; then
 else
   name=demo
   config=configs/demo.yaml
-  say python -m brain_dist.shard phantom --out "$shards/phantoms" --patients 240 --slices 10 --size 160 --seed 0
+  say python -m brain_dist.shard phantom --out "$shards/phantoms" --patients 640 --slices 4 --size 128 --planes axial
   say python -m brain_dist.shard build --recipe shards/datasets/phantom.yaml --source "$shards/phantoms" --out "$shards/$name"
 fi
 say python launch/local.py -n 2 train --config "$config" --run.name "$name" --data.shards "$shards/$name"

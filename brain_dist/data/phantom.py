@@ -32,7 +32,6 @@ from brain_dist.errors import UserError
 
 GENERATOR = 1  # raised whenever the same parameters would give other bytes
 QUALITY = 95
-PLANES = ("axial", "coronal", "sagittal")
 KINDS = ("duplicate", "mirror", "conflict")
 Row = dict[str, str | float]
 
@@ -46,21 +45,24 @@ def generate(
     seed: int,
     workers: int,
     progress: bool,
-    planes: Sequence[str] = PLANES,
+    planes: Sequence[str] | None = None,
     plant: float = 0.0,
 ) -> None:
     """Write a phantom collection of ``patients`` x ``slices`` pictures of ``size`` x ``size`` pixels into ``out``.
 
-    The bytes depend on (patients, slices, size, seed, planes, plant) alone, not on ``workers`` (processes). ``plant`` adds that
-    fraction of planted faults: in equal parts exact duplicates, mirrored copies and copies under another class, each
-    under a new patient, with the truth in ``planted.csv``. Running it again on a finished folder does nothing.
+    The bytes depend on (patients, slices, size, seed, planes, plant) alone, not on ``workers`` (processes). ``planes``
+    are those that slices are cut along (all three where it is ``None``). ``plant`` adds that fraction of planted
+    faults: in equal parts exact duplicates, mirrored copies and copies under another class, each under a new patient,
+    with the truth in ``planted.csv``. Running it again on a finished folder does nothing.
 
     Raises:
         UserError: a parameter is out of range, ``out`` holds something else, or it cannot be written.
     """
     _check(patients=patients, slices=slices, size=size, seed=seed, workers=workers, plant=plant)
-    unknown = [plane for plane in planes if plane not in PLANES]
-    if unknown or not planes:
+    from brain_dist.data.slices import PLANES
+
+    planes = list(PLANES if planes is None else planes)
+    if not planes or any(plane not in PLANES for plane in planes):
         raise UserError(f"phantom planes = {','.join(planes)}: choose among {', '.join(PLANES)}")
     out = Path(out)
     settings = {
@@ -69,7 +71,7 @@ def generate(
         "patients": patients,
         "slices": slices,
         "size": size,
-        "planes": list(planes),
+        "planes": planes,
         "plant": plant,
     }
     if _is_there(out, settings):

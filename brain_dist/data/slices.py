@@ -35,13 +35,11 @@ class Slice:
     truth: dict[str, str | float]
 
 
-def render(
-    person: Patient, number: int, size: int, planes: Sequence[str] = PLANES, lesion: bool = True
-) -> Slice:
-    """Slice ``number`` of ``person``, ``size`` x ``size``, along one of ``planes``; ``lesion=False`` leaves the tumour out."""
+def render(person: Patient, number: int, size: int, planes: Sequence[str] = PLANES, lesion: bool = True) -> Slice:
+    """Slice ``number`` of ``person``, ``size`` pixels square, along one of ``planes``; ``lesion=False``: no tumour."""
     atlas = load_atlas()
     rng = np.random.default_rng([person.seed, 5, person.number, number])
-    plane = planes[rng.integers(len(planes))]
+    plane = planes[int(rng.integers(len(planes)))]
     frame = _frame(person, plane, rng)
     reach = rng.uniform(-0.55, 0.55) * person.target.radius
     nodes = int(person.scanner.fov / 2.2) + 2

@@ -165,6 +165,23 @@ def _body(lesion: Lesion) -> tuple[np.ndarray, np.ndarray]:
     return points[:, inside], dura[inside]
 
 
+def test_planes_are_those_asked_for(tmp_path: Path) -> None:
+    person = patient(0, 0)
+    assert {str(render(person, index, 64).truth["plane"]) for index in range(12)} == {"axial", "coronal", "sagittal"}
+    assert {str(render(person, index, 64, ["coronal"]).truth["plane"]) for index in range(3)} == {"coronal"}
+    with pytest.raises(UserError, match="planes = axial,oblique: choose among axial, coronal, sagittal"):
+        generate(
+            tmp_path / "p",
+            patients=4,
+            slices=1,
+            size=64,
+            seed=0,
+            workers=1,
+            progress=False,
+            planes=["axial", "oblique"],
+        )
+
+
 def test_each_kind_grows_where_radiology_finds_it() -> None:
     seen = dict.fromkeys(CLASSES, 0)
     for number in range(40):
