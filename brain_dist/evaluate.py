@@ -168,20 +168,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(loaded: LoadedRun, split: str, name: str, *, micro_batch: int, world: World) -> dict[str, Any]:
     """Predict a split on all ranks; the main one writes predictions/NAME.parquet and NAME.json. Returns the metrics."""
-    from brain_dist import inference, metrics
+    from brain_dist import inference
+    from brain_dist.predictions import predictions_from_logits, write_predictions
 
     rows = loaded.dataset.rows(split)
     if not len(rows):
         raise UserError(f"{loaded.config.data.shards} has no {split} split; rebuild it with other --fractions")
     batches = loaded.batches(rows, micro_batch=micro_batch, world=world)
     logits = inference.logits(loaded.model, loaded.finish, batches, rows, world)
-    predictions = metrics.predictions_from_logits(
-        loaded.dataset, rows, logits, run=loaded.config.run.name, step=loaded.step
-    )
+    predictions = predictions_from_logits(loaded.dataset, rows, logits, run=loaded.config.run.name, step=loaded.step)
     judged = predictions.evaluate()
     if world.is_main:
         folder = loaded.path / "predictions"
-        metrics.write_predictions(folder / f"{name}.parquet", predictions, rows)
+        write_predictions(folder / f"{name}.parquet", predictions, rows)
         (folder / f"{name}.json").write_text(json.dumps(judged, indent=1) + "\n")
     return judged
 

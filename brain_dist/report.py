@@ -18,7 +18,7 @@ import numpy as np
 
 from brain_dist.data.index import Dataset, open_dataset
 from brain_dist.errors import UserError, run
-from brain_dist.metrics import Predictions, read_predictions
+from brain_dist.predictions import Predictions, read_predictions
 
 if TYPE_CHECKING:
     from brain_dist.evaluate import LoadedRun

@@ -12,7 +12,8 @@ import numpy as np
 
 from brain_dist import __version__, report_plots
 from brain_dist.data.index import SPLITS, Dataset
-from brain_dist.metrics import Predictions, wilson_interval
+from brain_dist.metrics import wilson_interval
+from brain_dist.predictions import Predictions
 
 TEMPLATE = "report.html.jinja"
 SHORTCUTS = {

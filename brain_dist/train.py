@@ -148,10 +148,11 @@ def validate(
     config: Config, dataset: Dataset, engine: Engine, world: World, device: torch.device, split: str = "val"
 ) -> dict[str, Any]:
     """Loss (cross-entropy without smoothing) and headline metrics on a whole split, exact over the ranks."""
-    from brain_dist import inference, metrics
+    from brain_dist import inference
     from brain_dist.data import plan
     from brain_dist.loaders import open_loader
     from brain_dist.loaders.batch import evaluation_jobs
+    from brain_dist.predictions import predictions_from_logits
 
     rows, micro_batch = dataset.rows(split), config.train.micro_batch
     planned = plan.evaluation(rows, micro_batch=micro_batch, rank=world.rank, world=world.size)
@@ -159,7 +160,7 @@ def validate(
     loader = open_loader(config.data, dataset, jobs, augmented=False, batch=micro_batch, device=device)
     with engine.evaluating() as model:
         logits = inference.logits(model, engine.finish, loader, rows, world)
-    judged = metrics.predictions_from_logits(dataset, rows, logits, run=config.run.name, step=0).evaluate()
+    judged = predictions_from_logits(dataset, rows, logits, run=config.run.name, step=0).evaluate()
     return {"loss": judged["nll"], **{name: judged[name] for name in HEADLINE}}
 
 

@@ -16,7 +16,7 @@ from brain_dist.data.index import open_dataset
 from brain_dist.dist import discover
 from brain_dist.errors import Fault
 from brain_dist.evaluate import load_run
-from brain_dist.metrics import read_predictions
+from brain_dist.predictions import read_predictions
 
 
 @pytest.fixture(scope="module")

@@ -15,16 +15,8 @@ from sklearn import metrics as sk
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from brain_dist.errors import UserError
-from brain_dist.metrics import (
-    Predictions,
-    cluster_interval,
-    evaluate_predictions,
-    predictions_from_logits,
-    read_predictions,
-    reliability,
-    wilson_interval,
-    write_predictions,
-)
+from brain_dist.metrics import cluster_interval, evaluate_predictions, reliability, wilson_interval
+from brain_dist.predictions import Predictions, predictions_from_logits, read_predictions, write_predictions
 
 CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
 

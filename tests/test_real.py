@@ -11,7 +11,7 @@ import pytest
 from conftest import interrupt, launch, losses, terminate, verb
 
 from brain_dist.data.index import open_dataset
-from brain_dist.metrics import read_predictions
+from brain_dist.predictions import read_predictions
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from brain_dist import checkpoint, config, evaluate, models, report, rundir, sho
 from brain_dist.data.index import open_dataset
 from brain_dist.dist import discover
 from brain_dist.errors import UserError
-from brain_dist.metrics import Predictions, read_predictions, write_predictions
+from brain_dist.predictions import Predictions, read_predictions, write_predictions
 from brain_dist.report_page import number, percent
 from brain_dist.tracking import Tracker
 
