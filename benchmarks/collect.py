@@ -1,6 +1,6 @@
 """One Markdown row of mean and spread over the seeds of an experiment.
 
-``python -m benchmarks.collect runs/zepto-0 runs/zepto-1 runs/zepto-2`` reads each run's predictions/test.json and prints
+``python -m benchmarks.collect runs/zepto-0 runs/zepto-1 runs/zepto-2`` reads the runs' predictions/test.json, prints
 the mean ± sample standard deviation (percent) and each seed's accuracy with its interval.
 """
 

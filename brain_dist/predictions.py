@@ -125,7 +125,7 @@ def read_predictions(path: str | Path) -> Predictions:
     if not path.is_file():
         raise UserError(f"{path} is not there: make it with `python -m brain_dist.evaluate`")
     try:
-        table = pq.read_table(path)
+        table = pq.ParquetFile(path, pre_buffer=False).read(use_threads=False)  # as in data.index: no threads
         meta = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         classes = tuple(json.loads(meta["classes"]))
         matrix = {

@@ -66,7 +66,7 @@ class Tracker:
             self.progress.close()
             self.log.close()
             if self.wandb is not None:
-                self.wandb.finish(exit_code=0 if kind is None else 1, quiet=True)
+                self.wandb.finish(exit_code=0 if kind is None else 1)
 
 
 def _show(value: float | None) -> str:

@@ -157,7 +157,8 @@ def read_columns(data: bytes) -> dict[str, np.ndarray]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        # Without Arrow's threads: one of them still running as the interpreter ends aborts the process, now and then
+        table = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
     except pa.ArrowInvalid as error:
         raise UserError(f"{INDEX} is not a Parquet file ({error}); build the shard folder again") from None
     if not table.schema.equals(arrow_schema()):
