@@ -9,6 +9,7 @@ only the step is measured; both step fp32 weights under bf16 autocast, with the 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
@@ -17,6 +18,7 @@ import time
 
 from launch.local import environment, free_port, gpus
 
+UNTIL_THE_END = contextlib.ExitStack()  # a process group that is collected is a group that is gone
 BACKENDS = ("accelerate", "zero0", "zero1", "zero2")
 
 
@@ -143,7 +145,7 @@ def deepspeed_step(config, model, image, label, world, device):  # type: ignore[
     from brain_dist.engine import Engine
     from brain_dist.loaders.batch import Batch
 
-    process_group(world, device).__enter__()  # until the process ends
+    UNTIL_THE_END.enter_context(process_group(world, device))
     engine = Engine(config, model, world, device)
     count = len(label)
     rows = np.arange(count)

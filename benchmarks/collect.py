@@ -28,7 +28,7 @@ def main() -> None:
         cells.append(f"{statistics.mean(values):.1f}{spread}")
     print(f"| {len(found)} | " + " | ".join(cells) + " |")
     for run, judged in zip(runs, found, strict=True):
-        low, high = judged["accuracy_cluster"]
+        low, high = judged["accuracy_cluster"] or judged["accuracy_wilson"]
         trained = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         minutes = (trained[-1]["time"] - trained[0]["time"]) / 60
         print(

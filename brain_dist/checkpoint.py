@@ -38,10 +38,14 @@ def steps(root: Path) -> list[int]:
     return sorted(int(p.name) for p in root.iterdir() if p.name.isdigit() and (p / MARKER).is_file())
 
 
-def verify(path: Path) -> list[str]:
-    """What is wrong with a completed checkpoint: a line a damaged or missing file, nothing if all is well."""
+def verify(path: Path, only: str | None = None) -> list[str]:
+    """What is wrong with a completed checkpoint: a line a damaged or missing file, nothing if all is well.
+
+    ``only`` names the one file that matters; the others are not read.
+    """
     try:
         files = json.loads((path / MARKER).read_text())["files"]
+        files = files if only is None else {only: files[only]}
     except (OSError, ValueError, KeyError) as error:
         return [f"{path / MARKER} is unreadable ({type(error).__name__})"]
 
@@ -97,7 +101,8 @@ def save(root: Path, step: int, engine: Engine, facts: dict[str, Any], *, keep: 
             shutil.rmtree(final)
         partial.rename(final)
         _sync_folder(root)
-        for old in steps(root)[:-keep]:
+        # a newer one here is a damaged one that a resume went back behind: it must not push out what is intact
+        for old in [s for s in steps(root) if s <= step][:-keep]:
             shutil.rmtree(folder(root, old))
 
     together(engine.world, complete)  # every rank has written before the main rank sums up
@@ -145,16 +150,20 @@ def load(root: Path, step: int, engine: Engine) -> None:
 
 def together(world: World, work: Any) -> None:
     """Run ``work`` on the main rank once all ranks are here; its failure ends all ranks, none is left waiting."""
+    from safetensors import SafetensorError
+
     gather_objects(None, world)
     problem = None
     if world.is_main:
         try:
             work()
         except OSError as error:
-            problem = f"{error.strerror or error} ({error.filename})"
+            problem = f"{error.filename} could not be written: {error.strerror or error}"
+        except (UserError, RuntimeError, SafetensorError) as error:
+            problem = str(error)
     problem = gather_objects(problem, world)[0]
     if problem:
-        raise Fault(f"the checkpoint could not be written: {problem}")
+        raise Fault(problem)
 
 
 def _sha256(path: Path) -> str:

@@ -46,7 +46,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require(
-            bool(re.fullmatch(r"[\w.-]+", self.name)), "run.name", self.name, "use letters, digits, '_', '-' and '.'"
+            bool(re.fullmatch(r"\w[\w.-]*", self.name)),
+            "run.name",
+            self.name,
+            "begin with a letter or digit; then also '_', '-' and '.'",
         )
         _require(self.seed >= 0, "run.seed", self.seed, "may not be negative")
 

@@ -49,9 +49,10 @@ def _number(env: Mapping[str, str], name: str) -> int:
 def _slurm_address(env: Mapping[str, str]) -> str:
     """Address of the first node of the step."""
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "")
-    found = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
-    if found.returncode or not found.stdout.split():
-        raise UserError(f"scontrol could not read the node list {nodes!r}; export MASTER_ADDR=<first node>")
+    try:
+        found = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise UserError(f"scontrol could not read the node list {nodes!r}; export MASTER_ADDR=<first node>") from None
     return found.stdout.split()[0]
 
 
@@ -71,7 +72,8 @@ def discover(env: Mapping[str, str] | None = None) -> World:
             rank=_number(env, "RANK"),
             size=size,
             local_rank=_number(env, "LOCAL_RANK"),
-            local_size=_number(env, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in env else size,
+            # torchrun's name, then the deepspeed launcher's
+            local_size=next((_number(env, name) for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in env), size),
             address=env["MASTER_ADDR"],
             port=_number(env, "MASTER_PORT"),
             launcher="torchrun"
@@ -95,6 +97,8 @@ def discover(env: Mapping[str, str] | None = None) -> World:
             port=_number(env, "MASTER_PORT") if "MASTER_PORT" in env else 20000 + job % 20000,
             launcher="srun",
         )
+    elif env.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
+        raise UserError("mpirun's variables are not read; start with torchrun, deepspeed or srun")
     else:
         world = World(0, 1, 0, 1, "127.0.0.1", 0, "alone")
     if not 0 <= world.rank < world.size or not 0 <= world.local_rank < world.local_size:
@@ -142,7 +146,8 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
     for name, value in (
         ("RANK", world.rank),
         ("WORLD_SIZE", world.size),
-        ("LOCAL_RANK", world.local_rank),
+        # DeepSpeed takes this number's GPU: where srun shows each task only its own GPU, that is number 0
+        ("LOCAL_RANK", world.local_rank if device.index is None else device.index),
         ("MASTER_ADDR", world.address),
         ("MASTER_PORT", world.port),
     ):

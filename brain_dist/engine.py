@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -64,6 +65,8 @@ def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
                 )
             both = isinstance(value, dict) and isinstance(settings.get(key), dict)
             settings[key] = {**settings[key], **value} if both else value
+    if "offload_optimizer" in settings["zero_optimization"]:
+        settings["zero_force_ds_cpu_optimizer"] = False  # torch's AdamW steps on the host too, and compiles nothing
     return settings
 
 
@@ -188,10 +191,10 @@ class Engine:
         return weight * own + (1 - weight) * other
 
     @property
-    def grad_norm(self) -> float:
-        """Norm of the last step's gradient over all ranks, before clipping; 0 before the first."""
+    def grad_norm(self) -> float | None:
+        """Norm of the last step's gradient over all ranks, before clipping; None where DeepSpeed has none (ZeRO 0)."""
         norm = self.deepspeed.get_global_grad_norm()
-        return 0.0 if norm is None else float(norm)
+        return None if norm is None or not math.isfinite(norm) else float(norm)
 
     @contextmanager
     def evaluating(self) -> Iterator[torch.nn.Module]:
@@ -218,10 +221,17 @@ class Engine:
         DeepSpeed keeps parameters equal, not buffers. Running statistics are linear in each batch's, so averaging now
         and again later gives what averaging only later would.
         """
+        import torch.distributed as dist
         from timm.utils import distribute_bn
 
-        if self.world.size > 1:
-            distribute_bn(self.module, self.world.size, reduce=True)
+        if self.world.size == 1:
+            return
+        distribute_bn(self.module, self.world.size, reduce=True)
+        if self.ema:
+            for name, value in self.ema.state.items():
+                if name.endswith(("running_mean", "running_var")):
+                    dist.all_reduce(value)
+                    value /= self.world.size
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Whole weights and buffers on the CPU, on the main rank (empty elsewhere); every rank must call."""

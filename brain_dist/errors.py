@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from collections.abc import Callable
 
@@ -11,10 +12,13 @@ EXIT_USER = 2
 EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: "try again later", which is what a scheduler should do
 
 
+_RANKS = (("RANK", "SLURM_PROCID"), ("LOCAL_RANK", "SLURM_LOCALID"))
+
+
 class UserError(Exception):
     """A mistake of the user: its text is one line that names the setting, file or sample, and the mend.
 
-    Every rank of a run meets it, so only the first one says it.
+    Every rank of a run meets it, so only the first one of each node says it.
     """
 
 
@@ -27,11 +31,13 @@ def run(main: Callable[[], int]) -> int:
     try:
         return main()
     except (UserError, Fault) as error:
-        rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
-        if isinstance(error, Fault) or rank == 0:
-            where = f" on rank {rank}" if rank else ""
+        rank, local = (os.environ.get(a) or os.environ.get(b, "0") for a, b in _RANKS)
+        if isinstance(error, Fault) or local == "0":
+            where = f" on rank {rank} ({platform.node()})" if rank != "0" else ""
             print(f"brain-dist: error{where}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return EXIT_USER if isinstance(error, UserError) else EXIT_FAULT
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:  # `… | head`: the reader left; not a fault worth a traceback
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

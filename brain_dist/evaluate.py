@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brain_dist.errors import UserError, run
+from brain_dist.errors import Fault, UserError, run
 
 if TYPE_CHECKING:
     import torch
@@ -111,14 +111,25 @@ def load_run(
     step = found[-1] if step is None else step
     folder = checkpoint.folder(path / "checkpoints", step)
     dataset = open_dataset(settings.data.shards)
-    trained_on = json.loads((path / "environment.json").read_text())
+    facts = path / "environment.json"
+    if not facts.is_file():
+        raise UserError(f"{facts} is not there; is {path} a run's folder?")
+    trained_on = json.loads(facts.read_text())
     if tuple(trained_on["classes"]) != dataset.classes:
         raise UserError(
             f"the run knows the classes {', '.join(trained_on['classes'])}, {settings.data.shards} has"
             f" {', '.join(dataset.classes)}; rebuild those shards with a recipe of the same classes"
         )
+    if shards is None and trained_on["dataset_version"] != dataset.version:
+        raise UserError(
+            f"{settings.data.shards} was rebuilt since {path} was trained on it, and its split may have changed;"
+            " give the shards it was trained on, or other ones by --shards and --name"
+        )
     ema = folder / "ema.safetensors"
     file = ema if weights == "auto" and ema.is_file() else folder / "model.safetensors"
+    damage = checkpoint.verify(folder, only=file.name)
+    if damage:
+        raise Fault(f"{damage[0]}; evaluate another --step")
     model = models.create(settings.model, len(dataset.classes), seed=0, load_weights=False)
     model.load_state_dict({name: value.float() for name, value in models.read_weights(file).items()})
     where = torch.device(device)
@@ -143,8 +154,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = [word for word in unknown if not word.startswith(("--local_rank", "--local-rank"))]
     if unknown:
         parser.error(f"unrecognised: {' '.join(unknown)}")
-    if arguments.shards and not arguments.name:
-        raise UserError("--shards needs --name, so that it does not overwrite the run's own predictions")
+    if arguments.shards and arguments.name in (None, "train", "val", "test"):
+        raise UserError("--shards needs a --name of its own, so that it does not overwrite the run's own predictions")
+    if arguments.batch < 1:
+        raise UserError(f"--batch {arguments.batch}: needs at least 1")
 
     from brain_dist.dist import choose_device, discover, process_group
 

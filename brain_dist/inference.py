@@ -51,5 +51,7 @@ def logits(
         raise Fault(
             f"evaluation saw {len(got_rows)} samples ({len(np.unique(got_rows))} different) instead of {len(rows)}"
         )
+    if not np.isfinite(got_logits).all():
+        raise Fault("the network's outputs are not finite numbers; train with train.precision=amp or a lower optim.lr")
     at = np.searchsorted(got_rows[order], rows)
     return got_logits[order][at]

@@ -53,7 +53,12 @@ def create(config: ModelConfig, classes: int, *, seed: int, load_weights: bool =
             raise
         raise UserError(unavailable(config.name, error)) from error
     if config.grad_checkpointing:
-        model.set_grad_checkpointing(True)  # type: ignore[operator]
+        try:
+            model.set_grad_checkpointing(True)  # type: ignore[operator]
+        except AssertionError as error:
+            raise UserError(
+                f"model.grad_checkpointing: timm's {config.name} has none ({error}); set it to false"
+            ) from error
     if config.weights and load_weights:
         load_into(model, read_weights(Path(config.weights)), where=config.weights)
     return model
@@ -113,7 +118,7 @@ def load_into(model: torch.nn.Module, state: Mapping[str, torch.Tensor], *, wher
     head = {f"{module}.{kind}" for module in _classifiers(model) for kind in ("weight", "bias")}
     chosen = {}
     for name, value in given.items():
-        if value.ndim == 4 and own[name].shape[1] == 1 and value.shape[1] == 3:
+        if value.ndim == own[name].ndim == 4 and own[name].shape[1] == 1 and value.shape[1] == 3:
             value = adapt_input_conv(1, value)
         if value.shape == own[name].shape:
             chosen[name] = value

@@ -13,8 +13,8 @@ from brain_dist.errors import UserError
 # Settings that may change between attempts, because no later number depends on them
 _FREE = {
     "run": {"name", "dir", "resume", "device", "deterministic"},
-    "data": {"shards", "loader", "threads", "prefetch"},
-    "train": {"deepspeed", "eval_every", "save_every", "keep", "log_every"},
+    "data": {"shards", "threads", "prefetch"},
+    "train": {"eval_every", "save_every", "keep", "log_every"},
     "track": {"wandb", "project", "group"},
 }
 

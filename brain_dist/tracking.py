@@ -28,7 +28,7 @@ class Tracker:
         self.wandb = _wandb(config, path)
         self.progress = Progress(first_step, total_steps)
 
-    def train(self, step: int, values: dict[str, float]) -> None:
+    def train(self, step: int, values: dict[str, float | None]) -> None:
         """One optimiser step."""
         if self.enabled:
             self._write({"kind": "train", "step": step, **values})
@@ -152,7 +152,7 @@ class Progress:
             self.task = self.bar.add_task("", total=total_steps, completed=first_step, text="")
             self.bar.start()
 
-    def step(self, step: int, values: dict[str, float]) -> None:
+    def step(self, step: int, values: dict[str, float | None]) -> None:
         """``step`` (0-based) is done."""
         text = (
             f"epoch {values['epoch']:.2f}  loss {values['loss']:.4f}  lr {values['lr']:.2e}"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from brain_dist.dist import World
     from brain_dist.engine import Engine
     from brain_dist.loaders.batch import Batch
+    from brain_dist.preempt import Agreement
 
 # What an evaluation during training logs; `brain-dist evaluate` writes everything
 HEADLINE = (
@@ -50,19 +51,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from brain_dist.data.index import open_dataset
     from brain_dist.dist import choose_device, discover, process_group
+    from brain_dist.preempt import listening
 
     world = discover()
-    dataset = open_dataset(config.data.shards)
-    device = choose_device(world, config.run.device)
-    with process_group(world, device):
-        return fit(config, dataset, world, device, command=["brain-dist", "train", *arguments])
+    with listening(world) as agreement:
+        dataset = open_dataset(config.data.shards)
+        if not len(dataset.rows("train")):
+            raise UserError(f"{config.data.shards} has no training split; rebuild it with other --fractions")
+        device = choose_device(world, config.run.device)
+        with process_group(world, device):
+            return fit(config, dataset, world, device, agreement, command=["brain-dist", "train", *arguments])
 
 
-def fit(config: Config, dataset: Dataset, world: World, device: torch.device, *, command: list[str]) -> int:
+def fit(
+    config: Config, dataset: Dataset, world: World, device: torch.device, agreement: Agreement, *, command: list[str]
+) -> int:
     """Train to the end, or to a signal; goes on by itself from the run's newest checkpoint."""
     import torch
 
-    from brain_dist import checkpoint, models, optim, preempt, resume, rundir
+    from brain_dist import checkpoint, models, optim, resume, rundir
     from brain_dist.data.plan import steps_per_epoch
     from brain_dist.engine import Engine
     from brain_dist.tracking import Tracker
@@ -88,7 +95,7 @@ def fit(config: Config, dataset: Dataset, world: World, device: torch.device, *,
 
     batches = training_batches(config, dataset, world, device, first_step=first)
     tracker = Tracker(config, config.run.path, first_step=first, total_steps=total, enabled=world.is_main)
-    with tracker, preempt.listening(world) as agreement:
+    with tracker:
         tracker.say(rundir.opening(config, dataset, world, device, engine.parameters, first, total))
         clock = Clock(train.global_batch)
         for step in range(first, total):
@@ -100,21 +107,22 @@ def fit(config: Config, dataset: Dataset, world: World, device: torch.device, *,
             done, epoch = step + 1, (step + 1) / per_epoch
             clock.step()
             if done % train.log_every == 0 or done == total:
-                values = {"epoch": epoch, "loss": loss, "lr": lr, "grad_norm": engine.grad_norm}
-                tracker.train(step, values | {"images_per_s": clock.lap()})
+                told = {"epoch": epoch, "loss": loss, "lr": lr, "grad_norm": engine.grad_norm}
+                tracker.train(step, told | {"images_per_s": clock.lap()})
 
             with clock.paused():
                 epoch_ends = done % per_epoch == 0
+                due = done % train.save_every == 0 if train.save_every else epoch_ends
+                # saving comes first: whoever asked to stop may not wait for an evaluation
+                if due or stopping or done == total:
+                    checkpoint.save(root, done, engine, facts, keep=train.keep)
+                if stopping and done < total:
+                    tracker.say(f"asked to stop: step {done} of {total} is saved, the same command goes on from there")
+                    return EXIT_PREEMPTED
                 scheduled = epoch_ends and train.eval_every and done // per_epoch % train.eval_every == 0
                 if (scheduled or done == total) and len(dataset.rows("val")):
                     values = validate(config, dataset, engine, world, device)
                     tracker.evaluation(done, "val", {"epoch": epoch, **values})
-                due = done % train.save_every == 0 if train.save_every else epoch_ends
-                if due or stopping or done == total:
-                    checkpoint.save(root, done, engine, facts, keep=train.keep)
-            if stopping and done < total:
-                tracker.say(f"asked to stop: step {done} of {total} is saved, the same command goes on from there")
-                return EXIT_PREEMPTED
         tracker.say(f"done: python -m brain_dist.evaluate {config.run.path}")
     return 0
 

@@ -26,6 +26,8 @@ def main() -> int:
     parser.add_argument("verb", help="train or evaluate")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the verb's own arguments")
     wanted = parser.parse_args()
+    if wanted.processes is not None and wanted.processes < 1:
+        parser.error(f"-n {wanted.processes}: needs at least 1")
     count = wanted.processes or gpus() or 1
     command = [sys.executable, "-m", f"brain_dist.{wanted.verb}", *wanted.arguments]
     port = free_port()

@@ -22,9 +22,9 @@ TINY = ["--model.name", "test_convnext", "--data.size", "32", "--data.threads", 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real collections beside the checkout."""
-    path = ROOT.parent / "shared" / "data"
+    path = Path(os.environ.get("BRAIN_DIST_DATA", ROOT.parent / "shared" / "data"))
     if not (path / "cheng").is_dir():
-        pytest.skip("no real collections in ../shared/data")
+        pytest.skip(f"no real collections in {path}; BRAIN_DIST_DATA names their folder")
     return path
 
 

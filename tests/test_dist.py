@@ -27,6 +27,16 @@ def test_torchrun() -> None:
     assert (world.address, world.port, world.launcher) == ("10.0.0.1", 29500, "torchrun")
 
 
+def test_the_deepspeed_launchers_name_for_a_nodes_processes() -> None:
+    world = discover({**TORCH, "LOCAL_SIZE": "2", "CROSS_RANK": "1"})
+    assert (world.local_rank, world.local_size, world.launcher) == (1, 2, "deepspeed")
+
+
+def test_mpirun_is_refused_instead_of_running_many_times_alone() -> None:
+    with pytest.raises(UserError, match="mpirun"):
+        discover({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"})
+
+
 def test_srun_without_a_port_derives_it_from_the_job() -> None:
     world = discover(SRUN)
     assert (world.rank, world.size, world.local_rank, world.local_size) == (2, 4, 0, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, roc_auc
 from brain_dist import inference
 from brain_dist.data.index import open_dataset
 from brain_dist.dist import discover
-from brain_dist.errors import Fault
+from brain_dist.errors import Fault, UserError
 from brain_dist.evaluate import load_run
 from brain_dist.predictions import read_predictions
 
@@ -78,13 +79,39 @@ def test_a_row_that_comes_twice_or_not_at_all_is_a_fault(run: Path) -> None:
         inference.logits(loaded.model, loaded.finish, loaded.batches(twice, micro_batch=4, world=alone), rows, alone)
 
 
+def copied(run: Path, tmp_path: Path) -> Path:
+    shutil.copytree(run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_shards_that_were_rebuilt_under_the_run_are_refused(run: Path, tmp_path: Path) -> None:
+    """Their split may be another one: training patients would be judged as unseen."""
+    again = copied(run, tmp_path)
+    facts = json.loads((again / "environment.json").read_text())
+    (again / "environment.json").write_text(json.dumps(facts | {"dataset_version": "0" * 64}))
+    with pytest.raises(UserError, match="was rebuilt since"):
+        load_run(again)
+
+
+def test_damaged_weights_are_not_judged(run: Path, tmp_path: Path) -> None:
+    again = copied(run, tmp_path)
+    file = sorted((again / "checkpoints").iterdir())[-1] / "ema.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(Fault, match=r"ema\.safetensors does not match its checksum"):
+        load_run(again)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["absent"], "absent"),
         (["RUN", "--step", "7"], "no checkpoint of step 7"),
-        (["RUN", "--shards", "x"], "--shards needs --name"),
+        (["RUN", "--shards", "x"], "--shards needs a --name"),
         (["RUN", "--shards", "absent", "--name", "x"], "absent"),
+        (["RUN", "--shards", "x", "--name", "test"], "--shards needs a --name of its own"),
+        (["RUN", "--batch", "0"], "needs at least 1"),
     ],
 )
 def test_mistakes_are_one_line(run: Path, words: list[str], says: str) -> None:

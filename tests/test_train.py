@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY, Done, command, interrupt, launch, losses, read_metrics, terminate, verb
+from PIL import Image
 from safetensors.torch import load_file
 
 BATCH = ["--train.global_batch", "24", "--train.micro_batch", "4", "--optim.lr", "1e-3"]
@@ -71,6 +72,13 @@ def test_two_processes_at_each_zero_stage_train_as_one_does(
 ) -> None:
     name = f"zero{stage}"
     settings = f"configs/deepspeed/zero{stage}.json"
+    if (
+        stage == 3
+    ):  # the threshold below which weights stay whole would keep all of a tiny network out of ZeRO-3's hands
+        made = json.loads(Path(settings).read_text())
+        made["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        settings = str(runs / "zero3.json")
+        Path(settings).write_text(json.dumps(made))
     words = arguments(phantom_shards, runs, name, "--train.zero_stage", str(stage), "--train.deepspeed", settings)
     command([sys.executable, *start, *words], DS_ACCELERATOR="cpu")
     # other ranks, other accumulation, another way of summing: the same samples, so the same losses to rounding
@@ -119,6 +127,30 @@ def test_stopped_in_the_middle_of_an_epoch_and_resumed_is_bit_for_bit_the_same(
 
     again = launch(2, "train", *words)
     assert "is trained to its end" in again.err
+
+
+def test_bf16_and_averaged_batchnorm_statistics_over_two_ranks(phantom_shards: Path, runs: Path) -> None:
+    launch(2, "train", *arguments(phantom_shards, runs, "bf16", "--train.precision", "bf16", "--optim.ema", "0.5"))
+    assert losses(runs / "bf16")[-1] < losses(runs / "bf16")[0]
+
+    words = arguments(phantom_shards, runs, "bn", "--model.name", "test_efficientnet", "--optim.ema", "0.5")
+    done = launch(2, "train", *words, "--train.precision", "amp")
+    told = [row for row in read_metrics(runs / "bn" / "metrics.jsonl") if row["kind"] == "eval"][-1]
+    # judged alone from the file, the network is the one that both ranks judged together: their statistics agreed
+    launch(1, "evaluate", str(runs / "bn"), "--split", "val")
+    said = json.loads((runs / "bn" / "predictions" / "val.json").read_text())
+    assert said["nll"] == pytest.approx(told["loss"], abs=0.02), done.err
+
+
+def test_an_empty_training_split_is_one_line(phantom_shards: Path, runs: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    for name in ("glioma", "notumor"):
+        (images / name).mkdir(parents=True)
+        Image.effect_noise((64, 64), 80).save(images / name / "a.png")
+    words = ["--source", str(images), "--out", str(tmp_path / "shards"), "--fractions", "0,0,1"]
+    verb("shard", "build", *words)
+    done = verb("train", *arguments(tmp_path / "shards", runs, "empty"), expect=2)
+    assert "has no training split" in done.err
 
 
 def test_a_signal_to_one_rank_alone_stops_all(phantom_shards: Path, runs: Path) -> None:

@@ -3,7 +3,7 @@
 An epoch is a permutation of the training rows, cut into global batches. A global batch is an ordered list of
 *positions*; position p belongs to micro-step ``p // (micro_batch * world)`` and, inside it, to rank
 ``p % (micro_batch * world) // micro_batch``. The list does not depend on the world, only its cutting does: so 1, 2 or 8
-ranks see the same samples in the same step, and a run can go on with another number of ranks at any step. The last
+ranks see the same samples in the same step. The last
 batch of an epoch is filled up with invalid positions, so that every rank takes the same number of steps and no sample
 is dropped or seen twice.
 """
@@ -92,8 +92,8 @@ def global_batch_at(order: Rows, step_in_epoch: int, global_batch: int) -> tuple
     chunk = order[step_in_epoch * global_batch : (step_in_epoch + 1) * global_batch]
     if not len(chunk):
         raise ValueError(f"step {step_in_epoch} lies beyond an epoch of {len(order)} samples")
-    rows = np.full(global_batch, chunk[0], dtype=np.int64)
-    rows[: len(chunk)] = chunk
+    # Filled up with other samples of the epoch: not counted, but BatchNorm sees them, so they should be ordinary ones
+    rows = np.concatenate([chunk, np.resize(order, global_batch - len(chunk))])
     return rows, np.arange(global_batch) < len(chunk)
 
 

@@ -71,6 +71,7 @@ def _graph(feed: _Feed, config: DataConfig, *, gpu: bool, augmented: bool, batch
             axis_names="WH",
             device="mixed" if gpu else "cpu",
             output_type=types.GRAY if config.color == "gray" else types.RGB,
+            jpeg_fancy_upsampling=True,  # as libjpeg does; the GPU's default differs
             adjust_orientation=False,  # the shard builder stores pictures upright
         )
         image = fn.resize(
@@ -115,7 +116,8 @@ def batches(
     labels = dataset.columns["label"].astype(np.int64)
     while True:
         try:
-            (made,) = graph.run()
+            # On a GPU DALI's work joins torch's stream, so the copy below comes before the buffer's next use
+            (made,) = graph.run(torch.cuda.current_stream(device)) if gpu else graph.run()
         except StopIteration:
             return
         # DALI may use the buffer again as soon as it is run again, so the copy is needed
