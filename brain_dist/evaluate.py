@@ -220,7 +220,8 @@ def show(judged: dict[str, Any], title: str) -> None:
     over = f"{judged['groups']} groups resampled" if judged["accuracy_cluster"] else "Wilson"
     console.print(
         f"accuracy {judged['accuracy']:.2%} (95 % interval {low:.1%} to {high:.1%}, {over}),"
-        f" kappa {text(judged['kappa'])}, ECE {text(judged['ece'])}"
+        f" kappa {text(judged['kappa'])}, ECE {text(judged['ece'])}",
+        soft_wrap=True,
     )
 
 

@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
@@ -28,6 +26,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from brain_dist.data.pool import worker_pool
 from brain_dist.errors import UserError
 
 GENERATOR = 1  # raised whenever the same parameters would give other bytes
@@ -148,8 +147,9 @@ def _write(folder: Path, settings: dict[str, Any], workers: int, progress: bool)
     rows: list[Row] = []
     jobs = [(number, ids[number * slices : (number + 1) * slices]) for number in range(patients)]
     work = partial(_one_patient, folder, seed, settings["size"], settings["planes"])
-    for done in _track(_run(work, jobs, workers), patients, progress):
-        rows += done
+    with worker_pool(min(workers, patients)) as run:
+        for done in _track(run(work, jobs, 1), patients, progress):
+            rows += done
     listed: list[Row] = [{name: row[name] for name in ("id", "class", "patient")} for row in rows]
     if planted:
         copies, new = _plant(folder, listed, ids[images:], patients, seed)
@@ -166,26 +166,6 @@ def _write(folder: Path, settings: dict[str, Any], workers: int, progress: bool)
         "classes": list(CLASSES),
     }
     (folder / "phantom.json").write_text(json.dumps(record, indent=1) + "\n")
-
-
-def _run(work, jobs: list[tuple[int, list[str]]], workers: int) -> Iterator[list[Row]]:
-    """Results in the order of ``jobs``, made by ``workers`` processes (in this one where a single one is asked for)."""
-    if workers == 1:
-        yield from map(work, jobs)
-        return
-    # Spawned, not forked: the caller may hold threads. The work is single-threaded, so one process fills one core.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_start_worker)
-    try:
-        yield from pool.map(work, jobs)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    from brain_dist.data.anatomy import load_atlas
-
-    load_atlas()  # once a process; kept in its cache
 
 
 def _track(results: Iterator[list[Row]], total: int, progress: bool) -> Iterator[list[Row]]:
