@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from brain_dist.data.folder import sync_folder
 from brain_dist.dist import World, gather_objects
 from brain_dist.errors import Fault, UserError
 
@@ -100,7 +101,7 @@ def save(root: Path, step: int, engine: Engine, facts: dict[str, Any], *, keep: 
         if final.exists():  # a damaged one that a resume went back behind
             shutil.rmtree(final)
         partial.rename(final)
-        _sync_folder(root)
+        sync_folder(root)
         # a newer one here is a damaged one that a resume went back behind: it must not push out what is intact
         for old in [s for s in steps(root) if s <= step][:-keep]:
             shutil.rmtree(folder(root, old))
@@ -183,12 +184,4 @@ def _write_synced(path: Path, text: str) -> None:
         opened.write(text)
         opened.flush()
         os.fsync(opened.fileno())
-    _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_folder(path.parent)

@@ -36,14 +36,14 @@ def partial_folder(out: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield folder
             (folder / "lock").unlink()
-            _fsync(folder)
+            sync_folder(folder)
             folder.rename(out)
-            _fsync(out.parent)
+            sync_folder(out.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _fsync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make new names inside a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
