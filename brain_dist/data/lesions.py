@@ -61,12 +61,12 @@ def _rotation(rng: np.random.Generator) -> Array:
 
 
 def _glioma(atlas: Atlas, rng: np.random.Generator) -> Lesion:
-    radius = rng.uniform(16, 31)
+    radius = rng.uniform(19, 31)
     depth = -atlas.sample("dura", atlas.white.T)
     fits = atlas.white[depth > min(0.75 * radius + 3, np.quantile(depth, 0.9))]
     centre = fits[rng.integers(len(fits))] + rng.uniform(-1, 1, 3)
-    ring = rng.random() < 0.8
-    enhances = ring or rng.random() < 0.5  # the rest is low-grade: dark and even
+    ring = rng.random() < 0.85
+    enhances = ring or rng.random() < 0.6  # the rest is low-grade: dark and even
     return Lesion(
         "glioma", centre, radius * np.exp(rng.normal(0, 0.18, 3)), _rotation(rng), irregular=rng.uniform(0.15, 0.4),
         offset=rng.uniform(0, 64, 3), signal=rng.uniform(1.7, 2.4), uneven=rng.uniform(0.15, 0.45),
