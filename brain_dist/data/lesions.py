@@ -69,8 +69,8 @@ def _glioma(atlas: Atlas, rng: np.random.Generator) -> Lesion:
     enhances = ring or rng.random() < 0.6  # the rest is low-grade: dark and even
     return Lesion(
         "glioma", centre, radius * np.exp(rng.normal(0, 0.18, 3)), _rotation(rng), irregular=rng.uniform(0.15, 0.4),
-        offset=rng.uniform(0, 64, 3), signal=rng.uniform(1.7, 2.4), uneven=rng.uniform(0.15, 0.45),
-        rim=rng.uniform(2.0, 0.35 * radius + 1.5) if ring else 0.0,
+        offset=rng.uniform(0, 64, 3), signal=rng.uniform(1.9, 2.5), uneven=rng.uniform(0.15, 0.45),
+        rim=rng.uniform(4.0, 0.35 * radius + 3.0) if ring else 0.0,
         core=rng.uniform(0.35, 0.65) if ring else rng.uniform(0.4, 0.62), enhances=enhances,
         oedema=rng.uniform(7, 18) if enhances else rng.uniform(0, 6),
         blur=rng.uniform(1.5, 4.0), push=rng.uniform(0.15, 0.6),
