@@ -37,7 +37,8 @@ def logits(
     import torch
 
     seen_rows, seen_logits = [], []
-    with torch.inference_mode():
+    # not inference_mode: weights that ZeRO-3 gathers inside it could not be trained on afterwards
+    with torch.no_grad():
         for batch in batches:
             made = model(finish(batch.image)).float()
             seen_rows.append(batch.row[batch.valid].cpu().numpy())

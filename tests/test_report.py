@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -49,8 +50,14 @@ def made(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     rundir.prepare(settings, dataset, discover({}), torch.device("cpu"), size, command)
     folder = checkpoint.folder(run / "checkpoints", STEP)
     folder.mkdir(parents=True)
-    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / "model.safetensors")
-    (folder / checkpoint.MARKER).write_text(json.dumps({"files": {}}))
+
+    def save(state: dict[str, torch.Tensor]) -> None:
+        file = folder / "model.safetensors"
+        save_file({name: value.contiguous() for name, value in state.items()}, file)
+        listing = {file.name: {"size": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}}
+        (folder / checkpoint.MARKER).write_text(json.dumps({"files": listing}))
+
+    save(network.state_dict())
     loaded, rows = evaluate.load_run(run), dataset.rows("train")
     with torch.no_grad():
         features = loaded.model.forward_head(loaded.model.forward_features(loaded.images(rows)), pre_logits=True)
@@ -59,7 +66,7 @@ def made(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         # |x/scale - mean|², without what is equal for all classes, is linear in x
         state = loaded.model.state_dict()
         state["head.fc.weight"], state["head.fc.bias"] = 2 * mean / scale, -mean.square().sum(1)
-    save_file({name: value.contiguous() for name, value in state.items()}, folder / "model.safetensors")
+    save(state)
     with Tracker(settings, run, first_step=0, total_steps=STEP, enabled=True) as tracker:
         for step in range(STEP):
             values = {"epoch": step / 3, "loss": 1.4 - 0.1 * step, "lr": 1e-4 * step, "grad_norm": 1.0}
@@ -247,7 +254,7 @@ def test_leaks_and_other_collections_are_named(run: Path) -> None:
     assert f"{n} of these {n} images" in train
     facts = json.loads((run / "environment.json").read_text())
     (run / "environment.json").write_text(json.dumps(facts | {"dataset_version": "0" * 64}))
-    assert "external validation" in page_of(run).by_id["separation"]
+    assert "Other shards" in page_of(run).by_id["separation"]
 
 
 def test_shortcut_that_does_as_well_is_not_hidden(run: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY, Done, command, interrupt, launch, losses, read_metrics, terminate, verb
-from PIL import Image
 from safetensors.torch import load_file
 
 BATCH = ["--train.global_batch", "24", "--train.micro_batch", "4", "--optim.lr", "1e-3"]
@@ -140,17 +139,6 @@ def test_bf16_and_averaged_batchnorm_statistics_over_two_ranks(phantom_shards: P
     launch(1, "evaluate", str(runs / "bn"), "--split", "val")
     said = json.loads((runs / "bn" / "predictions" / "val.json").read_text())
     assert said["nll"] == pytest.approx(told["loss"], abs=0.02), done.err
-
-
-def test_an_empty_training_split_is_one_line(phantom_shards: Path, runs: Path, tmp_path: Path) -> None:
-    images = tmp_path / "images"
-    for name in ("glioma", "notumor"):
-        (images / name).mkdir(parents=True)
-        Image.effect_noise((64, 64), 80).save(images / name / "a.png")
-    words = ["--source", str(images), "--out", str(tmp_path / "shards"), "--fractions", "0,0,1"]
-    verb("shard", "build", *words)
-    done = verb("train", *arguments(tmp_path / "shards", runs, "empty"), expect=2)
-    assert "has no training split" in done.err
 
 
 def test_a_signal_to_one_rank_alone_stops_all(phantom_shards: Path, runs: Path) -> None:
