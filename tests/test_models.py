@@ -50,6 +50,7 @@ def test_checkpointed_activations_give_the_same_gradient() -> None:
     image, grads = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), []
     for on in (False, True):
         made = models.create(ModelConfig(name="convnext_atto", grad_checkpointing=on), 4, seed=0).train()
+        assert all(stage.grad_checkpointing is on for stage in made.stages)
         made(image).square().sum().backward()
         grads.append(made.stem[0].weight.grad)
     torch.testing.assert_close(grads[0], grads[1])
