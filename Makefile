@@ -2,12 +2,13 @@
 PY := .venv/bin/python
 UV := .venv/bin/python -m uv
 UV_VERSION := 0.13.9
+LOCK := --generate-hashes --no-emit-index-url --no-annotate --no-header pyproject.toml
 
 # Where the surroundings forbid bytecode, every process would compile torch's sources again: seconds each
 export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lock bench
+.PHONY: help setup bench-setup demo test check lock bench
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -22,6 +23,11 @@ setup: .venv/ready ## make .venv with everything pinned in requirements.lock
 	$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
 	touch $@
 
+bench-setup: .venv/ready ## make .venv-bench: the same and the peers that benchmarks/ compares with (their pins clash with ours)
+	test -x .venv-bench/bin/python || $(UV) venv --quiet --python $(PY) .venv-bench
+	$(UV) pip install --quiet --python .venv-bench/bin/python --require-hashes --requirements requirements-bench.lock
+	$(UV) pip install --quiet --python .venv-bench/bin/python --no-deps --no-build-isolation --editable .
+
 demo: .venv/ready ## phantoms (or DATA=DIR [RECIPE=FILE]) → shards → training → evaluation → report, about five minutes on 2 cores
 	PATH="$(CURDIR)/.venv/bin:$$PATH" DATA="$(DATA)" RECIPE="$(RECIPE)" launch/demo.sh
 
@@ -34,7 +40,8 @@ check: .venv/ready ## formatter, linter, type checker
 	$(PY) -m mypy
 
 lock: ## pin the newest versions that fit pyproject.toml, with hashes and without addresses
-	$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url --no-annotate --no-header pyproject.toml --output-file requirements.lock
+	$(UV) pip compile --quiet --universal --python-version 3.11 --extra dev $(LOCK) --output-file requirements.lock
+	$(UV) pip compile --quiet --universal --python-version 3.11 --extra bench $(LOCK) --output-file requirements-bench.lock
 
 bench: .venv/ready ## side-by-side measurements; see benchmarks/README.md
 	$(PY) -m benchmarks.backends
