@@ -64,7 +64,11 @@ class DataConfig:
     """What is read and how it becomes batches.
 
     Args:
-        shards: folder made by ``python -m brain_dist.shard build``.
+        shards: folder made by ``python -m brain_dist.shard build`` or ``join``.
+        sources: two or more such folders instead of data.shards, joined for this run: what shares a patient or a
+            picture with another one's test or validation images is not trained on.
+        leave_out: name of the one of data.sources to test on as a whole; the others are trained on.
+        fold: which fold is the test part, of shards built with ``--split kfold``; the next one validates.
         loader: dali decodes and augments on the GPU (on the CPU where there is none); torch is the plain reference;
             synthetic makes noise in memory, the ceiling of speed.
         size: side of the square network input in pixels.
@@ -73,11 +77,17 @@ class DataConfig:
         threads: decoding threads (dali) or worker processes (torch) a rank.
         prefetch: batches prepared ahead.
         window: 0 shuffles all samples; W > 0 shuffles inside windows of W shards, for data larger than memory.
+        cache_dir: folder on the node's own disk that shards are copied to, once a node, and read from; environment
+            variables in it are expanded. Unset: $SLURM_TMPDIR where there is one, else shards are read where they
+            lie; "off" always reads them there. Needed where shards is a URL.
         mean: mean to subtract, for pixels in 0..1, one a channel.
         std: standard deviation to divide by, one a channel.
     """
 
     shards: str = ""
+    sources: tuple[str, ...] = ()
+    leave_out: str | None = None
+    fold: int | None = None
     loader: Literal["dali", "torch", "synthetic"] = "dali"
     size: int = 224
     color: Literal["gray", "rgb"] = "gray"
@@ -85,6 +95,7 @@ class DataConfig:
     threads: int = 2
     prefetch: int = 2
     window: int = 0
+    cache_dir: str | None = None
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -94,6 +105,13 @@ class DataConfig:
         _require(self.prefetch >= 1, "data.prefetch", self.prefetch, "needs at least 1")
         _require(self.window >= 0, "data.window", self.window, "may not be negative")
         _require(min(self.std) > 0, "data.std", list(self.std), "must be positive")
+        if self.shards and self.sources:
+            raise UserError("data.shards and data.sources are both set; keep one of them")
+        _require(len(self.sources) != 1, "data.sources", list(self.sources), "needs two or more; or set data.shards")
+        if self.leave_out is not None and not self.sources:
+            raise UserError(f"data.leave_out={self.leave_out} needs data.sources, of which it is one")
+        if self.fold is not None and self.sources:
+            raise UserError(f"data.fold={self.fold} needs data.shards; joined data.sources have no folds")
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,13 @@ from brain_dist.errors import Fault, UserError, run
 if TYPE_CHECKING:
     import torch
 
-    from brain_dist.config import Config
+    from brain_dist.config import Config, DataConfig
     from brain_dist.data.index import Dataset
     from brain_dist.dist import World
     from brain_dist.loaders.batch import Batch, Finish
+
+
+NO_TUMOUR, TUMOUR = "notumor", "tumor"  # the classes of shards that do not tell tumours apart
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class LoadedRun:
         finish: turns loaded uint8 images into the network's input.
         step: optimiser steps that the weights have seen.
         device: where the model is.
+        trained_on: classes that the network was trained on. Where the shards know only tumour or none, ``model`` gives
+            the logs of those two probabilities: it has added up the others.
     """
 
     path: Path
@@ -49,6 +54,7 @@ class LoadedRun:
     finish: Finish
     step: int
     device: torch.device
+    trained_on: tuple[str, ...]
 
     def batches(self, rows: np.ndarray, *, micro_batch: int, world: World) -> Iterator[Batch]:
         """This rank's share of ``rows``, unaugmented."""
@@ -86,7 +92,8 @@ def load_run(
     Args:
         path: the run's folder.
         step: which checkpoint; None is the newest.
-        shards: other shards than the run was trained on (same classes).
+        shards: other shards than the run was trained on: of the same classes, or of notumor and tumor where the run
+            knows notumor.
         device: torch device.
         weights: auto takes the average where the run kept one, model insists on the plain weights.
 
@@ -96,13 +103,11 @@ def load_run(
     import torch
 
     from brain_dist import checkpoint, config, models
-    from brain_dist.data.index import open_dataset
+    from brain_dist.data.access import open_data
     from brain_dist.loaders.batch import Finish
 
     path = Path(path)
     settings = config.read(path / "config.yaml")
-    if shards:
-        settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, shards=shards))
     found = checkpoint.steps(path / "checkpoints")
     if not found:
         raise UserError(f"{path} has no complete checkpoint yet; `python -m brain_dist.train` makes one")
@@ -110,31 +115,72 @@ def load_run(
         raise UserError(f"{path} has no checkpoint of step {step}; it has {', '.join(map(str, found))}")
     step = found[-1] if step is None else step
     folder = checkpoint.folder(path / "checkpoints", step)
-    dataset = open_dataset(settings.data.shards)
     facts = path / "environment.json"
     if not facts.is_file():
         raise UserError(f"{facts} is not there; is {path} a run's folder?")
-    trained_on = json.loads(facts.read_text())
-    if tuple(trained_on["classes"]) != dataset.classes:
-        raise UserError(
-            f"the run knows the classes {', '.join(trained_on['classes'])}, {settings.data.shards} has"
-            f" {', '.join(dataset.classes)}; rebuild those shards with a recipe of the same classes"
-        )
-    if shards is None and trained_on["dataset_version"] != dataset.version:
-        raise UserError(
-            f"{settings.data.shards} was rebuilt since {path} was trained on it, and its split may have changed;"
-            " give the shards it was trained on, or other ones by --shards and --name"
-        )
+    about = json.loads(facts.read_text())
+    classes, version = tuple(about["classes"]), about["dataset_version"]
+    if shards:
+        dataset = _other_shards(shards, settings.data, version)
+        data = dataclasses.replace(settings.data, shards=shards, sources=(), leave_out=None, fold=dataset.fold)
+        settings = dataclasses.replace(settings, data=data)
+    else:
+        dataset = open_data(settings.data, path.parent)
+        if version != dataset.version:
+            raise UserError(
+                f"{dataset.root} was rebuilt since {path} was trained on it, and its split may have changed;"
+                " give the shards it was trained on, or other ones by --shards and --name"
+            )
+    merges = _merges(classes, dataset)
     ema = folder / "ema.safetensors"
     file = ema if weights == "auto" and ema.is_file() else folder / "model.safetensors"
     damage = checkpoint.verify(folder, only=file.name)
     if damage:
         raise Fault(f"{damage[0]}; evaluate another --step")
-    model = models.create(settings.model, len(dataset.classes), seed=0, load_weights=False)
+    model = models.create(settings.model, len(classes), seed=0, load_weights=False)
     model.load_state_dict({name: value.float() for name, value in models.read_weights(file).items()})
+    if merges:
+        # a hook, not a wrapper: whoever looks into the network (Grad-CAM) still finds it
+        model.register_forward_hook(lambda module, images, logits: merged(logits, merges))
     where = torch.device(device)
     finish = Finish(settings.data, settings.model.in_chans, where, torch.float32)
-    return LoadedRun(path, settings, dataset, model.to(where).eval(), finish, step, where)
+    return LoadedRun(path, settings, dataset, model.to(where).eval(), finish, step, where, classes)
+
+
+def _other_shards(shards: str, data: DataConfig, version: str) -> Dataset:
+    """The shards that somebody names; of the run's own ones, the run's own fold."""
+    from brain_dist.data.access import open_shards
+
+    dataset = open_shards(shards, data.cache_dir)
+    if dataset.version == version:
+        return dataset.of_fold(data.fold)
+    if dataset.folds:
+        raise UserError(f"--shards {shards} was built as folds, which other runs cannot choose from; build it grouped")
+    return dataset
+
+
+def _merges(classes: tuple[str, ...], dataset: Dataset) -> list[list[int]]:
+    """For each class of the shards the run's classes that it is made of; empty where the classes are the same."""
+    if dataset.classes == classes:
+        return []
+    known, found = ", ".join(classes), ", ".join(dataset.classes)
+    if NO_TUMOUR not in classes or set(dataset.classes) != {NO_TUMOUR, TUMOUR}:
+        binary = f", or of {NO_TUMOUR} and {TUMOUR}, whose probability is the sum of the others'"
+        raise UserError(
+            f"the run knows the classes {known}, {dataset.root} has {found}; what fits are shards with a recipe of the"
+            f" same classes in the same order{binary if NO_TUMOUR in classes else ''}"
+        )
+    none = classes.index(NO_TUMOUR)
+    tumours = [at for at in range(len(classes)) if at != none]
+    return [[none] if name == NO_TUMOUR else tumours for name in dataset.classes]
+
+
+def merged(logits: torch.Tensor, merges: list[list[int]]) -> torch.Tensor:
+    """Logits [B, K] → log-probabilities [B, len(merges)] of joined classes, so that softmax gives the sums back."""
+    import torch
+
+    logs = torch.log_softmax(logits.float(), dim=1)
+    return torch.stack([logs[:, members].logsumexp(dim=1) for members in merges], dim=1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -175,6 +221,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 judged,
                 f"{arguments.run}, {loaded.dataset.manifest['name']}, {arguments.split} split, step {loaded.step}",
             )
+            if len(loaded.trained_on) > len(loaded.dataset.classes):
+                tumours = ", ".join(name for name in loaded.trained_on if name != NO_TUMOUR)
+                print(f"{TUMOUR}: the sum of the probabilities of {tumours}, which these shards do not tell apart")
             print(f"predictions: {arguments.run / 'predictions' / name}.parquet")
     return 0
 
@@ -186,7 +235,7 @@ def evaluate(loaded: LoadedRun, split: str, name: str, *, micro_batch: int, worl
 
     rows = loaded.dataset.rows(split)
     if not len(rows):
-        raise UserError(f"{loaded.config.data.shards} has no {split} split; rebuild it with other --fractions")
+        raise UserError(f"{loaded.dataset.root} has no {split} split; rebuild it with other --fractions")
     batches = loaded.batches(rows, micro_batch=micro_batch, world=world)
     logits = inference.logits(loaded.model, loaded.finish, batches, rows, world)
     predictions = predictions_from_logits(loaded.dataset, rows, logits, run=loaded.config.run.name, step=loaded.step)

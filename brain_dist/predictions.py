@@ -24,7 +24,8 @@ class Predictions:
     """One split's predictions.
 
     ``row``, ``label``, ``predicted`` int64 [N]; ``prob``, ``logit`` float32 [N, K]; ``key``, ``dataset``, ``split``,
-    ``patient`` (``None`` where unknown), ``group`` object [N]. ``shards`` is the shard folder's path.
+    ``patient`` (``None`` where unknown), ``group`` object [N]. ``shards`` is the shard folder's path, ``fold`` the fold
+    that was the test part where the shards have folds.
     """
 
     row: np.ndarray
@@ -41,6 +42,7 @@ class Predictions:
     step: int
     dataset_version: str
     shards: str
+    fold: int | None = None
 
     def __len__(self) -> int:
         return len(self.row)
@@ -74,7 +76,8 @@ def predictions_from_logits(
         run=run,
         step=step,
         dataset_version=dataset.version,
-        shards=str(dataset.root.resolve()),
+        shards=dataset.origin or str(dataset.root.resolve()),
+        fold=dataset.fold,
         **text,
     )
 
@@ -105,7 +108,7 @@ def write_predictions(path: str | Path, predictions: Predictions, expected_rows:
         "dataset_version": predictions.dataset_version,
         "classes": json.dumps(list(predictions.classes)),
         "shards": predictions.shards,
-    }
+    } | ({} if predictions.fold is None else {"fold": str(predictions.fold)})
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -141,6 +144,7 @@ def read_predictions(path: str | Path) -> Predictions:
             step=int(meta["step"]),
             dataset_version=meta["dataset_version"],
             shards=meta["shards"],
+            fold=int(meta["fold"]) if "fold" in meta else None,
             **text,
             **matrix,
         )

@@ -124,7 +124,7 @@ def _dataset(predictions: Predictions) -> tuple[Dataset | None, str]:
         return None, f"the shard folder {predictions.shards} is no longer there"
     if dataset.version != predictions.dataset_version:
         return None, f"the shard folder {predictions.shards} now holds another version of the data"
-    return dataset, ""
+    return dataset.of_fold(predictions.fold), ""
 
 
 def _text(path: Path) -> str | None:

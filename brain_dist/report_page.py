@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from brain_dist import __version__, report_plots
 from brain_dist.data.index import SPLITS, Dataset
 from brain_dist.metrics import wilson_interval
 from brain_dist.predictions import Predictions
+
+if TYPE_CHECKING:
+    import jinja2
 
 TEMPLATE = "report.html.jinja"
 SHORTCUTS = {
@@ -58,16 +61,10 @@ def render(
     pictures_missing: str | None,
 ) -> str:
     """The page. ``mistakes`` and ``hits`` are positions in the predictions table, ``examples`` is by row."""
-    import jinja2
-
     p = files.predictions
     judged = p.evaluate()
     names = [display_name(c) for c in p.classes]
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": percent, "number": number, "json": lambda v: json.dumps(v, indent=1)}
-    template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text(encoding="utf-8"))
+    template = page_template(TEMPLATE)
     train = [row for row in files.log if row.get("kind") == "train"]
     evals = [row for row in files.log if row.get("kind") == "eval"]
     return template.render(
@@ -103,6 +100,21 @@ def render(
         data=data_facts(files),
         splits=SPLITS,
     )
+
+
+def page_template(name: str) -> jinja2.Template:
+    """A page of this package; whatever is put into it is escaped, and a value that is missing is an error."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "number": number, "json": lambda v: json.dumps(v, indent=1)}
+    return environment.get_template(name)
 
 
 def percent(value: float | None, digits: int = 1) -> str:

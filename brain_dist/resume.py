@@ -13,7 +13,8 @@ from brain_dist.errors import UserError
 # Settings that may change between attempts, because no later number depends on them
 _FREE = {
     "run": {"name", "dir", "resume", "device", "deterministic"},
-    "data": {"shards", "threads", "prefetch"},
+    # where the data lie and how they are joined is told by their version
+    "data": {"shards", "sources", "leave_out", "cache_dir", "threads", "prefetch"},
     "train": {"eval_every", "save_every", "keep", "log_every"},
     "track": {"wandb", "project", "group"},
 }

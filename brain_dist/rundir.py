@@ -51,7 +51,7 @@ def environment(
         "dataset": dataset.manifest["name"],
         "dataset_version": dataset.version,
         "classes": list(dataset.classes),
-        "shards": str(Path(config.data.shards).resolve()),
+        "shards": dataset.origin or str(dataset.root.resolve()),
         "parameters": parameters,
         "command": shlex.join(command),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),

@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,18 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = load(
         arguments, "brain-dist train", "Train a classifier on shards. Every setting is a YAML key and a flag."
     )
-    if not config.data.shards:
-        raise UserError("data.shards is not set; give the folder that `python -m brain_dist.shard build` made")
 
-    from brain_dist.data.index import open_dataset
+    from brain_dist.data.access import open_data
     from brain_dist.dist import choose_device, discover, process_group
     from brain_dist.preempt import listening
 
     world = discover()
     with listening(world) as agreement:
-        dataset = open_dataset(config.data.shards)
+        dataset = open_data(config.data, Path(config.run.dir))
         if not len(dataset.rows("train")):
-            raise UserError(f"{config.data.shards} has no training split; rebuild it with other --fractions")
+            raise UserError(f"{dataset.root} has no training split; rebuild it with other --fractions")
         device = choose_device(world, config.run.device)
         with process_group(world, device):
             return fit(config, dataset, world, device, agreement, command=["brain-dist", "train", *arguments])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import verb
 from PIL import Image
@@ -14,11 +15,12 @@ from brain_dist.data.index import open_dataset
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Two classes, four gradients each."""
+    """Two classes, four pictures each of random cells."""
     for number, kind in enumerate(("glioma", "no_tumor")):
         (tmp_path / "images" / kind).mkdir(parents=True)
         for turn in range(4):
-            picture = Image.linear_gradient("L").resize((64, 64)).rotate(45 * turn + 20 * number)
+            cells = np.random.default_rng([number, turn]).integers(0, 256, (9, 9), dtype=np.uint8)
+            picture = Image.fromarray(cells).resize((64, 64), Image.Resampling.BICUBIC)
             picture.save(tmp_path / "images" / kind / f"{turn}.png")
     return tmp_path / "images"
 

@@ -7,8 +7,9 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ import numpy as np
 
 from brain_dist import __version__
 from brain_dist.data import audit, index, split
+from brain_dist.data.examination import examine_all
 from brain_dist.data.folder import partial_folder
-from brain_dist.data.pixels import BadImage, Examined, examine
+from brain_dist.data.names import printable, source_name
+from brain_dist.data.pixels import Examined
 from brain_dist.data.pool import Run, worker_pool
 from brain_dist.data.recipes import Recipe
-from brain_dist.data.records import Record, find_records, printable, source_name
+from brain_dist.data.records import Record, find_records
 from brain_dist.data.tarshard import Sample, Shard, cut, write_durably, write_shard
 from brain_dist.errors import UserError
 
@@ -37,6 +40,8 @@ class Options:
     max_side: int | None = None
     shard_size: str = "64MB"
     skip_bad: bool = False
+    folds: int | str | None = None  # of the split kfold: how many, or "published"
+    test_on: str | None = None  # of the split leave-one-out: the dataset that is the test part
 
 
 @dataclass(frozen=True)
@@ -46,17 +51,6 @@ class Built:
     dataset: index.Dataset
     warnings: list[str]
     fresh: bool
-
-
-class BadImages(UserError):
-    """Image files that cannot be used; ``files`` has one line for each, with its reason."""
-
-    def __init__(self, files: list[str]) -> None:
-        super().__init__(
-            f"{len(files)} image file{'s' * (len(files) > 1)} cannot be used, first {files[0]}; mend or remove what is "
-            "listed, or leave it out with --skip-bad"
-        )
-        self.files = files
 
 
 def build(source: Path, out: Path, recipe: Recipe, options: Options, *, workers: int, progress: Progress) -> Built:
@@ -85,22 +79,33 @@ def build(source: Path, out: Path, recipe: Recipe, options: Options, *, workers:
 
 def _thin_splits(dataset: index.Dataset) -> list[str]:
     """Warnings of classes that a split lacks though it was asked for: they have too few groups."""
-    counts, asked = dataset.manifest["counts"], dataset.manifest["split"]["fractions"]
+    counts, about = dataset.manifest["counts"], dataset.manifest["split"]
+    asked = [1.0] * len(counts) if dataset.folds else about["fractions"]
+    held = "test" if about["method"] == "leave-one-out" else None  # that part is a dataset, with the classes it has
     return [
-        f"{name} has no images in {split_name}: it has too few groups (patients, or sets of copies) to divide"
+        f"{name} has no images in {split_name}: "
+        + (f"what {about['test_on']} leaves of it is" if held else "it has")
+        + " too few groups (patients, or sets of copies) to divide"
         for name in dataset.classes
         if any(by_class[name] for by_class in counts.values())
         for split_name, fraction in zip(counts, asked, strict=True)
-        if fraction > 0 and not counts[split_name][name]
+        if fraction > 0 and split_name != held and not counts[split_name][name]
     ]
 
 
 def _request(recipe: Recipe, options: Options, records: list[Record], source: Path) -> dict[str, Any]:
     """The part of the manifest that says what was asked for: equal requests give equal folders."""
     listing = hashlib.sha256()
-    for record in records:
-        path = source / record.path
-        listing.update(os.fsencode(record.path) + f"\0{path.stat().st_size if path.is_file() else -1}\n".encode())
+    for name, slices in groupby(records, key=lambda record: record.path):
+        path = source / name
+        try:
+            size = path.stat().st_size if path.is_file() else -1
+        except OSError:
+            size = -1
+        listing.update(os.fsencode(name) + f"\0{size}\n".encode())
+        for record in slices:  # tables and headers may change while no size does
+            told = (record.frame, record.label, record.patient, record.published, record.attributes)
+            listing.update(f"{json.dumps(told, sort_keys=True)}\n".encode())
     return {
         "name": recipe.name or source_name(source),
         "title": recipe.title,
@@ -138,22 +143,26 @@ def _fill(folder: Path, records: list[Record], source: Path, recipe: Recipe, opt
     """Write shards, index and, last, the manifest into ``folder``."""
     spool = folder / "spool"  # new encodings wait here for their shard, so that nothing is decoded twice
     spool.mkdir()
-    records, images, skipped = _examine_all(records, source, spool, recipe, options, run, progress)
+    records, images, thumbs, skipped = examine_all(
+        records, source, recipe, run, skip_bad=options.skip_bad, progress=partial(progress, "decoding"), spool=spool,
+        max_side=options.max_side,
+    )  # fmt: skip
     patients = [(record.dataset, record.patient) for record in records]
     findings = audit.find(
-        np.stack([image.thumbs for image in images]),
+        thumbs,
         [image.pixel_hash for image in images],
         patients,
         progress=partial(progress, "comparing"),
     )
     labels = np.array([record.label for record in records])
-    splits = _split(records, findings.groups, labels, options)
+    chosen = _split(records, findings.groups, labels, recipe.classes, options)
+    splits = chosen.codes
     rows = [
-        _row(record, image, group=records[root].key, split_name=index.SPLITS[code])
+        _row(record, image, group=records[root].key, split_name=chosen.names[code] if code >= 0 else "")
         for record, image, root, code in zip(records, images, findings.groups, splits, strict=True)
     ]
 
-    shards = _plan(rows, records, images, splits, source, spool, recipe, options, request["name"])
+    shards = _plan(rows, records, images, chosen, source, spool, recipe, options, request["name"])
     entries, table = [], []
     for shard, (entry, offsets) in zip(shards, run(partial(write_shard, folder=folder), shards, 1), strict=True):
         entries.append(entry)
@@ -172,12 +181,13 @@ def _fill(folder: Path, records: list[Record], source: Path, recipe: Recipe, opt
         "classes": list(recipe.classes),
         "counts": {
             name: {kind: int(((splits == code) & (labels == label)).sum()) for label, kind in enumerate(recipe.classes)}
-            for code, name in enumerate(index.SPLITS)
+            for code, name in enumerate(chosen.names)
         },
         "samples": len(table),
-        "groups": len(np.unique(findings.groups)),
+        "groups": len(np.unique(findings.groups[splits >= 0])),
         **request,
-        "split": {"method": options.split, "fractions": list(options.fractions), "seed": options.seed},
+        "split": chosen.about,
+        "excluded": _excluded(records, splits, recipe.classes),
         "audit": audit.counts(findings, labels, patients, splits),
         "skipped": skipped,
         "shards": entries,
@@ -187,54 +197,31 @@ def _fill(folder: Path, records: list[Record], source: Path, recipe: Recipe, opt
     write_durably(folder / index.MANIFEST, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def _examine_all(records: list[Record], source: Path, spool: Path, recipe: Recipe, options: Options, run: Run,
-                 progress: Progress) -> tuple[list[Record], list[Examined], list[dict[str, str]]]:  # fmt: skip
-    """Decode every image; returns the good records, what was found of them, and the bad ones (only with skip_bad)."""
-    work = partial(_examine_one, source=source, spool=spool, max_side=options.max_side)
-    good, images, bad = [], [], []
-    results = run(work, [(record.path, record.key) for record in records], 16)
-    for done, (record, result) in enumerate(zip(records, results, strict=True), 1):
-        if isinstance(result, Examined):
-            good.append(record)
-            images.append(result)
-        else:
-            bad.append({"source": printable(record.path), "reason": result})
-        progress("decoding", done, len(records))
-    if bad and not options.skip_bad:
-        raise BadImages([f"{entry['source']}: {entry['reason']}" for entry in bad])
-    lost = {record.label for record in records} - {record.label for record in good}
-    if lost:
-        names = ", ".join(recipe.classes[label] for label in sorted(lost))
-        raise UserError(f"--skip-bad would leave no image of class {names}; mend its files")
-    return good, images, bad
+def _split(records: list[Record], groups: np.ndarray, labels: np.ndarray, classes: tuple[str, ...],
+           options: Options) -> split.Split:  # fmt: skip
+    published = options.folds == "published"
+    return split.choose(
+        options.split,
+        groups,
+        labels,
+        [record.dataset for record in records],
+        classes,
+        published=[record.published for record in records],
+        folds=[record.attributes.get("fold") for record in records] if published else int(options.folds or 0),
+        test_on=options.test_on,
+        fractions=options.fractions,
+        seed=options.seed,
+    )
 
 
-def _examine_one(file: tuple[str, str], source: Path, spool: Path, max_side: int | None) -> Examined | str:
-    """(path, key) → what was found, or why the image is bad; a new encoding is left in the spool under the key."""
-    path, key = file
-    try:
-        if not (source / path).is_file():
-            return "is no file, or a link that leads nowhere"
-        data = (source / path).read_bytes()
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    try:
-        image = examine(data, max_side)
-    except BadImage as error:
-        return str(error)
-    if image.payload is None:
-        return image
-    (spool / key).write_bytes(image.payload)
-    return replace(image, payload=b"")  # between processes only the fact that there is one travels
-
-
-def _split(records: list[Record], groups: np.ndarray, labels: np.ndarray, options: Options) -> np.ndarray:
-    number: dict[str, int] = {}
-    dataset = np.array([number.setdefault(record.dataset, len(number)) for record in records])
-    strata = labels * len(number) + dataset  # every class of every dataset is balanced by itself
-    if options.split == "grouped":
-        return split.grouped(groups, strata, options.fractions, options.seed)
-    return split.original([record.published for record in records], groups, strata, options.fractions, options.seed)
+def _excluded(records: list[Record], splits: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
+    """The manifest's entry for images that are in no shard because their group touches the dataset tested on."""
+    left = [records[row] for row in np.flatnonzero(splits < 0)]
+    counts: dict[str, dict[str, int]] = {}
+    for record in left:
+        by_class = counts.setdefault(record.dataset, dict.fromkeys(classes, 0))
+        by_class[classes[record.label]] += 1
+    return {"samples": len(left), "counts": counts, "keys": [record.key for record in left]}
 
 
 def _row(record: Record, image: Examined, group: str, split_name: str) -> dict[str, Any]:
@@ -245,15 +232,16 @@ def _row(record: Record, image: Examined, group: str, split_name: str) -> dict[s
         "split": split_name, "group": group, "patient": record.patient, "width": image.width, "height": image.height,
         "mode": image.mode, "pixel_hash": image.pixel_hash, "phash": image.phash, "source": printable(record.path),
         "head_x": x, "head_y": y, "head_w": width, "head_h": height,
+        "attributes": json.dumps(record.attributes, sort_keys=True, separators=(",", ":")),
     }  # fmt: skip
 
 
-def _plan(rows: list[dict[str, Any]], records: list[Record], images: list[Examined], splits: np.ndarray, source: Path,
+def _plan(rows: list[dict[str, Any]], records: list[Record], images: list[Examined], chosen: split.Split, source: Path,
           spool: Path, recipe: Recipe, options: Options, name: str) -> list[Shard]:  # fmt: skip
     """Shuffle each split, so that every shard mixes the classes, and cut it into shards; in order of their names."""
     shards = []
-    for code, split_name in enumerate(index.SPLITS):
-        members = np.flatnonzero(splits == code)
+    for code, split_name in enumerate(chosen.names):
+        members = np.flatnonzero(chosen.codes == code)
         order = members[np.random.default_rng([options.seed, 2, code]).permutation(len(members))].tolist()
         numbers = cut([images[row].size for row in order], options.shard_size)
         samples: list[list[Sample]] = [[] for _ in range(max(numbers, default=-1) + 1)]

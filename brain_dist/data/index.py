@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
+SOURCES = "sources.json"  # of a joined folder: where the shard folders lie whose images it names
 SPLITS = ("train", "val", "test")
 
 # column → Arrow type (by name, so that this module imports without Arrow); the order is the file's order
@@ -47,6 +49,7 @@ COLUMNS = {
     "head_y": "int32",
     "head_w": "int32",
     "head_h": "int32",
+    "attributes": "string",
 }
 
 
@@ -56,12 +59,18 @@ class Dataset:
 
     ``columns`` maps each column of :data:`COLUMNS` to an array of length N: numbers as numpy arrays of the column's
     type, strings as object arrays (``patient`` holds None where it is unknown). ``version`` is the manifest's sha256.
+    ``sources``: the shard folders of a joined folder (``brain_dist.data.join``), which has no images of its own.
+    ``fold``: which fold of shards built as folds is the test part, once chosen by :meth:`of_fold`. ``origin``: the path
+    or URL that ``root`` is a copy of, where it is one.
     """
 
     root: Path
     manifest: dict[str, Any]
     version: str
     columns: dict[str, np.ndarray]
+    sources: tuple[Path, ...] = ()
+    fold: int | None = None
+    origin: str | None = None
 
     @property
     def name(self) -> str:
@@ -75,17 +84,50 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.columns["key"])
 
+    @property
+    def folds(self) -> int:
+        """How many folds the shards were built as; 0 where they were built as train, val and test."""
+        split = self.manifest["split"]
+        return int(split["folds"]) if split["method"] == "kfold" else 0
+
+    def of_fold(self, fold: int | None) -> Dataset:
+        """The dataset with train, val and test as fold number ``fold`` makes them; itself where it has no folds.
+
+        Test is that fold, val the next one (after the last comes the first), train the others; the column ``split`` and
+        the manifest's counts say so. :class:`UserError` where folds need a number, or a number needs folds.
+        """
+        if not self.folds:
+            if fold is not None:
+                raise UserError(f"data.fold={fold}: {self.root} was built without folds; build it with --split kfold")
+            return self
+        if fold is None or not 0 <= fold < self.folds:
+            given = " is not set" if fold is None else f"={fold} is out of range"
+            raise UserError(f"data.fold{given}: {self.root} has {self.folds} folds; give 0 to {self.folds - 1}")
+        role = {f"fold{number}": "train" for number in range(self.folds)}
+        role |= {f"fold{fold}": "test", f"fold{(fold + 1) % self.folds}": "val"}
+        counts = {split: dict.fromkeys(self.classes, 0) for split in SPLITS}
+        for name, by_class in self.manifest["counts"].items():
+            for kind, number in by_class.items():
+                counts[role[name]][kind] += number
+        split = np.array([role[name] for name in self.columns["split"]], dtype=object)
+        return replace(
+            self, manifest=self.manifest | {"counts": counts}, columns=self.columns | {"split": split}, fold=fold
+        )
+
     def rows(self, split: str) -> np.ndarray:
         """Row numbers (int64, ascending) of ``split``, one of train, val and test; empty where it has no samples."""
         if split not in SPLITS:
             raise UserError(f"split {split!r} is none of {', '.join(SPLITS)}")
+        if self.folds and self.fold is None:
+            raise UserError(f"{self.root} was built as folds and has no {split} part until data.fold chooses one")
         return np.flatnonzero(self.columns["split"] == split).astype(np.int64)
 
 
-def open_dataset(root: str | Path) -> Dataset:
+def open_dataset(root: str | Path, sources: Sequence[Path] | None = None) -> Dataset:
     """Open a finished shard folder; a :class:`UserError` says what is missing or altered.
 
     Only the manifest and the index are read and checked; :func:`brain_dist.data.verify.verify` reads the shards.
+    ``sources``: where the sources of a joined folder lie, if not where they lay when it was made.
     """
     root = Path(root)
     manifest, version = load_manifest(root)
@@ -98,7 +140,34 @@ def open_dataset(root: str | Path) -> Dataset:
     columns = read_columns(data)
     if len(columns["key"]) != manifest["samples"]:
         raise UserError(f"{root / INDEX} has {len(columns['key'])} rows, {MANIFEST} says {manifest['samples']}")
-    return Dataset(root, manifest, version, columns)
+    return Dataset(root, manifest, version, columns, _sources(root, manifest, sources))
+
+
+def _sources(root: Path, manifest: dict[str, Any], given: Sequence[Path] | None) -> tuple[Path, ...]:
+    """The folders that a joined folder names, checked to be those that were joined; none for any other folder."""
+    if "sources" not in manifest:
+        return ()
+    mend = "join again with `python -m brain_dist.shard join`"
+    given = [Path(path) for path in recorded_sources(root)] if given is None else given
+    if len(given) != len(manifest["sources"]):
+        raise UserError(f"{root} was joined from {len(manifest['sources'])} folders, not {len(given)}; {mend}")
+    for source, path in zip(manifest["sources"], given, strict=True):
+        try:
+            version = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+        except OSError:
+            raise UserError(f"{path}, which {root} was joined from, is gone; put it back or {mend}") from None
+        if version != source["version"]:
+            raise UserError(f"{path} was rebuilt since {root} was joined from it; {mend}")
+    return tuple(given)
+
+
+def recorded_sources(root: Path) -> list[str]:
+    """Where the sources of a joined folder lay when it was made: paths or URLs."""
+    try:
+        paths = json.loads((root / SOURCES).read_bytes())
+        return [str(path) for path in paths]
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"{root / SOURCES} is missing or damaged; join again") from None
 
 
 def load_manifest(root: Path) -> tuple[dict[str, Any], str]:
@@ -176,6 +245,14 @@ def _strings(column: pa.ChunkedArray) -> np.ndarray:
     return lookup[values.indices.fill_null(len(lookup) - 1).to_numpy(zero_copy_only=False)]
 
 
+def shard_path(root: Path, sources: Sequence[Path], shard: str) -> Path:
+    """Where a shard of the index lies; ``1/NAME.tar`` of a joined folder is in its second source."""
+    if not sources:
+        return root / shard
+    number, _, name = shard.partition("/")
+    return sources[int(number)] / name
+
+
 class ShardReader:
     """Reads one sample's encoded image at a time, by row, in any order and from several threads.
 
@@ -185,14 +262,14 @@ class ShardReader:
     def __init__(self, dataset: Dataset) -> None:
         self._files: dict[str, int] = {}
         columns = dataset.columns
-        self._root = dataset.root
+        self._root, self._sources = dataset.root, dataset.sources
         self._keys, self._shards = columns["key"], columns["shard"]
         self._offsets, self._sizes, self._crcs = columns["offset"], columns["size"], columns["crc32"]
 
     def read(self, row: int) -> bytes:
         """Bytes of the encoded image of ``row``; :class:`Fault` names shard, key and offset where they are bad."""
         shard, offset, size = self._shards[row], int(self._offsets[row]), int(self._sizes[row])
-        where = f"{self._root / shard}, sample {self._keys[row]} at byte {offset}"
+        where = f"{shard_path(self._root, self._sources, shard)}, sample {self._keys[row]} at byte {offset}"
         try:
             data = os.pread(self._descriptor(shard), size, offset)
         except OSError as error:
@@ -206,7 +283,7 @@ class ShardReader:
     def _descriptor(self, shard: str) -> int:
         descriptor = self._files.get(shard)
         if descriptor is None:
-            opened = os.open(self._root / shard, os.O_RDONLY | os.O_CLOEXEC)
+            opened = os.open(shard_path(self._root, self._sources, shard), os.O_RDONLY | os.O_CLOEXEC)
             # Two threads may both open it: the first one stays, the other is closed.
             descriptor = self._files.setdefault(shard, opened)
             if descriptor != opened:

@@ -6,8 +6,11 @@ Layout of DIR, the same kind of folder a published collection comes as::
     DIR/masks/<id>.png        the tumour, 0 or 255 (tumour classes only)
     DIR/patients.csv          id, class, patient
     DIR/truth.csv             id, patient, class, plane, the tumour's box (pixels) and place (MNI mm), the scanner
-    DIR/planted.csv           id, of, kind: planted copies (only when asked for)
+    DIR/planted.csv           id, of, kind: planted copies (only when asked for), see brain_dist.data.planting
     DIR/phantom.json          the parameters; written last, so its presence means complete
+
+With a published split the class folders lie in DIR/Training and DIR/Testing, of which the latter has a fifth of the
+patients, of each class as many.
 
 Phantoms prove the machinery, not the medicine: no picture shows a real person.
 """
@@ -26,13 +29,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from brain_dist.data.planting import QUALITY, TEST, TRAIN, Row, picture, plant
 from brain_dist.data.pool import worker_pool
 from brain_dist.errors import UserError
 
-GENERATOR = 1  # raised whenever the same parameters would give other bytes
-QUALITY = 95
-KINDS = ("duplicate", "mirror", "conflict")
-Row = dict[str, str | float]
+GENERATOR = 2  # raised whenever the same parameters would give other bytes
 
 
 def generate(
@@ -46,18 +47,19 @@ def generate(
     progress: bool,
     planes: Sequence[str] | None = None,
     plant: float = 0.0,
+    published: bool = False,
 ) -> None:
     """Write a phantom collection of ``patients`` x ``slices`` pictures of ``size`` x ``size`` pixels into ``out``.
 
-    The bytes depend on (patients, slices, size, seed, planes, plant) alone, not on ``workers`` (processes). ``planes``
-    are those that slices are cut along (all three where it is ``None``). ``plant`` adds that fraction of planted
-    faults: in equal parts exact duplicates, mirrored copies and copies under another class, each under a new patient,
-    with the truth in ``planted.csv``. Running it again on a finished folder does nothing.
+    The bytes depend on (patients, slices, size, seed, planes, plant, published) alone, not on ``workers`` (processes).
+    ``planes`` are those that slices are cut along (all three where it is ``None``). ``plant`` adds that fraction of
+    planted copies (see :mod:`brain_dist.data.planting`). ``published`` divides the patients between two folders as
+    published collections do. Running it again on a finished folder does nothing.
 
     Raises:
         UserError: a parameter is out of range, ``out`` holds something else, or it cannot be written.
     """
-    _check(patients=patients, slices=slices, size=size, seed=seed, workers=workers, plant=plant)
+    _check(patients=patients, slices=slices, size=size, seed=seed, workers=workers, plant=plant, published=published)
     from brain_dist.data.slices import PLANES
 
     planes = list(PLANES if planes is None else planes)
@@ -72,6 +74,7 @@ def generate(
         "size": size,
         "planes": planes,
         "plant": plant,
+        "published": published,
     }
     if _is_there(out, settings):
         print(f"{out} already holds this phantom collection: nothing to do", flush=True)
@@ -91,9 +94,9 @@ def generate(
         ) from error
 
 
-def _check(*, patients: int, slices: int, size: int, seed: int, workers: int, plant: float) -> None:
+def _check(*, patients: int, slices: int, size: int, seed: int, workers: int, plant: float, published: bool) -> None:
     for name, value, low, high in (
-        ("patients", patients, 4, 1_000_000),  # one of each class
+        ("patients", patients, 8 if published else 4, 1_000_000),  # one of each class in each folder
         ("slices", slices, 1, 1000),
         ("size", size, 64, 1024),
         ("seed", seed, 0, 2**63),
@@ -142,21 +145,20 @@ def _write(folder: Path, settings: dict[str, Any], workers: int, progress: bool)
     # Running numbers in random order: neither the class nor the patient shows in an id.
     order = np.random.default_rng([seed, 6]).permutation(images + planted) + 1
     ids = [f"ph{number:0{max(6, len(str(images + planted)))}d}" for number in order]
-    for name in (*CLASSES, "masks"):
+    parts = _parts(patients, seed) if settings["published"] else [""] * patients
+    for name in (Path("masks"), *(Path(part, label) for part in set(parts) for label in CLASSES)):
         (folder / name).mkdir(parents=True)
     rows: list[Row] = []
-    jobs = [(number, ids[number * slices : (number + 1) * slices]) for number in range(patients)]
+    jobs = [(number, part, ids[number * slices : (number + 1) * slices]) for number, part in enumerate(parts)]
     work = partial(_one_patient, folder, seed, settings["size"], settings["planes"])
     with worker_pool(min(workers, patients)) as run:
         for done in _track(run(work, jobs, 1), patients, progress):
             rows += done
-    listed: list[Row] = [{name: row[name] for name in ("id", "class", "patient")} for row in rows]
+    copies = plant(folder, rows, ids[images:], patients, seed)
     if planted:
-        copies, new = _plant(folder, listed, ids[images:], patients, seed)
-        listed += new
-        _table(folder / "planted.csv", copies)
-    _table(folder / "patients.csv", listed)
-    _table(folder / "truth.csv", rows)
+        _table(folder / "planted.csv", copies, ["id", "of", "kind"])
+    _table(folder / "patients.csv", [*rows, *copies], ["id", "class", "patient"])
+    _table(folder / "truth.csv", rows, [name for name in rows[0] if name != "part"])
     record = {
         "format": 1,
         "kind": "phantom",
@@ -179,60 +181,36 @@ def _track(results: Iterator[list[Row]], total: int, progress: bool) -> Iterator
         yield from results
 
 
-def _one_patient(folder: Path, seed: int, size: int, planes: Sequence[str], job: tuple[int, list[str]]) -> list[Row]:
+def _parts(patients: int, seed: int) -> list[str]:
+    """The published part of each patient. Four consecutive patients have the four classes and stay together."""
+    blocks = np.random.default_rng([seed, 8]).permutation(patients // 4)
+    tested = set(blocks[: max(1, round(0.2 * len(blocks)))].tolist())
+    return [TEST if number // 4 in tested else TRAIN for number in range(patients)]
+
+
+def _one_patient(
+    folder: Path, seed: int, size: int, planes: Sequence[str], job: tuple[int, str, list[str]]
+) -> list[Row]:
     """Render and write all slices of one patient; their rows of ``truth.csv``."""
     from brain_dist.data.patients import patient
     from brain_dist.data.slices import render
 
-    number, ids = job
+    number, part, ids = job
     person = patient(seed, number)
     rows: list[Row] = []
     for index, name in enumerate(ids):
         cut = render(person, index, size, planes)
-        Image.fromarray(cut.image).save(folder / person.label / f"{name}.jpg", quality=QUALITY)
+        row: Row = {"id": name, "patient": person.name, "class": person.label, "part": part, **cut.truth}
+        Image.fromarray(cut.image).save(picture(folder, row), quality=QUALITY)
         if person.lesion:
             Image.fromarray(cut.mask.astype(np.uint8) * 255).save(folder / "masks" / f"{name}.png")
-        rows.append({"id": name, "patient": person.name, "class": person.label, **cut.truth})
+        rows.append(row)
     return rows
 
 
-def _plant(folder: Path, rows: list[Row], ids: list[str], patients: int, seed: int) -> tuple[list[Row], list[Row]]:
-    """Write the planted copies under ``ids``; their rows of ``planted.csv`` and of ``patients.csv``."""
-    from brain_dist.data.patients import CLASSES
-
-    rng = np.random.default_rng([seed, 7])
-    planted: list[Row] = []
-    new: list[Row] = []
-    for index, (name, source) in enumerate(zip(ids, rng.permutation(len(rows)), strict=False)):
-        kind, row = KINDS[index % len(KINDS)], rows[source]
-        label = str(row["class"])
-        if kind == "conflict":
-            label = str(rng.choice([other for other in CLASSES if other != label]))
-        old, copy = folder / f"{row['class']}/{row['id']}.jpg", folder / f"{label}/{name}.jpg"
-        mask = folder / f"masks/{row['id']}.png"
-        if kind == "mirror":
-            _mirror(old, copy)
-        else:
-            shutil.copyfile(old, copy)
-        if mask.exists() and label != "notumor":
-            target = folder / f"masks/{name}.png"
-            if kind == "mirror":
-                _mirror(mask, target)
-            else:
-                shutil.copyfile(mask, target)
-        planted.append({"id": name, "of": row["id"], "kind": kind})
-        new.append({"id": name, "class": label, "patient": f"P{patients + index + 1:04d}"})
-    return planted, new
-
-
-def _mirror(old: Path, new: Path) -> None:
-    with Image.open(old) as image:
-        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(new, quality=QUALITY)
-
-
-def _table(path: Path, rows: list[Row]) -> None:
+def _table(path: Path, rows: list[Row], columns: list[str]) -> None:
     rows = sorted(rows, key=lambda row: str(row["id"]))
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -1,33 +1,34 @@
-"""A recipe and a source folder → one record for every image file. Nothing here opens an image."""
+"""A recipe and a source folder → one record for every slice. No image is decoded here; of .mat, DICOM and NIfTI files,
+which say themselves what they hold, the headers are read."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-from brain_dist.data.pixels import IMAGE_SUFFIXES
+from brain_dist.data.names import printable, sample_keys, source_name, stem
+from brain_dist.data.pixels import BadImage
 from brain_dist.data.recipes import Part, Recipe
+from brain_dist.data.slicefiles import SUFFIXES, Contents, read_contents, read_folds
+from brain_dist.data.spellings import SPLIT_OF, binary_hint, class_of, plain
+from brain_dist.data.tables import read_files, read_patients
 from brain_dist.errors import UserError
-
-ALIASES = {
-    "glioma": ("glioma_tumor", "glioma_tumour", "gliomas", "glioblastoma", "gbm"),
-    "meningioma": ("meningioma_tumor", "meningioma_tumour", "meningiomas"),
-    "notumor": ("no_tumor", "no_tumour", "notumour", "no", "normal", "healthy", "none", "negative", "tumor_free"),
-    "pituitary": ("pituitary_tumor", "pituitary_tumour", "pituitary_adenoma", "pituitaries"),
-}
-PUBLISHED = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 
 @dataclass(frozen=True)
 class Record:
-    """One image file before it is opened. ``path`` is relative to the source folder, with "/" between folders."""
+    """One slice before its pixels are read. ``path`` is relative to the source folder, with "/" between folders.
+
+    ``part`` is a position in the recipe's parts, ``frame`` the slice's number in a file that can hold several,
+    ``attributes`` what else tables, names and headers tell (JSON's types). A file whose header cannot be read has one
+    record with the reason in ``fault``, and label -1 where it kept its label to itself.
+    """
 
     path: str
     key: str
@@ -35,37 +36,134 @@ class Record:
     label: int
     patient: str | None
     published: str | None
+    part: int
+    frame: int | None
+    attributes: dict[str, Any]
+    fault: str | None
+
+
+@dataclass(frozen=True)
+class _File:
+    """What folders, tables and its name tell of a file before it is opened; ``label`` is a class name."""
+
+    path: str
+    part: int
+    dataset: str
+    label: str | None
+    patient: str | None
+    published: str | None
+    attributes: dict[str, Any] = field(default_factory=dict)
 
 
 def find_records(recipe: Recipe, source: Path) -> tuple[list[Record], list[str]]:
-    """All image files that ``recipe`` describes below ``source``, in the order of their paths, and warnings.
+    """All slices that ``recipe`` describes below ``source``, in the order of their paths and numbers, and warnings.
 
-    Raises :class:`UserError` on a missing or empty folder, a folder that names no class, a missing table of patients,
-    an image without a row in it, and a file that two parts claim.
+    Raises :class:`UserError` on a missing or empty folder, a folder that names no class, faults of a table (see
+    :mod:`brain_dist.data.tables`), an image without a row in the table of patients, and a file that two parts claim.
     """
-    if not source.is_dir():
-        raise UserError(f"--source {source} is no folder")
+    try:
+        if not source.is_dir():
+            raise UserError(f"--source {source} is no folder")
+        os.listdir(source)  # noqa: PTH208 (only whether it can be read)
+    except OSError as error:
+        raise UserError(f"--source {source} cannot be read ({error.strerror})") from None
     warnings: list[str] = []
-    found: list[tuple[str, str, int, str | None, str | None]] = []
-    for part in recipe.parts:
-        dataset = part.dataset or source_name(source)
-        patient_of = _patient_table(part, source)
-        counts: Counter[str] = Counter()
-        for name, published, folder in _class_folders(part, recipe.classes, source):
-            paths = list(_images(source, folder, warnings))
-            counts[name] += len(paths)
-            label = recipe.classes.index(name)
-            found += [(path, dataset, label, patient_of(path), published) for path in paths]
-        for name, expected in part.expected.items():
-            if counts[name] != expected:
-                warnings.append(f"{dataset}: {name} has {counts[name]} images, the recipe expects {expected}")
-    found.sort(key=lambda item: os.fsencode(item[0]))
-    for before, after in pairwise(found):
-        if before[0] == after[0]:
-            raise UserError(f"{printable(after[0])} belongs to two parts or classes of the recipe; keep one of them")
-    keys = sample_keys([(dataset, path) for path, dataset, *_ in found])
-    records = [Record(item[0], key, *item[1:]) for item, key in zip(found, keys, strict=True)]
-    return records, warnings
+    files: list[_File] = []
+    for number, part in enumerate(recipe.parts):
+        found = list(_part_files(number, part, recipe, source, warnings))
+        files += _with_names(part, found, warnings)
+    files.sort(key=lambda file: os.fsencode(file.path))
+    for before, after in pairwise(files):
+        if before.path == after.path:
+            raise UserError(f"{printable(after.path)} belongs to two parts or classes of the recipe; keep one of them")
+    folds = [read_folds(part, source) for part in recipe.parts]
+    slices = [item for file in files for item in _slices(file, recipe, source, folds[file.part])]
+    keys = sample_keys([(record.dataset, record.path, record.frame) for record in slices])
+    records = [replace(record, key=key) for record, key in zip(slices, keys, strict=True)]
+    return records, warnings + _unexpected(recipe, records, source)
+
+
+def _unexpected(recipe: Recipe, records: list[Record], source: Path) -> list[str]:
+    """A warning for each class of a part that has more or fewer slices than the recipe expects."""
+    counts = Counter((record.part, record.label) for record in records)
+    return [
+        f"{' '.join(filter(None, (part.dataset or source_name(source), part.published)))}: {name} has "
+        f"{counts[number, recipe.classes.index(name)]} images, the recipe expects {expected}"
+        for number, part in enumerate(recipe.parts)
+        for name, expected in part.expected.items()
+        if counts[number, recipe.classes.index(name)] != expected
+    ]
+
+
+def _part_files(number: int, part: Part, recipe: Recipe, source: Path, warnings: list[str]) -> Iterator[_File]:
+    """The files of one part: from its table, or below its class folders, or (.mat, which know their class) below it."""
+    dataset = part.dataset or source_name(source)
+    patient_of = _patient_of(part, source)
+    if part.table:
+        for row in read_files(part, recipe.classes, source):
+            patient = patient_of(row.path) if part.patients else row.patient
+            yield _File(row.path, number, dataset, row.label, patient, row.split, row.attributes)
+        return
+    if part.format == "mat":
+        folders: list[tuple[str | None, str | None, str]] = [(None, part.published, part.root)]
+    else:
+        folders = list(_class_folders(part, recipe.classes, source))
+    tables = {Path(part.root, part.folds).as_posix()} if part.folds else set()
+    for name, published, folder in folders:
+        for path in _files_below(source, folder, part.format, tables, warnings):
+            yield _File(path, number, dataset, name, patient_of(path), published)
+
+
+def _with_names(part: Part, files: list[_File], warnings: list[str]) -> list[_File]:
+    """The files with what ``attributes_from_name`` reads off their paths; what a table says goes before it."""
+    if part.attributes_from_name is None:
+        return files
+    pattern = re.compile(part.attributes_from_name)
+    result, others = [], []
+    for file in files:
+        match = pattern.search(os.path.relpath(file.path, part.root))
+        if match is None:
+            others.append(file.path)
+        groups = {key: printable(value) for key, value in match.groupdict().items() if value} if match else {}
+        patient = groups.pop("patient", None)
+        result.append(replace(file, patient=file.patient or patient, attributes={**groups, **file.attributes}))
+    if others:
+        warnings.append(f"{len(others)} files do not match attributes_from_name, such as {printable(others[0])}")
+    return result
+
+
+def _slices(file: _File, recipe: Recipe, source: Path, folds: dict[str, int]) -> Iterator[Record]:
+    """The records of a file, without keys: one a slice."""
+    part, fault = recipe.parts[file.part], None
+    try:
+        contents = read_contents(source / file.path, part)
+    except BadImage as error:
+        contents, fault = Contents([(None, {})]), str(error)
+    own = {}
+    if part.folds:
+        name = os.path.basename(stem(file.path))  # noqa: PTH119
+        if name not in folds:
+            raise UserError(
+                f"{printable(file.path)} has no fold in {part.folds}, which knows files 1.mat to {len(folds)}.mat"
+            )
+        own["fold"] = folds[name]
+    label = file.label or contents.label
+    patient = file.patient or contents.patient
+    if patient is None and contents.volume:
+        patient = printable(stem(file.path))  # a volume's slices must stay together
+    for frame, facts in contents.slices:
+        yield Record(
+            path=file.path,
+            key="",
+            dataset=file.dataset,
+            label=recipe.classes.index(label) if label else -1,
+            patient=patient,
+            published=file.published,
+            part=file.part,
+            frame=frame,
+            attributes={**facts, **own, **file.attributes},
+            fault=fault,
+        )
 
 
 def _class_folders(part: Part, classes: tuple[str, ...], source: Path) -> Iterator[tuple[str, str | None, str]]:
@@ -78,27 +176,24 @@ def _class_folders(part: Part, classes: tuple[str, ...], source: Path) -> Iterat
                     raise UserError(f"the folder {path} for class {name} is missing in {source}")
                 yield name, part.published, path
         return
-    names = {
-        _plain(alias): name for name in classes for alias in (name, *ALIASES.get(name, ()), *part.aliases.get(name, ()))
-    }
-    splits = {alias: split for split, aliases in PUBLISHED.items() for alias in aliases}
+    names = class_of(classes, part.aliases)
 
     def discover(folder: str, published: str | None) -> Iterator[tuple[str, str | None, str]]:
         if not (source / folder).is_dir():
             raise UserError(f"the folder {folder} is missing in {source}")
-        with os.scandir(source / folder) as entries:
-            inner = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        inner = sorted(name for name in _listed(source / folder) if not name.startswith("."))
+        inner = [name for name in inner if os.path.isdir(source / folder / name)]  # noqa: PTH112 (False for link loops)
         for name in (name for name in inner if name not in part.ignore):
             path = Path(folder, name).as_posix()
-            if _plain(name) in names:
-                yield names[_plain(name)], published, path
-            elif published is None and _plain(name) in splits:
-                yield from discover(path, splits[_plain(name)])
+            if plain(name) in names:
+                yield names[plain(name)], published, path
+            elif published is None and plain(name) in SPLIT_OF:
+                yield from discover(path, SPLIT_OF[plain(name)])
             else:
-                raise UserError(
-                    f"the folder {printable(path)} names none of the classes {', '.join(classes)}; rename it, or copy "
-                    "shards/datasets/folder_per_class.yaml and list it under `aliases` or `ignore`"
+                hint = binary_hint(name, names) or (
+                    "; rename it, or copy shards/datasets/folder_per_class.yaml and list it under `aliases` or `ignore`"
                 )
+                raise UserError(f"the folder {printable(path)} names none of the classes {', '.join(classes)}{hint}")
 
     folders_found = list(discover(part.root, part.published))
     if not folders_found:
@@ -106,14 +201,23 @@ def _class_folders(part: Part, classes: tuple[str, ...], source: Path) -> Iterat
     yield from folders_found
 
 
-def _images(source: Path, folder: str, warnings: list[str]) -> Iterator[str]:
-    """Paths of the image files below a class folder; linked folders are followed, each real folder once."""
+def _listed(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208 (names need not be valid UTF-8)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror})") from None
+
+
+def _files_below(source: Path, folder: str, kind: str, besides: set[str], warnings: list[str]) -> Iterator[str]:
+    """Paths of the files of a format below a folder, ``besides`` left out; linked folders are followed, each once."""
     others: list[str] = []
     count, seen = 0, set()
 
     def unreadable(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be read ({error.strerror})")
 
+    if not (source / folder).is_dir():
+        raise UserError(f"the folder {folder} is missing in {source}")
     for base, inner, files in os.walk(source / folder, onerror=unreadable, followlinks=True):
         if (real := os.path.realpath(base)) in seen:
             inner.clear()
@@ -122,85 +226,42 @@ def _images(source: Path, folder: str, warnings: list[str]) -> Iterator[str]:
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         for file in sorted(files):
             path = os.path.relpath(os.path.join(base, file), source)  # noqa: PTH118 (names need not be valid UTF-8)
-            if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES and not file.startswith("."):  # noqa: PTH122
+            if path in besides:
+                continue
+            if file.lower().endswith(SUFFIXES[kind]) and not file.startswith("."):
                 count += 1
                 yield path
             else:
                 others.append(path)
+    what = "images" if kind == "images" else f"{' or '.join(SUFFIXES[kind])} files"
     if not count:
         seen_instead = f" ({len(others)} other files, such as {printable(others[0])})" if others else ""
-        raise UserError(f"the class folder {printable(folder)} holds no images{seen_instead}; add some or remove it")
+        raise UserError(
+            f"the folder {printable(folder)} holds no {what}{seen_instead}; add some or remove it; a recipe's `format` "
+            "says which kind of files is read"
+        )
     if others:
         warnings.append(
-            f"{printable(folder)}: {len(others)} files are no images by their name, such as {printable(others[0])}"
+            f"{printable(folder)}: {len(others)} files are no {what} by their name, such as {printable(others[0])}"
         )
 
 
-def _patient_table(part: Part, source: Path) -> Callable[[str], str | None]:
-    """A function path → patient (None where the table leaves the cell empty), from the part's CSV."""
+def _patient_of(part: Part, source: Path) -> Callable[[str], str | None]:
+    """A function path → patient by the part's table, None where its cell is empty or there is no table."""
     if part.patients is None:
         return lambda path: None
-    file, wanted = Path(part.root, part.patients["file"]), (part.patients["id"], part.patients["patient"])
-    table: dict[str, str | None] = {}
-    try:
-        with (source / file).open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            lacking = [column for column in wanted if column not in (reader.fieldnames or [])]
-            if lacking:
-                raise UserError(f"{source / file} has no column {', '.join(lacking)}; it has {reader.fieldnames}")
-            for row in reader:
-                name, patient = row[wanted[0]], row[wanted[1]] or None
-                if table.setdefault(name, patient) != patient:
-                    raise UserError(
-                        f"{source / file}, line {reader.line_num}: {name} already belongs to another patient"
-                    )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"the table of patients {source / file} cannot be read ({error})") from None
+    table, columns = read_patients(part, source), part.patients
 
     def patient_of(path: str) -> str | None:
         name = os.path.basename(path)  # noqa: PTH119
-        for spelling in (os.path.splitext(name)[0], name, os.path.relpath(path, part.root)):  # noqa: PTH122
+        for spelling in (os.path.relpath(path, part.root), name, stem(name)):
             if spelling in table:
                 return table[spelling]
-        raise UserError(f"{printable(path)} has no row in {file} (column {wanted[0]}); add one, empty where unknown")
+        if columns["partial"]:
+            return None
+        raise UserError(
+            f"{printable(path)} has no row in {Path(part.root, columns['file'])} (column {columns['id']}); add one, "
+            "empty where unknown"
+        )
 
     return patient_of
-
-
-def sample_keys(files: list[tuple[str, str]]) -> list[str]:
-    """(dataset, path) of every file → safe keys: unique, dot-free, ASCII, at most 90 characters, stable per file.
-
-    ``cheng``, ``cheng/glioma/1841.jpg`` gives ``cheng-glioma-1841``; where letters had to be replaced or two files
-    would share a key, the hash of the path is appended.
-    """
-    plain, exact = [], []
-    for dataset, path in files:
-        pieces = os.path.splitext(path)[0].split("/")  # noqa: PTH122
-        text = "-".join(pieces if pieces[0] == dataset else [dataset, *pieces])
-        plain.append(slug(text)[:72])
-        exact.append(plain[-1] == text)
-    shared = Counter(plain)
-    return [
-        key if faithful and shared[key] == 1 else f"{key}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
-        for key, faithful, (_, path) in zip(plain, exact, files, strict=True)
-    ]
-
-
-def source_name(source: Path) -> str:
-    """The source folder's own name, made safe for keys and file names."""
-    return slug(source.resolve().name).strip("-_")[:40] or "dataset"
-
-
-def slug(text: str) -> str:
-    """Letters, digits, - and _ of ``text``; anything else becomes _."""
-    return re.sub(r"[^A-Za-z0-9_-]", "_", text) or "_"
-
-
-def printable(path: str) -> str:
-    """A path as valid, one-line UTF-8: undecodable bytes and control characters are spelt out (``\\xff``, ``\\n``)."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

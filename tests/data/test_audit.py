@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from pictures import draw
 from PIL import Image, ImageEnhance, ImageFilter
 
-from brain_dist.data import audit
+from brain_dist.data import audit, similarity
 from brain_dist.data.pixels import examine, head_box, thumbnails
+
+ROUNDING = 1e-4  # of similarities: structures are kept in 16 bits
 
 
 def thumbs_of(images: list[Image.Image]) -> np.ndarray:
@@ -62,6 +64,7 @@ def test_copies_are_found_and_strangers_are_not(what, mirrored):
     found = audit.near_pairs(thumbs_of([*originals, *copies]))
     assert list(zip(found.first.tolist(), found.second.tolist(), strict=True)) == [(n, n + 12) for n in range(12)]
     assert (found.mirrored == mirrored).all()
+    assert not found.moved.any()  # all of these lie on each other
 
 
 def test_candidate_search_misses_nothing(monkeypatch):
@@ -69,18 +72,20 @@ def test_candidate_search_misses_nothing(monkeypatch):
     images += [image.rotate(angle, Image.Resampling.BILINEAR) for image in images[:20] for angle in (1, 2, 3, 5)]
     images += [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).rotate(1) for image in images[:10]]
     thumbs = thumbs_of(images)
-    monkeypatch.setattr(audit, "_BLOCK", 32)  # several blocks, the last one not full
-    monkeypatch.setattr(audit, "_BASIS", 8)
-    found = audit.near_pairs(thumbs)
+    monkeypatch.setattr(similarity, "_BLOCK", 32)  # several blocks, the last one not full
+    monkeypatch.setattr(similarity, "_BASIS", 8)
+    found = similarity.aligned_pairs(thumbs)
     best = np.full((len(images), len(images)), -1.0)
     for frame in range(2):
-        straight = audit.structure(thumbs[:, frame])
-        for other in (straight, audit.structure(thumbs[:, frame, :, ::-1])):
+        straight = similarity.structure(thumbs[:, frame])
+        for other in (straight, similarity.structure(thumbs[:, frame, :, ::-1])):
             best = np.maximum(best, straight @ other.T)
-    expected = np.argwhere(np.triu(best >= audit.SAME, 1))
-    assert 30 < len(expected) < 500
-    np.testing.assert_array_equal(np.stack([found.first, found.second], axis=1), expected)
-    np.testing.assert_allclose(found.similarity, best[found.first, found.second], atol=1e-5)
+    pairs = np.stack([found.first, found.second], axis=1).tolist()
+    sure, possible = (np.argwhere(np.triu(best >= audit.SAME + slack, 1)).tolist() for slack in (ROUNDING, -ROUNDING))
+    assert 30 < len(sure) < 500
+    assert [pair for pair in pairs if pair in sure] == sure
+    assert [pair for pair in possible if pair in pairs] == pairs
+    np.testing.assert_allclose(found.similarity, best[found.first, found.second], atol=ROUNDING)
 
 
 def test_flat_pictures_resemble_nothing():
@@ -133,7 +138,7 @@ def png(image: Image.Image) -> bytes:
 
 def test_counts_follow_exact_and_near_copies_through_each_other():
     # 0 and 1 are exact copies, 2 is a near copy of 0 (hence of 1), 3 and 4 share a patient, 5 is alone
-    near = audit.NearPairs(np.array([0]), np.array([2]), np.array([0.9], np.float32), np.array([True]))
+    near = audit.NearPairs(*(np.array([value]) for value in (0, 2, np.float32(0.9), True, False)))
     copy_of = np.array([0, 0, 2, 3, 4, 5])
     groups = np.array([0, 0, 0, 3, 3, 5])
     patients = [("d", None), ("d", None), ("d", None), ("d", "p"), ("d", "p"), ("d", "q")]
@@ -145,7 +150,7 @@ def test_counts_follow_exact_and_near_copies_through_each_other():
     kept = count(0, 0, 0, 2, 2, 1)
     assert kept["test_leaked"] == kept["test_with_copy_in_train"] == kept["test_with_patient_in_train"] == 0
     assert (kept["exact_redundant"], kept["near_pairs"], kept["near_pairs_mirrored"]) == (1, 1, 1)
-    assert kept["label_conflicts"] == 3
+    assert kept["images_with_label_conflict"] == 3
     assert kept["largest_groups"] == [3, 2, 1]
     leaky = count(2, 2, 0, 0, 2, 1)  # 1 is known from train by way of its exact copy's near copy
     assert (leaky["test_with_copy_in_train"], leaky["test_with_patient_in_train"], leaky["test_leaked"]) == (2, 1, 3)
@@ -162,6 +167,6 @@ def test_real_strangers_stay_apart_and_real_copies_meet(real_data):
     br35h = [examine(path.read_bytes()) for path in sorted((real_data / "br35h_no" / "notumor").iterdir())[::6]]
     thumbs = np.stack([image.thumbs for image in br35h])
     sets = [len(np.unique(audit.connected(len(br35h), zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))))
-            for pairs in (audit.near_pairs(thumbs, same=same) for same in (0.70, audit.SAME))]  # fmt: skip
+            for pairs in (similarity.aligned_pairs(thumbs, same=same) for same in (0.70, audit.SAME))]  # fmt: skip
     assert sets[1] < 0.6 * len(br35h)  # many are renderings of one picture
     assert sets[1] - sets[0] <= 2  # and no threshold in between changes what is one

@@ -18,7 +18,8 @@ import pytest
 from pictures import CLASSES, draw, write_collection
 from PIL import Image, ImageEnhance
 
-from brain_dist.data.build import BadImages, Built, Options, build
+from brain_dist.data.build import Built, Options, build
+from brain_dist.data.examination import BadImages
 from brain_dist.data.index import Dataset, ShardReader, open_dataset
 from brain_dist.data.recipes import default_recipe, parse_recipe, read_recipe
 from brain_dist.data.verify import verify
@@ -224,7 +225,7 @@ def test_planted_copies_share_a_group_and_a_split(tmp_path):
         assert all(len(names) == 1 for names in splits_of_group.values())
         assert len(splits_of_group) == dataset.manifest["groups"] == 20  # no two patients are joined by mistake
         audit = dataset.manifest["audit"]
-        assert (audit["exact_redundant"], audit["label_conflicts"], audit["test_leaked"]) == (5, 2, 0)
+        assert (audit["exact_redundant"], audit["images_with_label_conflict"], audit["test_leaked"]) == (5, 2, 0)
         assert audit["near_pairs_mirrored"] >= 4
 
 

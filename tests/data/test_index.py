@@ -20,6 +20,7 @@ from brain_dist.errors import Fault, UserError
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     source = write_collection(tmp_path / "mine", each=5, size=64)
+    (source / "patients.csv").unlink()  # so that the patients are unknown
     options = Options(shard_size="4")
     build(source, tmp_path / "out", default_recipe(source), options, workers=1, progress=lambda *stage: None)
     return tmp_path / "out"

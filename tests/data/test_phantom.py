@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from brain_dist.data.anatomy import load_atlas
 from brain_dist.data.lesions import SELLA, Lesion, distance
 from brain_dist.data.patients import CLASSES, patient
 from brain_dist.data.phantom import generate
+from brain_dist.data.planting import KINDS
 from brain_dist.data.slices import render
 from brain_dist.errors import UserError
 
-SMALL: dict[str, Any] = {"patients": 5, "slices": 3, "size": 96, "seed": 3, "progress": False, "plant": 0.4}
+SMALL: dict[str, Any] = {"patients": 5, "slices": 3, "size": 96, "seed": 3, "progress": False, "plant": 0.5}
 OTHER_SEED = 8
 
 
@@ -50,10 +52,12 @@ def test_layout_and_tables_agree(made: Path) -> None:
     rows, truth = _table(made / "patients.csv"), _table(made / "truth.csv")
     record = json.loads((made / "phantom.json").read_text())
     assert len(truth) == 15
-    assert len(rows) == record["images"] == 15 + 6
+    assert len(rows) == record["images"] == 15 + 8
+    copies = {row["id"] for row in _table(made / "planted.csv")}
     for row in rows:
         with Image.open(made / row["class"] / f"{row['id']}.jpg") as image:
-            assert (image.mode, image.size) == ("L", (96, 96))
+            assert image.mode == "L"
+            assert image.size == (96, 96) or row["id"] in copies
     assert sum(len(list((made / name).iterdir())) for name in CLASSES) == len(rows)
     classes: dict[str, set[str]] = {}
     for row in truth:
@@ -66,7 +70,10 @@ def test_layout_and_tables_agree(made: Path) -> None:
 
 
 def test_truth_matches_the_masks(made: Path) -> None:
-    for row in _table(made / "truth.csv"):
+    rows = _table(made / "truth.csv")
+    drawn = {f"{row['id']}.png" for row in rows if row["class"] != "notumor"}
+    assert {path.name for path in (made / "masks").iterdir()} == drawn
+    for row in rows:
         path = made / "masks" / f"{row['id']}.png"
         assert path.exists() == (row["class"] != "notumor")
         if not path.exists():
@@ -81,21 +88,70 @@ def test_truth_matches_the_masks(made: Path) -> None:
         assert int(row["area"]) == len(lines)
 
 
-def test_planted_copies_are_what_they_say(made: Path) -> None:
-    planted = _table(made / "planted.csv")
-    place = {row["id"]: made / row["class"] / f"{row['id']}.jpg" for row in _table(made / "patients.csv")}
-    patients = {row["id"]: row["patient"] for row in _table(made / "patients.csv")}
-    assert sorted(row["kind"] for row in planted) == ["conflict"] * 2 + ["duplicate"] * 2 + ["mirror"] * 2
+def _agreement(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 patients in Training/ and Testing/, each slice copied: 32 copies, four of each kind."""
+    folder = tmp_path_factory.mktemp("phantom") / "published"
+    settings = {**SMALL, "patients": 8, "slices": 4, "plant": 1.0}
+    generate(folder, workers=2, published=True, **settings)
+    generate(folder.with_name("without"), workers=1, published=True, **{**settings, "plant": 0.0})
+    return folder
+
+
+def test_planted_copies_are_what_they_say(published: Path) -> None:
+    planted, patients = _table(published / "planted.csv"), _table(published / "patients.csv")
+    place = {path.stem: path.relative_to(published) for path in published.rglob("*.jpg")}
+    who = {row["id"]: row["patient"] for row in patients}
+    assert len(place) == len(patients) == 64
+    assert all(place[row["id"]].parent.name == row["class"] for row in patients)
+    assert Counter(row["kind"] for row in planted) == dict.fromkeys(KINDS, 4)
+    assert len({row["of"] for row in planted}) == len({who[row["id"]] for row in planted}) == 32
     for row in planted:
-        copy, source = place[row["id"]], place[row["of"]]
-        assert patients[row["id"]] != patients[row["of"]]
-        assert (copy.parent == source.parent) == (row["kind"] != "conflict")
-        if row["kind"] == "mirror":
-            with Image.open(copy) as a, Image.open(source) as b:
-                flipped = b.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-                assert np.abs(np.asarray(a, int) - np.asarray(flipped, int)).mean() < 2
-        else:
-            assert copy.read_bytes() == source.read_bytes()
+        copy, source, kind = place[row["id"]], place[row["of"]], row["kind"]
+        assert who[row["id"]] not in {who[other] for other in who if other != row["id"]}
+        assert (copy.parent.name == source.parent.name) == (kind != "conflict")
+        crosses = (source.parts[0], copy.parts[0]) == ("Training", "Testing")
+        assert crosses if kind == "leak" else source.parts[0] == copy.parts[0]
+        same_bytes = (published / copy).read_bytes() == (published / source).read_bytes()
+        assert same_bytes == (kind == "duplicate") or kind == "conflict"
+        with Image.open(published / copy) as a, Image.open(published / source) as b:
+            one, other = np.asarray(a, float), np.asarray(b, float)
+        if kind in ("reencoded", "conflict"):
+            assert _agreement(one, other) > 0.98
+        elif kind == "mirrored":
+            assert _agreement(one, other[:, ::-1]) > 0.98 > _agreement(one, other)
+        elif kind == "rescaled":
+            assert 48 <= len(one) <= 154
+            assert len(one) != 96
+        elif kind == "cropped":
+            assert all(96 * 0.82 - 1 <= side <= 96 * 0.96 + 1 for side in one.shape)
+            windows = np.lib.stride_tricks.sliding_window_view(other, one.shape)
+            assert np.abs(windows - one).mean(axis=(2, 3)).min() < 2
+        elif kind == "brightness":
+            assert _agreement(one, other) > 0.9
+
+
+def test_planting_and_a_published_split_leave_the_pictures_as_they_are(published: Path) -> None:
+    copies = {row["id"] for row in _table(published / "planted.csv")}
+    originals = sorted(path.read_bytes() for path in published.rglob("*.jpg") if path.stem not in copies)
+    without = published.with_name("without")
+    assert sorted(path.read_bytes() for path in without.rglob("*.jpg")) == originals
+    assert not (without / "planted.csv").exists()
+
+
+def test_a_published_split_divides_patients_and_has_each_class_twice(published: Path) -> None:
+    rows = _table(published.with_name("without") / "patients.csv")
+    place = {path.stem: path.parent.parent.name for path in published.with_name("without").rglob("*.jpg")}
+    parts = {(row["patient"], place[row["id"]]) for row in rows}
+    assert len(parts) == 8  # no patient is in both
+    for part in ("Training", "Testing"):
+        assert {row["class"] for row in rows if place[row["id"]] == part} == set(CLASSES)
+    with pytest.raises(UserError, match=r"patients = 7.*choose 8"):
+        generate(published.with_name("few"), workers=1, published=True, **{**SMALL, "patients": 7})
 
 
 def test_running_again_does_nothing_and_other_settings_are_refused(

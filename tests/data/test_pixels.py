@@ -23,12 +23,13 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def chunk(name: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG file."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
 def raw_png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
     """A PNG of any bit depth and colour type, which Pillow itself cannot write."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
@@ -88,18 +89,22 @@ def test_wide_values_are_scaled_between_percentiles():
     np.testing.assert_array_equal(stored(found), expected)
     floats = stored(examine(encode(Image.fromarray((values / 41000).astype(np.float32)), "TIFF")))
     assert abs(floats.astype(int) - expected).max() <= 1
-    flat = stored(examine(encode(Image.fromarray(np.full((8, 8), 7000, dtype=np.uint16)), "PNG")))
+    flat = stored(examine(encode(Image.fromarray(np.full((16, 16), 7000, dtype=np.uint16)), "PNG")))
     assert (flat == 0).all()
+    fixed = stored(
+        examine(encode(Image.fromarray(values.astype(np.uint16)), "PNG"), None, {"center": 9e3, "width": 4e3})
+    )
+    np.testing.assert_array_equal(fixed, np.rint(np.clip((values.astype(np.uint16) - 7000.0) / 4000, 0, 1) * 255))
     with pytest.raises(BadImage, match="not finite"):
-        examine(encode(Image.fromarray(np.full((8, 8), np.nan, dtype=np.float32)), "TIFF"))
+        examine(encode(Image.fromarray(np.full((16, 16), np.nan, dtype=np.float32)), "TIFF"))
 
 
 def test_odd_bit_depths_of_png_are_stored_anew():
     ramp = np.linspace(0, 65535, 16 * 16).astype(">u2").reshape(16, 16)
     rows = b"".join(b"\0" + np.repeat(line, 3).astype(">u2").tobytes() for line in ramp)
     assert abs(stored(examine(raw_png(16, 16, 16, 2, rows))).astype(int) - (ramp >> 8)).max() <= 1
-    two_bits = b"".join(b"\0" + bytes([0b00011011]) for _ in range(4))
-    np.testing.assert_array_equal(stored(examine(raw_png(4, 4, 2, 0, two_bits)))[0], [0, 85, 170, 255])
+    two_bits = b"".join(b"\0" + bytes([0b00011011] * 4) for _ in range(16))
+    np.testing.assert_array_equal(stored(examine(raw_png(16, 16, 2, 0, two_bits)))[0], [0, 85, 170, 255] * 4)
 
 
 def test_cmyk_and_rotated_jpegs_become_upright_gray_png():
@@ -146,6 +151,8 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "animation": (encode(frames[0], "GIF", save_all=True, append_images=frames[1:]), "2 pictures"),
         "stack": (encode(frames[0], "TIFF", save_all=True, append_images=frames[1:]), "2 pictures"),
         "large": (raw_png(9000, 9000, 8, 0, b"\0" * 100), "9000 x 9000"),
+        "dot": (encode(gray.crop((0, 0, 1, 1)), "PNG"), "1 x 1 pixels; a slice has at least 16 a side"),
+        "strip": (encode(gray.crop((0, 0, 64, 15)), "JPEG"), "64 x 15 pixels; a slice has at least 16 a side"),
         "bomb": (raw_png(60000, 60000, 1, 0, b"\0" * 100), "bomb"),
     }
 
@@ -206,7 +213,7 @@ def test_hashes_and_thumbnails():
 
     assert len(original.phash) == 16
     assert bits(original, recoded) <= 4 < 16 <= bits(original, other)
-    tall = Image.fromarray(np.zeros((20, 10), dtype=np.uint8))
+    tall = Image.fromarray(np.zeros((40, 20), dtype=np.uint8))
     assert (
         examine(encode(tall, "PNG")).pixel_hash
         != examine(encode(tall.transpose(Image.Transpose.ROTATE_90), "PNG")).pixel_hash
