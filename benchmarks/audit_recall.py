@@ -146,7 +146,7 @@ def collection(root: Path, count: int, seed: int) -> dict[str, Any]:
             similar["aligned"].append(aligned(originals, both[len(images) :]))
         else:
             similar["registered"].append(registered_copies(both))
-        wrong = f"{'' if known else '≤ '}{row['false']}"
+        wrong = f"{'≤ ' if row['false'] and not known else ''}{row['false']}"
         shares = f"{row['aligned']:.1%} | {row['registered']:.1%}"
         print(f"| {name.format(strength)} | {shares} | {wrong} |", flush=True)
     result: dict[str, Any] = {"images": len(images), "of": len(records), "copies": table, "patients_known": known}
@@ -217,11 +217,12 @@ def registered(
 ) -> Iterator[tuple[np.ndarray, ...]]:
     """(i, j, correlation) of the wanted candidates, which are chosen as the audit chooses them."""
     heads = every[:, 1]
-    descriptor = registration.Descriptor.fit(heads)
+    descriptor, fields = registration.Descriptor.fit(heads), registration.whole_fields(heads)
     whole = descriptor(heads), descriptor(heads[:, :, ::-1])
+    least = registration.candidate_cosine(heads, descriptor)
     for low in range(0, len(heads), BLOCK):
         block = heads[low : low + BLOCK]
-        best = np.full((len(block), len(heads)), registration.CANDIDATE, dtype=np.float32)
+        best = np.full((len(block), len(heads)), least, dtype=np.float32)
         how = np.full(best.shape, -1)
         for number, window in enumerate(registration.windows()):
             short = descriptor(block, window)
@@ -234,7 +235,7 @@ def registered(
         for start in range(0, len(chosen), BLOCK):
             row, column = (part[chosen[start : start + BLOCK]] for part in (i, j))
             code = how[row, column]
-            yield row + low, column, registration.confirm(heads, row + low, column, code // 2, code % 2 == 1)
+            yield row + low, column, registration.confirm(fields, row + low, column, code // 2, code % 2 == 1)
 
 
 def separation(name: str, threshold: float, strange: np.ndarray, copies: np.ndarray) -> dict[str, Any]:

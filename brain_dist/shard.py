@@ -275,7 +275,8 @@ def _summary(dataset: Dataset) -> None:
         print(f"{split['moved']} images are not in their published fold: a copy or their patient is in another one")
     print(
         f"copies: {audit['exact_redundant']} images repeat another's pixels; {audit['near_pairs']} near-copy pairs, "
-        f"{audit['near_pairs_mirrored']} mirrored; {audit['images_with_label_conflict']} images have a copy of another class"
+        f"{audit['near_pairs_mirrored']} mirrored; {audit['images_with_label_conflict']} images have a copy of "
+        "another class"
     )
     if split["method"] == "original":
         print(

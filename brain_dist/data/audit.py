@@ -135,8 +135,8 @@ def counts(findings: Findings, labels: np.ndarray, patients: Sequence[tuple[str,
     """What the manifest says of the findings; ``labels`` int [N], ``splits`` int [N] with 0 for train and 2 for test.
 
     ``exact_redundant``: images whose pixels another image already has; ``near_pairs`` and how many are mirrored;
-    ``images_with_label_conflict``: images that have a copy of another class; ``test_…``: test images with a copy, or with another
-    image of the same patient, in train, and with either (all 0 where groups were kept whole).
+    ``images_with_label_conflict``: images that have a copy of another class; ``test_…``: test images with a copy, or
+    with another image of the same patient, in train, and with either (all 0 where groups were kept whole).
     """
     test = splits == 2
     leaked = test & _seen_by_copies(findings, (splits == 0).astype(np.int64)).astype(bool)

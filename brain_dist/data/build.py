@@ -9,8 +9,10 @@ from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from itertools import groupby
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -143,6 +145,9 @@ def _fill(folder: Path, records: list[Record], source: Path, recipe: Recipe, opt
     """Write shards, index and, last, the manifest into ``folder``."""
     spool = folder / "spool"  # new encodings wait here for their shard, so that nothing is decoded twice
     spool.mkdir()
+    # The audit's and the index's libraries take seconds to load: they do while the workers decode. No daemon: a process
+    # that ends in the middle of an import may crash.
+    Thread(target=lambda: [import_module(name) for name in ("torch", "scipy.linalg", "pyarrow.parquet")]).start()
     records, images, thumbs, skipped = examine_all(
         records, source, recipe, run, skip_bad=options.skip_bad, progress=partial(progress, "decoding"), spool=spool,
         max_side=options.max_side,

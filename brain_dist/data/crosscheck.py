@@ -54,7 +54,8 @@ def _entries(split: Any) -> dict[str, tuple[str, ...]]:
              "skipped", "builder"),
         "split": ("method", "seed", "folds" if method == "kfold" else "fractions",
                   *(("off_by",) if method != "original" else ())),
-        "audit": ("exact_redundant", "near_pairs", "near_pairs_mirrored", "images_with_label_conflict", "largest_groups", *_LEAKS),
+        "audit": ("exact_redundant", "near_pairs", "near_pairs_mirrored", "images_with_label_conflict",
+                  "largest_groups", *_LEAKS),
         "recipe": tuple(field.name for field in fields(Recipe)),
         "options": tuple(field.name for field in fields(Options)),
     }  # fmt: skip

@@ -29,9 +29,9 @@ JPEG_QUALITY = 95  # of a JPEG made smaller by max_side
 THUMB = 64  # side of the thumbnails in which near duplicates are compared
 # What Pillow's readers raise on damaged data, found by flipping bytes in files of every format.
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, zlib.error)
-# The first 8 rows of the DCT of 32 numbers, rounded so that all products and sums of perceptual_hash are whole numbers
-# below 2**53, exact in any order: the same hash on every processor
-_COSINES = np.rint(2**16 * np.cos(np.pi / 64 * np.outer(np.arange(8), 2 * np.arange(32) + 1)))
+# The first 8 rows of a DCT, rounded so that all products and sums of perceptual_hash are whole numbers below 2**53:
+# exact in any order, so that every processor finds the same hash
+_COSINES = np.rint(2**16 * np.cos(np.pi / (2 * THUMB) * np.outer(np.arange(8), 2 * np.arange(THUMB) + 1)))
 _WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 
 
@@ -190,17 +190,14 @@ def _looks_like(data: bytes) -> str:
 def pixel_hash(pixels: np.ndarray) -> str:
     """128-bit hex hash of gray pixels uint8 [H, W] together with their size."""
     digest = hashlib.blake2b(struct.pack("<II", *pixels.shape), digest_size=16)
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 
 def perceptual_hash(thumb: np.ndarray) -> str:
-    """16 hex digits of the whole picture's thumbnail uint8 [64, 64]: signs of the 8 x 8 lowest DCT coefficients of its
-    32 x 32 reduction about their median (pHash, Zauner 2010).
-
-    """
-    small = np.asarray(Image.fromarray(thumb).resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float64)
-    low = _COSINES @ small @ _COSINES.T
+    """16 hex digits of a whole picture's thumbnail uint8 [64, 64]: signs of the 8 x 8 lowest DCT coefficients about
+    their median (pHash, Zauner 2010)."""
+    low = _COSINES @ thumb.astype(np.float64) @ _COSINES.T
     return np.packbits(low > np.median(low)).tobytes().hex()
 
 
@@ -224,9 +221,11 @@ def head_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
     inner = pixels[rim_y : height - rim_y, rim_x : width - rim_x]
     side_y, side_x = max(1, height // 14), max(1, width // 14)
     corners = [inner[:side_y, :side_x], inner[:side_y, -side_x:], inner[-side_y:, :side_x], inner[-side_y:, -side_x:]]
-    background = float(np.median(np.median(np.stack(corners), axis=(1, 2))))
+    background = sum(sorted(np.median(np.stack(corners).reshape(4, -1), axis=1).tolist())[1:3]) / 2
     threshold = background + max(8.0, 0.14 * (_percentile(inner, 99.5) - background))
-    foreground = (inner > int(threshold)).view(np.uint8)  # of whole numbers the same as > threshold, in a third of the time
+    foreground = (inner > int(threshold)).view(
+        np.uint8
+    )  # of whole numbers the same as > threshold, in a third of the time
     rows = np.flatnonzero(np.add.reduce(foreground, axis=1, dtype=np.uint32) / foreground.shape[1] > 0.02)
     columns = np.flatnonzero(np.add.reduce(foreground, axis=0, dtype=np.uint32) / foreground.shape[0] > 0.02)
     if rows.size < 2 or columns.size < 2:

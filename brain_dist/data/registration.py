@@ -3,9 +3,9 @@
 The aligned comparison of :mod:`brain_dist.data.similarity` loses such pairs: a crop of a tenth leaves a correlation of
 0.07. They are found in two steps on the 64 x 64 thumbnails of the heads.
 
-**Candidates.** Each head is described by 64 numbers in which small shifts, scales and turns matter little and the
+**Candidates.** Each head is described by 48 numbers in which small shifts, scales and turns matter little and the
 person matters much: linear discriminant analysis (Fisher 1936) in which an image's own slightly moved versions are a
-class. It is fitted to the audited images themselves. Each head's 25 windows (cut by up to an eighth on each side) are
+class. It is fitted to the audited images themselves. Each head's 19 windows (cut by up to an eighth on each side) are
 compared with all whole heads, straight and mirrored, as matrix products.
 
 **Confirmation.** A candidate pair is registered: six affine parameters by the inverse compositional Gauss-Newton method
@@ -25,21 +25,24 @@ import numpy as np
 
 from brain_dist.data.pixels import THUMB
 from brain_dist.data.pool import in_threads
+from brain_dist.data.scratch import scratch
 from brain_dist.data.similarity import Pairs, above, detail, kernel_matrix, unit
 
 if TYPE_CHECKING:
     import torch
 
 REGISTERED = 0.90  # correlation after registration from which two images count as one picture
-CANDIDATE = 0.80  # cosine of the descriptors from which a pair is registered
-# pixels a side, Gauss-Newton steps, and the correlation without which the next stage is not tried
-_STAGES = ((32, 3, 0.65), (32, 3, 0.8), (THUMB, 5, REGISTERED))
+CANDIDATE = (0.6, 0.82)  # range of the cosine of descriptors from which a pair is registered, see candidate_cosine
+_BUDGET = 3.0  # pairs of strangers that may be registered per image
 _SIDE = 32  # pixels a side of the descriptor's field
-_DIMENSIONS = 64
+# pixels a side, Gauss-Newton steps, and the correlation without which the next stage is not tried
+_STAGES = ((_SIDE, 3, 0.65), (THUMB, 1, 0.8), (THUMB, 4, REGISTERED))
+_DIMENSIONS = 48
 _CUTS = ((0.0, 0.0), (0.06, 0.06), (0.12, 0.12), (0.0, 0.1), (0.1, 0.0))  # of the two ends of an axis
 _BLOCK = 512  # images whose windows are compared at once, with
 _WHOLE = 2048  # whole heads: small enough for a processor's cache
 _SLAB = 128
+_WHOLE_HEAD = np.array([0.0, 0.0, 1.0, 1.0])
 _CHUNK = 256  # pairs registered at once
 _INSIDE = 0.75  # least share of a frame that must lie inside the other one
 
@@ -53,7 +56,7 @@ def moved_pairs(heads: np.ndarray, joined: np.ndarray, progress: Callable[[int, 
     count = len(heads)
     if count < 2:
         return Pairs(*(np.zeros(0, dtype=kind) for kind in (np.int64, np.int64, np.float32, np.bool_)))
-    descriptor = Descriptor.fit(heads)
+    descriptor, fields = Descriptor.fit(heads), whole_fields(heads)
     whole = tuple(np.empty((count, descriptor.basis.shape[1]), dtype=np.float32) for _ in range(2))
 
     def describe(low: int) -> None:
@@ -61,13 +64,13 @@ def moved_pairs(heads: np.ndarray, joined: np.ndarray, progress: Callable[[int, 
         whole[0][low : low + _BLOCK], whole[1][low : low + _BLOCK] = descriptor(part), descriptor(part[:, :, ::-1])
 
     def compare(low: int) -> list[tuple[int, int, float, bool]]:
-        i, j, window, mirrored = _candidates(heads, descriptor, whole, low)
+        i, j, window, mirrored = _candidates(heads, descriptor, whole, low, least)
         fresh = joined[i] != joined[j]
         i, j, window, mirrored = (part[fresh] for part in (i, j, window, mirrored))
         agree: list[tuple[int, int, float, bool]] = []
         for start in range(0, len(i), _CHUNK):
             part = slice(start, start + _CHUNK)
-            value = confirm(heads, i[part], j[part], window[part], mirrored[part])
+            value = confirm(fields, i[part], j[part], window[part], mirrored[part])
             columns = (np.minimum(i[part], j[part]), np.maximum(i[part], j[part]), value, mirrored[part])
             agree += zip(*(column[value >= REGISTERED].tolist() for column in columns), strict=True)
         return agree
@@ -75,6 +78,7 @@ def moved_pairs(heads: np.ndarray, joined: np.ndarray, progress: Callable[[int, 
     starts = range(0, count, _BLOCK)
     for _ in in_threads(describe, starts):
         pass
+    least = candidate_cosine(heads, descriptor)
     for done, block in enumerate(in_threads(compare, starts), 1):
         for one, other, value, mirrored in block:
             found[one, other] = max(found.get((one, other), (0.0, False)), (value, mirrored))
@@ -91,14 +95,29 @@ def moved_pairs(heads: np.ndarray, joined: np.ndarray, progress: Callable[[int, 
 
 
 def windows() -> np.ndarray:
-    """float32 [25, 4]: the windows (left, top, right, bottom) as shares of the head's box; the first is all of it."""
-    return np.array(
-        [(left, top, 1 - right, 1 - bottom) for (left, right), (top, bottom) in product(_CUTS, _CUTS)], dtype=np.float32
-    )
+    """float32 [19, 4]: the windows (left, top, right, bottom) as shares of the head's box; the first is all of it.
+
+    Those that cut one axis much more than the other are left out.
+    """
+    chosen = [(x, y) for x, y in product(_CUTS, _CUTS) if abs(sum(x) - sum(y)) < 0.125]
+    return np.array([(x[0], y[0], 1 - x[1], 1 - y[1]) for x, y in chosen], dtype=np.float32)
+
+
+def candidate_cosine(heads: np.ndarray, descriptor: Descriptor) -> float:
+    """From which cosine on pairs are registered.
+
+    As low as time allows: so that about three strangers an image are, going by the best cosines of 512 x 512 pairs.
+    A small collection can afford to look at nearly all pairs; its descriptor, learnt from few images, needs it to.
+    """
+    some = heads[:: -(-len(heads) // 512)]
+    whole = [descriptor(side) for side in (some, some[:, :, ::-1])]
+    best = np.max([descriptor(some, window) @ other.T for window in windows() for other in whole], axis=0)
+    best[np.diag_indices(len(some))] = -1
+    return float(np.clip(np.quantile(best, max(0.0, 1 - _BUDGET / len(heads))), *CANDIDATE))
 
 
 def _candidates(
-    heads: np.ndarray, descriptor: Descriptor, whole: tuple[np.ndarray, ...], low: int
+    heads: np.ndarray, descriptor: Descriptor, whole: tuple[np.ndarray, ...], low: int, least: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(i, j, window, mirrored) of pairs whose descriptors agree, with i in the block from ``low`` on.
 
@@ -111,7 +130,7 @@ def _candidates(
         cut = descriptor(block, window)
         for start, mirrored in product(range(0, len(heads), _WHOLE), (False, True)):
             others = whole[mirrored][start : start + _WHOLE]
-            i, j = above(cut, others, CANDIDATE)
+            i, j = above(cut, others, least)
             cosine = np.einsum("ij,ij->i", cut[i], others[j])
             parts.append((i + low, j + start, cosine, np.full(len(i), 2 * number + mirrored)))
     i, j, cosine, how = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -119,13 +138,14 @@ def _candidates(
     i, j, how = i[order], j[order], how[order]
     keep = i != j
     keep[1:] &= (np.diff(i) != 0) | (np.diff(j) != 0)
+    keep &= (how > 1) | (i < j)  # whole against whole is the same both ways
     i, j, how = i[keep], j[keep], how[keep]
     return i, j, how // 2, how % 2 == 1
 
 
 @dataclass(frozen=True)
 class Descriptor:
-    """Head thumbnails → unit vectors float32 [N, <= 64]; see the module's text."""
+    """Head thumbnails → unit vectors float32 [N, <= 48]; see the module's text."""
 
     mean: np.ndarray
     basis: np.ndarray
@@ -133,12 +153,13 @@ class Descriptor:
     @classmethod
     def fit(cls, heads: np.ndarray) -> Descriptor:
         """Learn it from up to 3,000 of ``heads`` uint8 [N, 64, 64] and their moved versions; always the same result."""
-        from scipy.linalg import eigh
+        from scipy.linalg import solve_triangular
+        from scipy.sparse.linalg import svds
 
         rng = np.random.default_rng(0)
         sample = np.array(heads[:: -(-len(heads) // 3000)])
         sample[1::2] = sample[1::2, :, ::-1]
-        moves = np.array([0, 0, 1, 1]) + rng.uniform(-0.04, 0.04, (24, 4))
+        moves = _WHOLE_HEAD + rng.uniform(-0.04, 0.04, (24, 4))
         versions = []
         for _ in range(6):
             which = rng.integers(len(moves), size=len(sample))
@@ -154,12 +175,16 @@ class Descriptor:
         # a ridge: with few images the scatter inside a class is not of full rank
         within += 0.1 * np.trace(within) / size * np.eye(size) + 1e-9 * np.eye(size)
         count = max(1, min(_DIMENSIONS, len(sample) - 1))
-        basis = eigh(between.T @ between / len(sample), within, subset_by_index=[size - count, size - 1])[1]
+        # Lanczos's method for the few largest: a tenth of the time of the dense solver
+        lower = np.linalg.cholesky(within)
+        half = solve_triangular(lower, between.T, lower=True) / np.sqrt(len(sample))
+        leading = svds(half, k=count, v0=rng.standard_normal(min(half.shape)), return_singular_vectors="u")[0]
+        basis = solve_triangular(lower, leading, lower=True, trans="T")
         return cls(mean, basis.astype(np.float32))
 
     def __call__(self, heads: np.ndarray, window: np.ndarray | None = None) -> np.ndarray:
         """Descriptors of a window of the heads (all of them without one)."""
-        made = unit(field(heads, np.array([0, 0, 1, 1]) if window is None else window, _SIDE))
+        made = unit(field(heads, _WHOLE_HEAD if window is None else window, _SIDE))
         short = (made - self.mean) @ self.basis
         length = np.linalg.norm(short, axis=1, keepdims=True)
         return np.divide(short, length, out=np.zeros_like(short), where=length > 1e-6)
@@ -196,16 +221,37 @@ def _gauss(size: int, sigma: float) -> np.ndarray:
     return kernel_matrix(size, weights / weights.sum())
 
 
-def confirm(heads: np.ndarray, i: np.ndarray, j: np.ndarray, window: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
-    """float32 [M]: correlation of heads[i] with heads[j] (mirrored where asked) after registration from a window.
+def whole_fields(heads: np.ndarray) -> dict[int, np.ndarray]:
+    """The local structure of all of ``heads`` at the sides that registration works at, on the disk: 10 KB a head."""
+    made = {side: scratch((len(heads), side, side), np.float16) for side in (_SIDE, THUMB)}
 
-    Pairs that are far from agreeing at 32 pixels are given up early; their value is what they had reached.
+    def fill(low: int) -> None:
+        for side, fields in made.items():
+            fields[low : low + _SLAB] = field(heads[low : low + _SLAB], _WHOLE_HEAD, side)
+
+    for _ in in_threads(fill, range(0, len(heads), _SLAB)):
+        pass
+    return made
+
+
+def confirm(
+    fields: dict[int, np.ndarray], i: np.ndarray, j: np.ndarray, window: np.ndarray, mirrored: np.ndarray
+) -> np.ndarray:
+    """float32 [M]: correlation of head i with head j (mirrored where asked) after registration from a window.
+
+    ``fields`` as :func:`whole_fields` gives them. Pairs that are far from agreeing at a small size or after a step are
+    given up; their value is what they had reached.
     """
+    import torch
+
     affine = _starting(windows()[window])
     result = np.zeros(len(i), dtype=np.float32)
     going = np.arange(len(i))
     for side, steps, enough in _STAGES:
-        value, affine[going] = _registered(heads, i[going], j[going], mirrored[going], affine[going], side, steps)
+        image, template = (torch.from_numpy(fields[side][part[going]].astype(np.float32)) for part in (i, j))
+        template = torch.where(torch.from_numpy(mirrored[going])[:, None, None], template.flip(2), template)
+        best, better = _gauss_newton(image, template, torch.from_numpy(affine[going]), steps)
+        value, affine[going] = best.numpy(), better.numpy()
         result[going] = value if side == THUMB else np.minimum(value, REGISTERED - 0.01)
         going = going[value >= enough]
         if not len(going):
@@ -220,20 +266,6 @@ def _starting(window: np.ndarray) -> np.ndarray:
     affine[:, 0, 0], affine[:, 1, 1], affine[:, 2, 2] = right - left, bottom - top, 1
     affine[:, 0, 2], affine[:, 1, 2] = left + right - 1, top + bottom - 1
     return affine
-
-
-def _registered(heads: np.ndarray, i: np.ndarray, j: np.ndarray, mirrored: np.ndarray, affine: np.ndarray, side: int,
-                steps: int) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Best correlation [M] over the Gauss-Newton steps, and the affine map [M, 3, 3] that gives it."""
-    import torch
-
-    whole = np.array([0, 0, 1, 1])
-    other = heads[j]
-    other = np.where(mirrored[:, None, None], other[:, :, ::-1], other)
-    image = torch.from_numpy(field(heads[i], whole, side))
-    template = torch.from_numpy(field(other, whole, side))
-    best, affine_best = _gauss_newton(image, template, torch.from_numpy(affine), steps)
-    return best.numpy(), affine_best.numpy()
 
 
 def _gauss_newton(

@@ -7,12 +7,11 @@ same bytes.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,34 +74,61 @@ def write_shard(shard: Shard, folder: Path) -> tuple[dict[str, Any], list[int]]:
     what it was when it was examined.
     """
     path = folder / shard.name
-    offsets, lines = [], []
-    # USTAR has no extended headers, so that a member's data always start one block after its header.
-    with path.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    offsets: list[int] = []
+    lines: list[str] = []
+    digest, place = hashlib.sha256(), 0
+    with path.open("wb") as file:
         for sample in shard.samples:
-            offsets.append(tar.offset + BLOCK)
-            lines.append(" ".join(_add_sample(tar, sample)))
-        tar.close()
+            offsets.append(place + BLOCK)
+            entries = []
+            for extension, data in _members(sample).items():
+                name = f"{sample.key}.{extension}"
+                entries.append(f"{extension} {place + BLOCK} {len(data)} {name}")
+                piece = b"".join((_header(name, len(data)), data, bytes(-len(data) % BLOCK)))
+                digest.update(piece)
+                file.write(piece)
+                place += len(piece)
+            lines.append(" ".join(entries))
+        end = bytes(2 * BLOCK + (-place - 2 * BLOCK) % tarfile.RECORDSIZE)
+        digest.update(end)
+        file.write(end)
         file.flush()
         os.fsync(file.fileno())
     write_durably(path.with_suffix(".idx"), idx_text(lines).encode())
-    entry = {"name": shard.name, "sha256": sha256_file(path), "size": path.stat().st_size, "samples": len(lines)}
+    entry = {"name": shard.name, "sha256": digest.hexdigest(), "size": place + len(end), "samples": len(lines)}
     return entry, offsets
 
 
-def _add_sample(tar: tarfile.TarFile, sample: Sample) -> Iterator[str]:
-    """Append a sample's three members; yields each one's entry in the .idx: extension, offset, size, name."""
+def _members(sample: Sample) -> dict[str, bytes]:
+    """Extension → contents of a sample's three members."""
     try:
         image = sample.file.read_bytes()
     except OSError:
         image = b""  # gone since it was examined: changed, as below
     if zlib.crc32(image) != sample.crc32:
         raise UserError(f"{sample.file.name} (sample {sample.key}) changed while the shards were built; build again")
-    members = {sample.extension: image, "cls": str(sample.label).encode(), "json": sample.about.encode()}
-    for extension, data in members.items():
-        info = tarfile.TarInfo(f"{sample.key}.{extension}")
-        info.size, info.mode, info.mtime = len(data), 0o644, 0
-        yield f"{extension} {tar.offset + BLOCK} {len(data)} {info.name}"
-        tar.addfile(info, io.BytesIO(data))
+    return {sample.extension: image, "cls": str(sample.label).encode(), "json": sample.about.encode()}
+
+
+def _header(name: str, size: int) -> bytes:
+    """What :meth:`tarfile.TarInfo.tobuf` gives, in a tenth of its time; keys are short enough for USTAR's 100 bytes."""
+    header = bytearray(_BLANK)
+    header[: len(name)] = name.encode("ascii")
+    header[124:135] = b"%011o" % size
+    header[148:155] = b"%06o\0" % sum(header)
+    return bytes(header)
+
+
+def _blank() -> bytes:
+    """The header of a nameless, empty file; the checksum counts itself as eight spaces."""
+    info = tarfile.TarInfo()
+    info.mode, info.mtime = 0o644, 0
+    block = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    block[148:156] = b" " * 8
+    return bytes(block)
+
+
+_BLANK = _blank()
 
 
 def idx_text(lines: Sequence[str]) -> str:
