@@ -10,7 +10,7 @@ from brain_dist import __version__
 from brain_dist.errors import UserError, run
 
 VERBS = {
-    "shard": "turn a folder of images into verified, leak-free training shards (build, verify, phantom)",
+    "shard": "collections into verified, leak-free shards (build, verify, join, audit, phantom)",
     "train": "train a classifier on shards, on one process or many",
     "evaluate": "predict a split exactly once per sample and compute the metrics",
     "shortcut": "how well the label can be guessed without looking at the disease",

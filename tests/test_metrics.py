@@ -163,6 +163,7 @@ class Index:
     columns: dict[str, np.ndarray]
     classes: tuple[str, ...] = CLASSES
     version: str = "ab12"
+    origin: str | None = None
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def scratch(shape: tuple[int, ...], kind: type) -> np.ndarray:
             os.posix_fallocate(file.fileno(), 0, size)
             return np.memmap(file, dtype=kind, mode="r+", shape=shape)
     except OSError as error:
-        room = f"{size / 1e6:,.0f} MB in {tempfile.gettempdir()}"
+        room = f"{size / 1e6:,.1f} MB in {tempfile.gettempdir()}"
         raise UserError(f"no {room} for intermediate results ({error.strerror}); set TMPDIR to a larger disk") from None
 
 

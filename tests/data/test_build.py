@@ -352,12 +352,18 @@ def test_killed_build_leaves_nothing_finished_and_the_next_one_succeeds(source, 
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_disk_that_takes_no_more_ends_in_one_line_and_leaves_nothing(source, tmp_path):
+def test_no_room_for_intermediate_results_ends_in_one_line_and_leaves_nothing(source, tmp_path):
     words = f"{sys.executable} -m brain_dist.shard build --source {source} --out {tmp_path / 'out'} --workers 2"
-    # bash counts in blocks of 1,024 bytes; the shards are larger than 20 of them
-    done = subprocess.run(["bash", "-c", f"ulimit -f 20; {words}"], capture_output=True, text=True, check=False)
+    # bash counts in blocks of 1,024 bytes; 48 pictures' thumbnails are larger than 20 of them
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 20; {words}"], capture_output=True, text=True, check=False, env=environment
+    )
     assert done.returncode == 2
-    assert done.stderr == f"brain-dist: error: --out {tmp_path / 'out'} cannot be written (File too large)\n"
+    assert done.stderr == (
+        f"brain-dist: error: no 0.4 MB in {tmp_path} for intermediate results (File too large); "
+        "set TMPDIR to a larger disk\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
