@@ -164,6 +164,7 @@ class Index:
     classes: tuple[str, ...] = CLASSES
     version: str = "ab12"
     origin: str | None = None
+    fold: int | None = None
 
 
 @pytest.fixture
