@@ -1,9 +1,12 @@
 """Build speed beside the plain ways: ``python -m benchmarks.shard_build SOURCE [--recipe YAML]``.
 
 Every contestant packs the same files, in a process of its own, on the same cores, and counts from its first look at the
-folder to the last byte on the disk (fsync of all it wrote). Loading its packages is not counted, but in workers it is.
-Rounds are interleaved. Only ours and the floor decode: the peers copy bytes. The peers' packages are in an environment
-of their own: ``make bench-setup``.
+folder to the last byte on the disk (an fsync of all it wrote, for those that do none themselves). Loading its packages
+is not counted (the column "whole process" has it), but in its workers it is. Rounds are interleaved, the source is in
+the page cache. Only ours and the floor decode and checksum: the peers copy bytes. litdata and mosaicml-streaming are in
+an environment of their own: ``make bench-setup``.
+
+``--memory N1,N2`` builds from N1 and from N2 made-up images instead and prints the peaks of memory.
 """
 
 from __future__ import annotations
@@ -12,214 +15,292 @@ import argparse
 import importlib
 import json
 import os
-import resource
+import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from benchmarks.shard_contestants import CONTESTANTS, listed
 from brain_dist.errors import Fault, UserError, run
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".venv-bench" / "bin" / "python"
 GOAL = 1.25  # ours / floor with decoding
-FLOOR, OURS = "floor: read, decode, write", "ours: build with audit"
-DECODE = {FLOOR, OURS}
+TICK = 0.05  # seconds between two looks at a contestant's memory
+MB = 1e6
+NOTES = """\
+each time: best / median of the rounds. In brackets: with the start of the process and the loading of packages.
+fsync s: of it, for what the contestant had not brought to the disk itself. CPU s: all its processes, of the best round.
+peak MB: of its main process, of its largest other one, and of all together (pages they share count in each; so do pages
+of mapped files). others: cores that other processes of this machine used meanwhile, on average and at most."""
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.shard_build", description=__doc__.split("\n\n")[0])
-    parser.add_argument("source", type=Path)
-    parser.add_argument("--recipe", type=Path, help="as for `shard build`")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: 3")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
-    parser.add_argument("--without-peers", action="store_true", help="leave litdata and mosaicml-streaming out")
-    parser.add_argument("--one", choices=tuple(CONTESTANTS), help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    args = _parser().parse_args(argv)
     if args.one:
-        for module in IMPORTS[args.one]:
-            importlib.import_module(module)
-        start, before = time.perf_counter(), os.times()
-        CONTESTANTS[args.one](args.source, args.out, args.recipe, args.workers)
-        written = 0.0
-        durable = time.perf_counter()
-        for path in args.out.rglob("*"):
-            if path.is_file():
-                written += path.stat().st_size
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        end, after = time.perf_counter(), os.times()
-        cpu = sum(after[:4]) - sum(before[:4])
-        memory = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        print(json.dumps({"s": end - start, "sync": end - durable, "cpu": cpu, "bytes": written, "mb": memory / 1024}))
-        return 0
+        return pack(args)
+    if args.memory:
+        return memory(args)
+    if args.source is None:
+        raise UserError("name the folder of images, or give --memory N1,N2")
     return compare(args)
 
 
-def compare(args: argparse.Namespace) -> int:
-    """All rounds, the table, the verdict."""
-    images = len(_files(args.source))
-    if not images:
-        raise UserError(f"{args.source} holds no .jpg or .png files")
-    names = [name for name in CONTESTANTS if not (args.without_peers and name in IN_PEERS)]
-    if not PEERS.exists() and any(name in IN_PEERS for name in names):
-        raise UserError("the peers are not installed; run `make bench-setup`, or give --without-peers")
-    measured: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    for _ in range(args.rounds):
-        for name in names:
-            measured[name].append(_one(name, args))
-    best = {name: min(runs, key=lambda r: r["s"]) for name, runs in measured.items()}
-    table = Table(
-        title=f"{args.source.name}: {images:,} images, {args.workers} workers, best and median of {args.rounds}",
-        title_justify="left",
-    )
-    for column in ("", "decodes", "best s", "median s", "images/s", "of the floor", "CPU s", "MB written", "peak MB"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name in names:
-        one, middle = best[name], statistics.median(r["s"] for r in measured[name])
-        table.add_row(
-            name, "yes" if name in DECODE else "no", f"{one['s']:.1f}", f"{middle:.1f}", f"{images / one['s']:,.0f}",
-            f"{one['s'] / best[FLOOR]['s']:.2f}", f"{one['cpu']:.1f}", f"{one['bytes'] / 1e6:.0f}", f"{one['mb']:.0f}",
-        )  # fmt: skip
-    Console(width=130).print(table)
-    ratio = best[OURS]["s"] / best[FLOOR]["s"]
-    print(f"ours / floor = {ratio:.2f} (goal: at most {GOAL}): {'met' if ratio <= GOAL else 'missed'}")
-    print(f"peak MB: of the largest process. Load over the last minute: {os.getloadavg()[0]:.1f}")
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.shard_build", description=__doc__.split("\n\n")[0])
+    parser.add_argument("source", type=Path, nargs="?", help="a folder of images")
+    parser.add_argument("--recipe", type=Path, metavar="YAML", help="how it lies on disk, as for `shard build`")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: 3")
+    parser.add_argument("--without-peers", action="store_true", help="leave litdata and mosaicml-streaming out")
+    parser.add_argument("--memory", metavar="N1,N2", help="memory of builds of so many made-up images")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="every number of every round")
+    parser.add_argument("--one", choices=tuple(CONTESTANTS), help=argparse.SUPPRESS)
+    parser.add_argument("--to", type=Path, help=argparse.SUPPRESS)
+    return parser
+
+
+def pack(args: argparse.Namespace) -> int:
+    """In a process of its own: one contestant packs ``args.source`` into the folder ``args.to``."""
+    chosen = CONTESTANTS[args.one]
+    for name in chosen.imports:
+        importlib.import_module(name)
+    start, before = time.perf_counter(), os.times()
+    images = chosen.pack(args.source, args.to, args.recipe, args.workers)
+    packed = time.perf_counter()
+    size = 0
+    for path in [*args.to.rglob("*"), args.to]:
+        size += path.stat().st_size if path.is_file() else 0
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    end, after = time.perf_counter(), os.times()
+    measured = {
+        "images": images,
+        "seconds": end - start,
+        "fsync": end - packed,
+        "cpu": sum(after[:4]) - sum(before[:4]),
+        "bytes": size,
+    }
+    args.to.with_suffix(".json").write_text(json.dumps(measured))
     return 0
 
 
-def _one(name: str, args: argparse.Namespace) -> dict[str, float]:
-    python = str(PEERS) if name in IN_PEERS else sys.executable
-    words = [python, "-m", "benchmarks.shard_build", str(args.source.resolve()), "--one", name]
-    words += ["--workers", str(args.workers), *(["--recipe", str(args.recipe.resolve())] if args.recipe else [])]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    with tempfile.TemporaryDirectory() as scratch:
-        done = subprocess.run(
-            [*words, "--out", f"{scratch}/out"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+def compare(args: argparse.Namespace) -> int:
+    """All rounds of all contestants, the table, the verdict."""
+    if not args.source.is_dir():
+        raise UserError(f"{args.source} is no folder")
+    files = listed(args.source)
+    if not files:
+        raise UserError(f"{args.source} holds no .jpg or .png files")
+    names = [name for name, one in CONTESTANTS.items() if not (args.without_peers and one.peer)]
+    if any(CONTESTANTS[name].peer for name in names):
+        _need_peers()
+    size = sum(len(Path(path).read_bytes()) for path, _ in files)  # and all of it is in the page cache from here on
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for _ in range(args.rounds):
+        for name in names:
+            rounds[name].append(measure(name, args.source, args.recipe, args.workers))
+    print(
+        f"{args.source.resolve().name}: {len(files):,} images, {size / MB:.1f} MB, {args.workers} workers on "
+        f"{len(os.sched_getaffinity(0))} cores, {args.rounds} rounds; Python {platform.python_version()}\n"
+    )
+    _table(names, rounds, args.workers)
+    print(f"\n{NOTES}\n")
+    verdict(rounds)
+    _save(args, rounds)
+    return 0
+
+
+def _need_peers() -> None:
+    """:class:`UserError` unless the peers' environment is there and complete."""
+    wanted = sorted({module for one in CONTESTANTS.values() if one.peer for module in one.imports})
+    look = f"import importlib.util as u, sys; sys.exit(any(u.find_spec(m) is None for m in {wanted}))"
+    if not PEERS.exists() or subprocess.run([PEERS, "-c", look], check=False).returncode:
+        raise UserError(f"{' and '.join(wanted)} are not installed; run `make bench-setup`, or give --without-peers")
+
+
+def measure(name: str, source: Path, recipe: Path | None, workers: int) -> dict[str, Any]:
+    """One contestant in a fresh process: what it says of itself, its memory, and what others did meanwhile."""
+    python = str(PEERS) if CONTESTANTS[name].peer else sys.executable
+    with tempfile.TemporaryDirectory(prefix="shard_build-") as scratch:
+        out = Path(scratch, "out")
+        words = [python, "-m", "benchmarks.shard_build", str(source.resolve()), "--one", name, "--to", str(out)]
+        words += ["--workers", str(workers), *(["--recipe", str(recipe.resolve())] if recipe else [])]
+        with Path(scratch, "log").open("w+") as log:
+            busy, start = _busy(), time.perf_counter()
+            process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            peaks, usage = _watch(process)
+            whole, busy = time.perf_counter() - start, _busy() - busy
+            if process.returncode:
+                log.seek(0)
+                said = log.read().strip().splitlines() or [f"exit code {process.returncode}"]
+                raise Fault(f"{name} failed: {said[-1]}")
+        measured: dict[str, Any] = json.loads(out.with_suffix(".json").read_text())
+    own = peaks.pop(process.pid, 0)
+    measured |= {
+        "whole": whole,
+        "others": max(0.0, (busy - usage) / whole),
+        "peak": own,
+        "peak_worker": max(peaks.values(), default=0),
+        "peak_all": own + sum(peaks.values()),
+    }
+    return measured
+
+
+def _watch(process: subprocess.Popen[bytes]) -> tuple[dict[int, int], float]:
+    """Wait for a process; the peak memory in bytes of it and of each of its descendants, and CPU seconds of them all.
+
+    Processes that live for less than two looks (tools that a package asks something) are left out.
+    """
+    peaks: dict[int, int] = {}
+    looks: dict[int, int] = {}
+    while True:
+        done, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if done:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            kept = {pid: peak for pid, peak in peaks.items() if looks[pid] > 1}
+            return kept, usage.ru_utime + usage.ru_stime
+        for pid in _family(process.pid):
+            try:
+                lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            except OSError:
+                continue
+            for line in lines:
+                if line.startswith("VmHWM:"):  # of the running program: what was there before an exec is forgotten
+                    peaks[pid] = 1024 * int(line.split()[1])
+                    looks[pid] = looks.get(pid, 0) + 1
+        time.sleep(TICK)
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all its descendants."""
+    try:
+        children = [
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
+    except OSError:
+        children = []
+    return [pid, *(member for child in children for member in _family(child))]
+
+
+def _busy() -> float:
+    """CPU seconds that all processes of this machine have used."""
+    user, nice, system, _, _, irq, soft = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8])
+    return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
+
+
+def _table(names: list[str], rounds: dict[str, list[dict[str, Any]]], workers: int) -> None:
+    head = ("", "processes", "decodes", "images/s", "seconds", "[whole]", "fsync s", "x floor", "CPU s", "MB written",
+            "peak MB", "others")  # fmt: skip
+    rows = [head]
+    for name in names:
+        one, best = CONTESTANTS[name], min(rounds[name], key=lambda r: r["seconds"])
+        rate = [best["images"] / value for value in spread(rounds[name])]
+        rows.append((
+            one.title, str(one.processes or workers), "yes" if one.decodes else "no", _pair(rate, 0),
+            _pair(spread(rounds[name]), 2), f"[{_pair(spread(rounds[name], 'whole'), 1)}]", f"{best['fsync']:.2f}",
+            _pair(ratio(rounds, name, "floor"), 2), f"{best['cpu']:.1f}", f"{best['bytes'] / MB:.1f}",
+            " + ".join(f"{best[key] / MB:.0f}" for key in ("peak", "peak_worker")) + f", {best['peak_all'] / MB:.0f}",
+            _pair((statistics.mean(r["others"] for r in rounds[name]), max(r["others"] for r in rounds[name])), 2),
+        ))  # fmt: skip
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    for row in rows:
+        cells = [cell.rjust(width) if number else cell.ljust(width)
+                 for number, (cell, width) in enumerate(zip(row, widths, strict=True))]  # fmt: skip
+        print("  ".join(cells).rstrip())
+
+
+def spread(rounds: Sequence[dict[str, Any]], key: str = "seconds") -> tuple[float, float]:
+    """Best and median."""
+    values = [one[key] for one in rounds]
+    return min(values), statistics.median(values)
+
+
+def ratio(rounds: dict[str, list[dict[str, Any]]], name: str, other: str) -> tuple[float, float]:
+    """Seconds of one contestant over another's: of the best rounds, and of the medians."""
+    best, median = (a / b for a, b in zip(spread(rounds[name]), spread(rounds[other]), strict=True))
+    return best, median
+
+
+def _pair(values: tuple[float, ...] | list[float], digits: int) -> str:
+    return " / ".join(f"{value:,.{digits}f}" for value in values)
+
+
+def verdict(rounds: dict[str, list[dict[str, Any]]]) -> None:
+    """Ours against the floor and against each peer."""
+    best, median = ratio(rounds, "ours", "floor")
+    print(
+        f"ours / decoding floor = {best:.2f} (goal ≤ {GOAL}): {'met' if best <= GOAL else 'missed'};"
+        f" {median:.2f} of the medians"
+    )
+    for name in ("webdataset", "litdata", "mds"):
+        if name in rounds:
+            best, median = ratio(rounds, "ours", name)
+            print(f"ours / {CONTESTANTS[name].title} = {best:.2f}; {median:.2f} of the medians")
+
+
+def memory(args: argparse.Namespace) -> int:
+    """Peak memory of builds of ever more images."""
+    try:
+        counts = [int(text) for text in args.memory.split(",")]
+    except ValueError:
+        counts = []
+    if len(counts) < 2 or min(counts) < 20:
+        raise UserError(
+            f"--memory {args.memory} must be two or more numbers of images of at least 20, as in 1000,10000"
         )
-    if done.returncode:
-        raise Fault(f"{name}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    rounds = {}
+    print(
+        f"{'images':>8}{'seconds':>10}{'peak MB':>10}{'largest worker MB':>20}"
+        "   (a worker holds no more than a few images)"
+    )
+    for count in counts:
+        with tempfile.TemporaryDirectory(prefix="shard_build-") as scratch:
+            draw_collection(Path(scratch), count)
+            one = rounds[str(count)] = measure("ours", Path(scratch), None, args.workers)
+        print(f"{count:8,}{one['seconds']:10.1f}{one['peak'] / MB:10.0f}{one['peak_worker'] / MB:20.0f}", flush=True)
+    few, many = rounds[str(counts[0])], rounds[str(counts[-1])]
+    grown = (many["peak"] - few["peak"]) / (counts[-1] - counts[0])
+    print(
+        f"{counts[-1] / counts[0]:.0f} times the images: {many['peak'] / few['peak']:.2f} times the memory, "
+        f"{grown / 1e3:.1f} kB an image; workers {many['peak_worker'] / max(1, few['peak_worker']):.2f} times"
+    )
+    _save(args, rounds)
+    return 0
 
 
-def _files(source: Path) -> list[Path]:
-    return sorted(path for path in source.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-
-
-def _labels(files: Sequence[Path]) -> list[int]:
-    kinds = sorted({path.parent.name for path in files})
-    return [kinds.index(path.parent.name) for path in files]
-
-
-def ours(source: Path, out: Path, recipe: Path | None, workers: int) -> None:
-    """The product: decode, audit, groups, splits, checksums, index, all durable."""
-    from brain_dist.data.build import Options, build
-    from brain_dist.data.recipes import default_recipe, read_recipe
-
-    chosen = read_recipe(recipe) if recipe else default_recipe(source)
-    build(source, out, chosen, Options(), workers=workers, progress=lambda stage, done, total: None)
-
-
-def floor(source: Path, out: Path, recipe: Path | None, workers: int) -> None:
-    """What any builder that decodes must do: read, decode to gray in all processes, write one stream with checksums."""
-    from brain_dist.data.pool import worker_pool
-
-    files = _files(source)
-    with worker_pool(workers) as pool:
-        for _ in pool(_decode, files, 32):
-            pass
-    out.mkdir()
-    _copy(files, out)
-
-
-def _decode(path: Path) -> int:
+def draw_collection(folder: Path, count: int) -> None:
+    """``count`` different JPEGs of 64 x 64 pixels in four classes: ellipses of random smooth texture on black."""
+    import numpy as np
     from PIL import Image
 
-    with Image.open(path) as image:
-        image.draft("L", image.size)
-        image.load()
-        return image.width
+    y, x = np.mgrid[-1:1:64j, -1:1:64j]
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        cells = Image.fromarray(rng.integers(40, 220, (14, 14), dtype=np.uint8))
+        inside = np.hypot(*(np.stack([x, y]) / rng.uniform(0.6, 0.85, (2, 1, 1)))) < 1
+        pixels = np.asarray(cells.resize((64, 64), Image.Resampling.BICUBIC)) * inside
+        path = folder / ("glioma", "meningioma", "notumor", "pituitary")[number % 4] / f"{number:07d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path, quality=90)
 
 
-def copy(source: Path, out: Path, recipe: Path | None, workers: int) -> None:
-    """Read every file and write one stream, with checksums."""
-    out.mkdir()
-    _copy(_files(source), out)
-
-
-def _copy(files: Sequence[Path], out: Path) -> None:
-    import hashlib
-    import zlib
-
-    digest = hashlib.sha256()
-    with (out / "stream").open("wb") as stream:
-        for path in files:
-            data = path.read_bytes()
-            zlib.crc32(data)
-            digest.update(data)
-            stream.write(data)
-
-
-def plain_webdataset(source: Path, out: Path, recipe: Path | None, workers: int) -> None:
-    """The loop that the package's documentation shows; one process."""
-    import webdataset
-
-    out.mkdir()
-    files = _files(source)
-    with webdataset.ShardWriter(f"{out}/shard-%05d.tar", maxsize=64e6, verbose=0) as sink:
-        for number, (path, label) in enumerate(zip(files, _labels(files), strict=True)):
-            sink.write({"__key__": f"{number:06d}", path.suffix[1:].lower(): path.read_bytes(), "cls": label})
-
-
-def _sample(item: tuple[int, str, int]) -> dict[str, object]:
-    number, path, label = item
-    return {"index": number, "image": Path(path).read_bytes(), "label": label}
-
-
-def litdata_optimize(source: Path, out: Path, recipe: Path | None, workers: int) -> None:
-    """``litdata.optimize`` with as many workers."""
-    import litdata
-
-    files = _files(source)
-    items = [(n, str(path), label) for n, (path, label) in enumerate(zip(files, _labels(files), strict=True))]
-    litdata.optimize(fn=_sample, inputs=items, output_dir=str(out), chunk_bytes="64MB", num_workers=workers)
-
-
-def streaming_mds(source: Path, out: Path, recipe: Path | None, workers: int) -> None:
-    """mosaicml-streaming's ``MDSWriter``; one process, as its documentation shows."""
-    from streaming import MDSWriter
-
-    files = _files(source)
-    with MDSWriter(out=str(out), columns={"image": "bytes", "label": "int"}) as writer:
-        for path, label in zip(files, _labels(files), strict=True):
-            writer.write({"image": path.read_bytes(), "label": label})
-
-
-CONTESTANTS: dict[str, Callable[[Path, Path, Path | None, int], None]] = {
-    FLOOR: floor,
-    OURS: ours,
-    "webdataset ShardWriter loop": plain_webdataset,
-    "litdata.optimize": litdata_optimize,
-    "mosaicml-streaming MDSWriter": streaming_mds,
-    "floor: read, write": copy,
-}
-# loaded before the clock starts; what worker processes load counts
-IMPORTS = {
-    FLOOR: ("PIL.Image", "brain_dist.data.pool"),
-    OURS: ("torch", "scipy.sparse.linalg", "pyarrow.parquet", "brain_dist.data.build"),
-    "webdataset ShardWriter loop": ("webdataset",),
-    "litdata.optimize": ("litdata",),
-    "mosaicml-streaming MDSWriter": ("streaming",),
-    "floor: read, write": (),
-}
-IN_PEERS = {"litdata.optimize", "mosaicml-streaming MDSWriter"}
+def _save(args: argparse.Namespace, rounds: dict[str, Any]) -> None:
+    """Write every number, where it was asked for."""
+    if args.out is not None:
+        about = {"source": args.source and args.source.resolve().name, "workers": args.workers, "memory": args.memory}
+        about |= {"python": platform.python_version(), "cores": len(os.sched_getaffinity(0)), "rounds": rounds}
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(about, indent=1) + "\n")
 
 
 if __name__ == "__main__":
