@@ -198,6 +198,8 @@ class TrainConfig:
         save_every: optimiser steps between checkpoints; 0 saves once an epoch.
         keep: newest checkpoints kept.
         log_every: optimiser steps between lines of metrics.jsonl.
+        timeout: seconds without progress after which a run ends and names the rank that holds it up.
+        skip_limit: steps in a row with a loss or gradient that is not finite, all of them skipped, that end the run.
     """
 
     epochs: int = 20
@@ -210,9 +212,11 @@ class TrainConfig:
     save_every: int = 0
     keep: int = 2
     log_every: int = 1
+    timeout: float = 600.0
+    skip_limit: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "global_batch", "micro_batch", "keep", "log_every"):
+        for name in ("epochs", "global_batch", "micro_batch", "keep", "log_every", "timeout", "skip_limit"):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "needs at least 1")
         for name in ("eval_every", "save_every"):
             _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "may not be negative")

@@ -7,6 +7,7 @@ Everything else asks the resulting :class:`World`. A half-set environment is ref
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -129,8 +130,14 @@ def choose_device(world: World, wanted: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def process_group(world: World, device: torch.device) -> Iterator[None]:
-    """torch.distributed for the length of a block, also for a world of one (DeepSpeed wants a group)."""
+def process_group(world: World, device: torch.device, timeout: float = 600.0) -> Iterator[None]:
+    """torch.distributed for the length of a block, also for a world of one (DeepSpeed wants a group).
+
+    ``timeout``: seconds that training gives a rank without progress; collectives give up later than that, so that
+    :mod:`brain_dist.watch` can name the rank first.
+    """
+    import datetime
+
     import torch
     import torch.distributed as dist
 
@@ -152,7 +159,11 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
         ("MASTER_PORT", world.port),
     ):
         os.environ[name] = str(value)  # DeepSpeed reads these even when the group exists
-    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
+    patience = datetime.timedelta(seconds=1.5 * timeout + 60)
+    os.environ["DEEPSPEED_TIMEOUT"] = str(
+        max(1, math.ceil(patience.total_seconds() / 60))
+    )  # of its own groups, minutes
+    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=patience)
     try:
         yield
     finally:
@@ -162,6 +173,13 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
 def _hosts_store(world: World) -> bool:
     """Whether this process serves the rendezvous; torchrun's agent already does for its workers."""
     return world.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+
+def lost_contact(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank is gone, rather than by a mistake on this one."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
 
 
 def gather_objects(item: Any, world: World) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -12,13 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brain_dist import optim
+from brain_dist import fragments, optim
 from brain_dist.config import Config
 from brain_dist.data import augment, counter
 from brain_dist.data.plan import accumulation
 from brain_dist.dist import World
 from brain_dist.errors import UserError
 from brain_dist.loaders.batch import Batch, Finish
+from brain_dist.numerics import Skips
 
 if TYPE_CHECKING:
     import torch
@@ -49,8 +51,10 @@ def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**62,
     }
-    if train.precision in ("bf16", "fp16"):
-        settings[train.precision] = {"enabled": True}
+    if train.precision == "bf16":
+        settings["bf16"] = {"enabled": True, "check_grad_overflow": True}  # a step that is no number is skipped
+    elif train.precision == "fp16":
+        settings["fp16"] = {"enabled": True}
     elif train.precision == "amp":
         settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     if train.deepspeed:
@@ -137,6 +141,11 @@ class Engine:
             dist_init_required=False,
         )
         self.deepspeed.train()
+        self.skips = Skips()
+        # a step that is skipped must not leave its traces in BatchNorm's running statistics
+        self.statistics = [b for n, b in self.module.named_buffers() if n.endswith(("running_mean", "running_var"))]
+        # DeepSpeed checks the gradient at every stage and precision but this one
+        self.unchecked = config.train.zero_stage == 0 and config.train.precision in ("fp32", "amp")
 
     @property
     def module(self) -> torch.nn.Module:
@@ -149,28 +158,61 @@ class Engine:
         The loss is the mean over the global batch's valid samples, whatever ranks and micro-steps they fell to: each
         micro-batch's sum is scaled so that DeepSpeed's averaging over ranks and accumulation gives exactly that mean.
 
+        A step whose loss or gradient is not finite, on any rank, leaves the weights, the moments, the average and
+        BatchNorm's statistics as they were, and is counted in ``skips``.
+
         Returns:
             float32 scalar on the device: this rank's share of the mean loss; summed over ranks it is the mean.
         """
         import torch
 
+        kept = [value.clone() for value in self.statistics]
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
         share = torch.zeros((), device=self.device)
         for batch in batches:
             micro = batch.micro
-            # dropped paths become a function of the step, so there is no generator state to save
-            torch.manual_seed(
-                int(counter.bits(self.config.run.seed, "forward", micro.step, micro.micro, self.world.rank))
-            )
+            # Dropped paths become a function of the step and of the place in the global batch, so there is no generator
+            # state to save, and other ranks drop the same ones.
+            torch.manual_seed(int(counter.bits(self.config.run.seed, "forward", micro.step, micro.position[0])))
             losses = self._losses(batch)
             part = (losses * batch.valid).sum() / micro.samples
-            self.deepspeed.backward(part * (self.world.size * self.micros))
-            self.deepspeed.step()
             share += part.detach()
-        if self.ema:
+            # an infinite loss can have a finite gradient; every rank must see that it is none
+            certain = torch.where(part.detach().isfinite(), 1.0, torch.nan)
+            self.deepspeed.backward(part * certain * (self.world.size * self.micros))
+            if self.unchecked and batch is batches[-1]:
+                self._check_gradient()
+            self.deepspeed.step()
+        skipped = self.grad_norm is None
+        self.skips.note(skipped)
+        if skipped:
+            for value, before in zip(self.statistics, kept, strict=True):
+                value.copy_(before)
+        elif self.ema:
             self.ema.update(self.module.state_dict().items())
         return share
+
+    def _check_gradient(self) -> None:
+        """Take the norm of the reduced gradient, the same on all ranks; where it is no number, drop the gradient.
+
+        Without a gradient torch's optimiser leaves a parameter and its moments alone.
+        """
+        import torch
+
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        self._norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not math.isfinite(self._norm):
+            self.deepspeed.zero_grad()
+
+    def counters(self) -> dict[str, Any]:
+        """Small numbers that a checkpoint needs beside the tensors."""
+        return {**fragments.counters(self.deepspeed), "skips": dataclasses.asdict(self.skips)}
+
+    @property
+    def loss_scale(self) -> float | None:
+        """fp16's loss scale; None in other precisions."""
+        return float(self.deepspeed.optimizer.loss_scale) if self.config.train.precision == "fp16" else None
 
     def _losses(self, batch: Batch) -> torch.Tensor:
         """Loss of each sample [B], fp32."""
@@ -192,9 +234,9 @@ class Engine:
 
     @property
     def grad_norm(self) -> float | None:
-        """Norm of the last step's gradient over all ranks, before clipping; None where DeepSpeed has none (ZeRO 0)."""
-        norm = self.deepspeed.get_global_grad_norm()
-        return None if norm is None or not math.isfinite(norm) else float(norm)
+        """Norm of the last step's gradient over all ranks, before clipping; None where it was not finite."""
+        norm = self._norm if self.unchecked else float(self.deepspeed.get_global_grad_norm())
+        return norm if math.isfinite(norm) else None
 
     @contextmanager
     def evaluating(self) -> Iterator[torch.nn.Module]:

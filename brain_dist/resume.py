@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from brain_dist import checkpoint
 from brain_dist.config import Config, to_dict
-from brain_dist.dist import World
+from brain_dist.dist import World, gather_objects
 from brain_dist.errors import UserError
+from brain_dist.tracking import METRICS, complete_rows
 
 # Settings that may change between attempts, because no later number depends on them
 _FREE = {
     "run": {"name", "dir", "resume", "device", "deterministic"},
     # where the data lie and how they are joined is told by their version
     "data": {"shards", "sources", "leave_out", "cache_dir", "threads", "prefetch"},
-    "train": {"eval_every", "save_every", "keep", "log_every"},
+    "train": {"eval_every", "save_every", "keep", "log_every", "timeout", "skip_limit"},
     "track": {"wandb", "project", "group"},
 }
+RANKS, MICRO_BATCH = "the number of ranks", "train.micro_batch"
+# What may change too, and is said: the samples and augmentations of each step stay, sums are taken in another order
+_ELASTIC = {RANKS, MICRO_BATCH, "train.zero_stage", "train.deepspeed"}
 
 
 def facts(config: Config, dataset_version: str, world: int) -> dict[str, Any]:
@@ -28,13 +33,13 @@ def facts(config: Config, dataset_version: str, world: int) -> dict[str, Any]:
         for name, value in settings.items()
         if name not in _FREE.get(section, set())
     }
-    return {**held, "the version of data.shards": dataset_version, "the number of ranks": world}
+    return {**held, "the version of data.shards": dataset_version, RANKS: world}
 
 
 def point(config: Config, root: Path, now: dict[str, Any], world: World) -> int | None:
     """Step to go on from, None to begin; UserError where the run's folder holds another run.
 
-    Every rank must call.
+    Other ranks, another micro-batch and another ZeRO stage are taken, and said. Every rank must call.
     """
     if config.run.resume == "never":
         if (config.run.path / "metrics.jsonl").exists() or checkpoint.steps(root):
@@ -44,10 +49,24 @@ def point(config: Config, root: Path, now: dict[str, Any], world: World) -> int 
     if found is None:
         return None
     step, saved = found
-    for name, value in now.items():
-        if saved.get(name) != value:
+    changed = {name: (saved.get(name), value) for name, value in now.items() if saved.get(name) != value}
+    for name, (before, value) in changed.items():
+        if name not in _ELASTIC:
             raise UserError(
-                f"{config.run.path} was saved at step {step} with {name}={saved.get(name)}, now it is {value};"
+                f"{config.run.path} was saved at step {step} with {name}={before}, now it is {value};"
                 " set it back to go on, or choose another run.name"
             )
+    if changed and world.is_main:
+        told = ", ".join(f"{name} {before} → {value}" for name, (before, value) in changed.items())
+        drawn = "; BatchNorm's batches and dropped paths do not" if MICRO_BATCH in changed else ""
+        print(f"resuming with {told}: samples and augmentations of each step stay{drawn}", file=sys.stderr, flush=True)
     return step
+
+
+def evaluated(path: Path, step: int, world: World) -> bool:
+    """Whether metrics.jsonl tells of the evaluation after ``step`` steps; every rank must call."""
+    found = False
+    if world.is_main and (path / METRICS).exists():
+        rows = complete_rows(path / METRICS)
+        found = any(row["kind"] == "eval" and row["step"] == step for row in rows)
+    return gather_objects(found, world)[0]

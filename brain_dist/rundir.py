@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
 import shlex
 import subprocess
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
+from brain_dist.checkpoint import together
 from brain_dist.config import Config, dump
 from brain_dist.dist import World
 from brain_dist.errors import UserError
@@ -21,6 +24,38 @@ if TYPE_CHECKING:
     from brain_dist.data.index import Dataset
 
 _PACKAGES = ("brain_dist", "torch", "deepspeed", "timm", "nvidia-dali-cuda120", "torchmetrics", "numpy", "pillow")
+
+
+_locks: list[IO[str]] = []  # held to the end of the process, however that comes
+_PATIENCE = 10.0  # seconds that a job which ends gets to let go of its folder
+
+
+def occupy(path: Path, world: World) -> None:
+    """Make the run's folder and keep other jobs out of it; UserError where one is in it, or it can't be written to.
+
+    Every rank must call; the main one holds the lock.
+    """
+
+    def take() -> None:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = (path / ".lock").open("w")
+        except OSError as error:
+            raise UserError(f"{path} can't be written ({error.strerror}); choose another run.dir") from None
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise UserError(f"another job trains in {path} at this moment; choose another run.name") from None
+                time.sleep(0.2)
+            except OSError:  # a file system without locks
+                break
+        _locks.append(lock)
+
+    together(world, take)
 
 
 def prepare(
@@ -102,8 +137,5 @@ def _commit() -> str | None:
 
 def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    except PermissionError as error:
-        raise UserError(f"{path} can't be written ({error.strerror}); choose another run.dir") from None
+    temporary.write_text(text)
+    temporary.replace(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import netrc
 import os
@@ -12,6 +13,9 @@ from types import TracebackType
 from typing import Any
 
 from brain_dist.config import Config, to_dict
+from brain_dist.errors import Fault
+
+METRICS = "metrics.jsonl"
 
 
 class Tracker:
@@ -22,7 +26,7 @@ class Tracker:
         self.enabled = enabled
         if not enabled:
             return
-        self.log_path = path / "metrics.jsonl"
+        self.log_path = path / METRICS
         _truncate(self.log_path, first_step)
         self.log = self.log_path.open("a", buffering=1)  # a line at a time reaches the disk
         self.wandb = _wandb(config, path)
@@ -48,9 +52,17 @@ class Tracker:
         if self.enabled:
             self.progress.say(text)
 
+    def sync(self) -> None:
+        """Make the lines so far as durable as the checkpoint that is about to be taken."""
+        if self.enabled:
+            os.fsync(self.log.fileno())
+
     def _write(self, row: dict[str, Any]) -> None:
         row["time"] = round(time.time(), 3)
-        self.log.write(json.dumps(row) + "\n")
+        try:
+            self.log.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise Fault(f"{self.log_path} could not be written: {error.strerror}") from None
         if self.wandb is not None:
             prefix = "train" if row["kind"] == "train" else row["split"]
             skipped = ("kind", "step", "split", "time")
@@ -77,18 +89,24 @@ def _truncate(path: Path, first_step: int) -> None:
     """Keep the lines of finished steps only, so that a resumed run tells each step once."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # the line a killed process was writing
-        # a train line names the step it made; an evaluation names how many steps were done
-        if row["step"] < first_step or (row["kind"] == "eval" and row["step"] <= first_step):
-            kept.append(line)
+    # a train line names the step it made; an evaluation names how many steps were done
+    kept = [
+        json.dumps(row)
+        for row in complete_rows(path)
+        if row["step"] < first_step or (row["kind"] == "eval" and row["step"] <= first_step)
+    ]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(line + "\n" for line in kept))
     temporary.replace(path)
+
+
+def complete_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, without the line that a killed process was writing."""
+    rows = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
 
 
 def _has_key() -> bool:
@@ -155,7 +173,7 @@ class Progress:
     def step(self, step: int, values: dict[str, float | None]) -> None:
         """``step`` (0-based) is done."""
         text = (
-            f"epoch {values['epoch']:.2f}  loss {values['loss']:.4f}  lr {values['lr']:.2e}"
+            f"epoch {values['epoch']:.2f}  loss {_show(values['loss'])}  lr {values['lr']:.2e}"
             f"  {values['images_per_s']:.0f} images/s"
         )
         if self.bar is not None:

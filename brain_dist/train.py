@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from brain_dist.dist import World
     from brain_dist.engine import Engine
     from brain_dist.loaders.batch import Batch
-    from brain_dist.preempt import Agreement
+    from brain_dist.preempt import Wish
+    from brain_dist.watch import Watch
 
 # What an evaluation during training logs; `brain-dist evaluate` writes everything
 HEADLINE = (
@@ -41,7 +42,14 @@ HEADLINE = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, join the process group, train. Exit code 75 after a signal and a clean save."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    from brain_dist.preempt import listening
+
+    with listening() as wish:  # first of all: a signal may come at any moment
+        return start(list(sys.argv[1:] if argv is None else argv), wish)
+
+
+def start(arguments: list[str], wish: Wish) -> int:
+    """:func:`main`, listening to signals."""
     # the deepspeed launcher appends it; the environment says it already
     arguments = [word for word in arguments if not word.startswith(("--local_rank", "--local-rank"))]
     config = load(
@@ -49,41 +57,57 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
     from brain_dist.data.access import open_data
-    from brain_dist.dist import choose_device, discover, process_group
-    from brain_dist.preempt import listening
+    from brain_dist.dist import choose_device, discover, lost_contact, process_group
+    from brain_dist.watch import watching
 
     world = discover()
-    with listening(world) as agreement:
-        dataset = open_data(config.data, Path(config.run.dir))
-        if not len(dataset.rows("train")):
-            raise UserError(f"{dataset.root} has no training split; rebuild it with other --fractions")
-        device = choose_device(world, config.run.device)
-        with process_group(world, device):
-            return fit(config, dataset, world, device, agreement, command=["brain-dist", "train", *arguments])
+    dataset = open_data(config.data, Path(config.run.dir))
+    if not len(dataset.rows("train")):
+        raise UserError(f"{dataset.root} has no training split; rebuild it with other --fractions")
+    device = choose_device(world, config.run.device)
+    timeout = config.train.timeout
+    with process_group(world, device, timeout), watching(world, timeout) as watch:
+        try:
+            return fit(config, dataset, world, device, wish, watch, command=["brain-dist", "train", *arguments])
+        except RuntimeError as error:
+            if not lost_contact(error):
+                raise
+            raise Fault(f"lost contact while {watch.where}: {watch.blame()}") from error
 
 
 def fit(
-    config: Config, dataset: Dataset, world: World, device: torch.device, agreement: Agreement, *, command: list[str]
-) -> int:
+    config: Config, dataset: Dataset, world: World, device: torch.device, wish: Wish, watch: Watch, *,
+    command: list[str],
+) -> int:  # fmt: skip
     """Train to the end, or to a signal; goes on by itself from the run's newest checkpoint."""
     import torch
 
-    from brain_dist import checkpoint, models, optim, resume, rundir
+    from brain_dist import checkpoint, models, numerics, optim, resume, rundir
     from brain_dist.data.plan import steps_per_epoch
     from brain_dist.engine import Engine
+    from brain_dist.preempt import SAVE, STOP, Agreement
+    from brain_dist.saving import Saver
     from brain_dist.tracking import Tracker
 
-    train, root = config.train, config.run.path / "checkpoints"
+    train, run_path, root = config.train, config.run.path, config.run.path / "checkpoints"
     if config.run.deterministic:
         torch.use_deterministic_algorithms(True)
+    rundir.occupy(run_path, world)
     facts = resume.facts(config, dataset.version, world.size)
     found = resume.point(config, root, facts, world)
     first = found or 0
     per_epoch = steps_per_epoch(len(dataset.rows("train")), train.global_batch)
     total = per_epoch * train.epochs
-    if first == total:
+
+    def evaluates(done: int) -> bool:
+        """Whether the validation split is judged when ``done`` steps are."""
+        scheduled = done % per_epoch == 0 and train.eval_every and done // per_epoch % train.eval_every == 0
+        return bool(done and (scheduled or done == total) and len(dataset.rows("val")))
+
+    owed = evaluates(first) and not resume.evaluated(run_path, first, world)  # interrupted after its save
+    if first == total and not owed:
         if world.is_main:
-            print(f"{config.run.path} is trained to its end; choose another run.name to train again", file=sys.stderr)
+            print(f"{run_path} is trained to its end; choose another run.name to train again", file=sys.stderr)
         return 0
 
     model = models.create(config.model, len(dataset.classes), seed=config.run.seed, load_weights=found is None)
@@ -93,37 +117,69 @@ def fit(
     checkpoint.together(world, lambda: rundir.prepare(config, dataset, world, device, engine.parameters, command))
 
     batches = training_batches(config, dataset, world, device, first_step=first)
-    tracker = Tracker(config, config.run.path, first_step=first, total_steps=total, enabled=world.is_main)
+    agreement = Agreement(world, wish, run_path)
+    saver = Saver(root, engine, facts, keep=train.keep)
+    tracker = Tracker(config, run_path, first_step=first, total_steps=total, enabled=world.is_main)
+
+    def evaluate(done: int) -> None:
+        watch.at(f"evaluating after step {done}")
+        values = validate(config, dataset, engine, world, device)
+        tracker.evaluation(done, "val", {"epoch": done / per_epoch, **values})
+
     with tracker:
         tracker.say(rundir.opening(config, dataset, world, device, engine.parameters, first, total))
+        if owed:
+            evaluate(first)
         clock = Clock(train.global_batch)
         for step in range(first, total):
             lr = optim.learning_rate(config.optim, step, per_epoch, train.epochs)
-            share = engine.step([next(batches) for _ in range(engine.micros)], lr)
-            loss, stopping = agreement.after_step(share)
-            if not math.isfinite(loss):
-                raise Fault(f"the loss of step {step} is {loss}; lower optim.lr, or set train.precision=amp or fp32")
-            done, epoch = step + 1, (step + 1) / per_epoch
+            watch.at(f"loading step {step}")
+            micros = [next(batches) for _ in range(engine.micros)]
+            watch.at(f"computing step {step}")
+            share = engine.step(micros, lr)
+            watch.at(f"waiting for the others after step {step}")
+            agreed = agreement.after_step(share, writing=saver.pending, lost=saver.failed)
+            saver.settle(pending=agreed.writing, failed=agreed.lost)
+            if engine.skips.in_a_row >= train.skip_limit:
+                numerics.give_up(run_path, step, engine.skips, micros, dataset.columns["key"], world)
+            done = step + 1
             clock.step()
             if done % train.log_every == 0 or done == total:
-                told = {"epoch": epoch, "loss": loss, "lr": lr, "grad_norm": engine.grad_norm}
-                tracker.train(step, told | {"images_per_s": clock.lap()})
+                tracker.train(step, told(engine, agreed.loss, lr, done / per_epoch, clock.lap()))
 
             with clock.paused():
                 epoch_ends = done % per_epoch == 0
                 due = done % train.save_every == 0 if train.save_every else epoch_ends
                 # saving comes first: whoever asked to stop may not wait for an evaluation
-                if due or stopping or done == total:
-                    checkpoint.save(root, done, engine, facts, keep=train.keep)
-                if stopping and done < total:
+                if due or agreed.save or agreed.stop or done == total:
+                    watch.at(f"saving step {done}")
+                    tracker.sync()
+                    saver.begin(done)
+                    agreement.honoured(SAVE)
+                if agreed.stop and done < total:
+                    saver.finish()
+                    agreement.honoured(STOP)
                     tracker.say(f"asked to stop: step {done} of {total} is saved, the same command goes on from there")
                     return EXIT_PREEMPTED
-                scheduled = epoch_ends and train.eval_every and done // per_epoch % train.eval_every == 0
-                if (scheduled or done == total) and len(dataset.rows("val")):
-                    values = validate(config, dataset, engine, world, device)
-                    tracker.evaluation(done, "val", {"epoch": epoch, **values})
-        tracker.say(f"done: python -m brain_dist.evaluate {config.run.path}")
+                if evaluates(done):
+                    evaluate(done)
+        saver.finish()
+        tracker.say(f"done: python -m brain_dist.evaluate {run_path}")
     return 0
+
+
+def told(engine: Engine, loss: float, lr: float, epoch: float, rate: float) -> dict[str, float | None]:
+    """What metrics.jsonl says of a step; None where a number was not finite (JSON knows no NaN)."""
+    scale = {} if engine.loss_scale is None else {"loss_scale": engine.loss_scale}
+    return {
+        "epoch": epoch,
+        "loss": loss if math.isfinite(loss) else None,
+        "lr": lr,
+        "grad_norm": engine.grad_norm,
+        "skipped": engine.skips.total,
+        **scale,
+        "images_per_s": rate,
+    }
 
 
 def training_batches(

@@ -1,8 +1,9 @@
-"""Start N processes of a verb on this machine: ``python launch/local.py [-n N] VERB [ARGUMENT …]``.
+"""Start N processes of a verb on this machine: ``python launch/local.py [-n N] [--restarts R] VERB [ARGUMENT …]``.
 
 Like ``torchrun --standalone``, but it imports nothing heavy, keeps a verb's exit code (2: the user's mistake, 75:
 stopped after a clean save), passes signals on, and ends the others soon after one process fails, so that none waits
-for a dead peer.
+for a dead peer. After a fault (a killed process, a lost device) it starts all of them again, up to R times: training
+goes on from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+NO_FAULT = (0, 2, 75)  # done, the user's mistake, stopped after a clean save
 GRACE = 10.0  # seconds that the others get to end by themselves, and again between SIGTERM and SIGKILL
 
 
@@ -23,24 +25,38 @@ def main() -> int:
     """Parse, start, wait; the exit code is the first failing process's."""
     parser = argparse.ArgumentParser("launch/local.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("-n", "--processes", type=int, help="processes to start (default: one a GPU, else one)")
+    parser.add_argument("--restarts", type=int, default=0, help="times to start anew after a fault (default: 0)")
     parser.add_argument("verb", help="train or evaluate")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the verb's own arguments")
     wanted = parser.parse_args()
-    if wanted.processes is not None and wanted.processes < 1:
-        parser.error(f"-n {wanted.processes}: needs at least 1")
+    for name in ("processes", "restarts"):
+        value = getattr(wanted, name)
+        if value is not None and value < (name == "processes"):
+            parser.error(f"--{name} {value}: needs at least {int(name == 'processes')}")
     count = wanted.processes or gpus() or 1
     command = [sys.executable, "-m", f"brain_dist.{wanted.verb}", *wanted.arguments]
-    port = free_port()
-    processes = [subprocess.Popen(command, env=environment(rank, count, port)) for rank in range(count)]
+    processes: list[subprocess.Popen[bytes]] = []
+    asked = False
 
     def forward(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, forward)
-    return wait(processes)
+    for left in range(wanted.restarts, -1, -1):
+        port = free_port()
+        processes[:] = [subprocess.Popen(command, env=environment(rank, count, port)) for rank in range(count)]
+        if asked:  # while they were being started
+            forward(signal.SIGTERM, None)
+        code = wait(processes)
+        if asked or not left or code in NO_FAULT:
+            break
+        print(f"launch: starting all {count} processes anew, {left - 1} times left", file=sys.stderr, flush=True)
+    return code
 
 
 def gpus() -> int:
@@ -80,10 +96,13 @@ def wait(processes: list[subprocess.Popen[bytes]]) -> int:
     failed_at = asked_at = None
     while any(process.poll() is None for process in processes):
         time.sleep(0.05)
-        codes = [code for process in processes if (code := process.poll())]
+        codes = [(code, rank) for rank, process in enumerate(processes) if (code := process.poll())]
         now = time.monotonic()
         if codes and failed_at is None:
-            first, failed_at = codes[0], now
+            (first, rank), failed_at = codes[0], now
+            if first < 0:  # it could not say so itself
+                name = signal.Signals(-first).name
+                print(f"launch: process {rank} was ended by {name}", file=sys.stderr, flush=True)
         if failed_at is not None and asked_at is None and now - failed_at > GRACE:
             asked_at = now
             for process in processes:

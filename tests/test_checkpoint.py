@@ -1,5 +1,6 @@
 """What counts as a complete checkpoint."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -16,12 +17,13 @@ ALONE = discover({})
 def made(root: Path, step: int, facts: dict[str, int] | None = None) -> Path:
     """A completed checkpoint of two small files."""
     path = checkpoint.folder(root, step)
-    (path / "deepspeed").mkdir(parents=True)
+    path.mkdir(parents=True)
     listing = {}
-    for name in ("model.safetensors", "deepspeed/state.pt"):
+    for name in ("model.safetensors", checkpoint.optimizer_file(0, 1)):
         (path / name).write_bytes(name.encode() * step)
-        listing[name] = {"size": (path / name).stat().st_size, "sha256": checkpoint._sha256(path / name)}
-    (path / checkpoint.MARKER).write_text(json.dumps({"step": step, "facts": facts or {}, "files": listing}))
+        listing[name] = {"size": (path / name).stat().st_size, "sha256": checkpoint.sha256(path / name)}
+    about = {"step": step, "facts": facts or {}, "files": listing}
+    (path / checkpoint.MARKER).write_bytes(checkpoint.marker_text(about))
     return path
 
 
@@ -42,9 +44,10 @@ def flip(path: Path) -> None:
 
 DAMAGE = {
     "does not match its checksum": lambda path: flip(path / "model.safetensors"),
-    "bytes instead of": lambda path: (path / "deepspeed/state.pt").write_bytes(b"short"),
-    "is missing": lambda path: (path / "deepspeed/state.pt").unlink(),
-    "is unreadable": lambda path: (path / checkpoint.MARKER).write_text("{"),
+    "bytes instead of": lambda path: (path / checkpoint.optimizer_file(0, 1)).write_bytes(b"short"),
+    "is missing": lambda path: (path / checkpoint.optimizer_file(0, 1)).unlink(),
+    "does not match its own checksum": lambda path: flip(path / checkpoint.MARKER),
+    "is unreadable": lambda path: (path / checkpoint.MARKER).write_text(""),
 }
 
 
@@ -75,18 +78,21 @@ def test_a_full_disk_is_one_line_on_every_rank(tmp_path: Path) -> None:
         checkpoint.together(ALONE, work)
 
 
-def test_only_settings_that_matter_hold_a_resume(tmp_path: Path) -> None:
-    import dataclasses
-
+def test_only_settings_that_matter_hold_a_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = Config()
     now = resume.facts(config, "v", 2)
     made(tmp_path, 5, json.loads(json.dumps(now)))
     assert resume.point(config, tmp_path, now, ALONE) == 5
     free = dataclasses.replace(config, data=dataclasses.replace(config.data, threads=7, prefetch=3))
     assert resume.point(free, tmp_path, resume.facts(free, "v", 2), ALONE) == 5
+    assert not capsys.readouterr().err
+    elastic = dataclasses.replace(config, train=dataclasses.replace(config.train, zero_stage=3, micro_batch=8))
+    assert resume.point(elastic, tmp_path, resume.facts(elastic, "v", 3), ALONE) == 5
+    said = capsys.readouterr().err
+    for change in ("the number of ranks 2 → 3", "train.zero_stage 2 → 3", "train.micro_batch 32 → 8"):
+        assert change in said
     for changed, name in [
         (resume.facts(config, "w", 2), "the version of data.shards"),
-        (resume.facts(config, "v", 3), "the number of ranks"),
         (resume.facts(dataclasses.replace(config, run=dataclasses.replace(config.run, seed=9)), "v", 2), "run.seed"),
     ]:
         with pytest.raises(UserError, match=f"with {name}="):
