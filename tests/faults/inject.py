@@ -1,0 +1,107 @@
+"""Faults that must strike at a certain place inside a rank, prepared before its entry point runs.
+
+Each one waits for the ``count``-th time that the place is passed, and then really happens: the process kills or stops
+itself in the middle of it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+
+def prepare(place: str, count: int, rank: int, action: str = "SIGKILL") -> None:
+    """Arrange that this process gets ``action`` at the ``count``-th passing of ``place``."""
+    left = count
+
+    def strike() -> None:
+        os.kill(os.getpid(), signal.Signals[action])
+
+    def due() -> bool:
+        nonlocal left
+        left -= 1
+        return left == 0
+
+    PLACES[place](due, strike)
+
+
+def count_all(rank: int) -> None:
+    """Count how often each place is passed, and print that at the end."""
+    passed = dict.fromkeys(PLACES, 0)
+
+    def due(place: str) -> bool:
+        passed[place] += 1
+        return False
+
+    for place, watch in PLACES.items():
+        watch(partial(due, place), lambda: None)
+    atexit.register(lambda: print("\n".join(f"passed {place}: {n}" for place, n in passed.items()), flush=True))
+
+
+def _forward(due: Callable[[], bool], strike: Callable[[], None]) -> None:
+    import torch
+
+    torch.nn.modules.module.register_module_forward_hook(lambda *_: strike() if due() else None)
+
+
+def _backward(due: Callable[[], bool], strike: Callable[[], None]) -> None:
+    import torch
+
+    torch.nn.modules.module.register_module_full_backward_hook(lambda *_: strike() if due() else None)
+
+
+def _all_reduce(due: Callable[[], bool], strike: Callable[[], None]) -> None:
+    import torch.distributed as dist
+
+    real = dist.all_reduce
+
+    def all_reduce(tensor: Any, *arguments: Any, **named: Any) -> Any:
+        if due():
+            real(tensor, async_op=True)  # on its way when the process dies
+            strike()
+        return real(tensor, *arguments, **named)
+
+    dist.all_reduce = all_reduce
+
+
+def _write(due: Callable[[], bool], strike: Callable[[], None]) -> None:
+    from brain_dist import saving
+
+    real = saving._write_synced
+
+    def write(path: Path, data: bytes) -> None:
+        if due():
+            with path.open("wb") as opened:
+                opened.write(data[: len(data) // 2])
+                opened.flush()
+                strike()
+        real(path, data)
+
+    saving._write_synced = write
+
+
+def _complete(due: Callable[[], bool], strike: Callable[[], None]) -> None:
+    from brain_dist import saving
+
+    real = saving._write_synced
+
+    def write(path: Path, data: bytes) -> None:
+        real(path, data)
+        if path.name == saving.MARKER and due():
+            strike()  # the marker is there, the folder not yet renamed
+
+    saving._write_synced = write
+
+
+PLACES = {
+    "forward": _forward,
+    "backward": _backward,
+    "all-reduce": _all_reduce,
+    "checkpoint file": _write,
+    "checkpoint marker": _complete,
+}
