@@ -21,6 +21,8 @@ from brain_dist.loaders.batch import Batch, Job
 if TYPE_CHECKING:
     import torch
 
+LAST_ROW = np.array([[0, 0, 1]], dtype=np.float32)  # makes an affine matrix a perspective one
+
 
 def _to_pixels(affine: np.ndarray, size: int) -> np.ndarray:
     """[-1, 1] coordinates about the centre → pixel coordinates with the origin at the corner: float32 [B, 2, 3]."""
@@ -79,7 +81,15 @@ def _graph(feed: _Feed, config: DataConfig, *, gpu: bool, augmented: bool, batch
         )
         if augmented:
             affine, gain, shift, erase_at, erase_size = more
-            image = fn.warp_affine(image, matrix=affine, interp_type=types.INTERP_LINEAR, fill_value=0)
+            linear: dict[str, Any] = {"interp_type": types.INTERP_LINEAR, "fill_value": 0}
+            if gpu:
+                image = fn.warp_affine(image, matrix=affine, **linear)
+            else:
+                # The same arithmetic by OpenCV's vector code: a tenth of warp_affine's time on the CPU, where it was
+                # half of the whole graph's
+                image = fn.experimental.warp_perspective(
+                    image, matrix=fn.cat(affine, LAST_ROW, axis=0), pixel_origin="corner", **linear
+                )
             image = fn.brightness_contrast(
                 # gain * pixel + shift, with DALI's own names; its uint8 range is 255, and it saturates as it stores
                 image,
