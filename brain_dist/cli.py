@@ -15,6 +15,7 @@ VERBS = {
     "evaluate": "predict a split exactly once per sample and compute the metrics",
     "shortcut": "how well the label can be guessed without looking at the disease",
     "report": "one self-contained HTML page of a run",
+    "profile": "where a training step's time goes, what binds, and what to change",
     "weights": "cache ImageNet weights on a machine with network access",
 }
 
