@@ -59,6 +59,8 @@ def _slurm_address(env: Mapping[str, str]) -> str:
 
 def discover(env: Mapping[str, str] | None = None) -> World:
     """Read the environment; UserError where it is only half set or contradicts itself."""
+    # torch prints pages of its own stack when a peer is gone; what happened is said in a line elsewhere
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     env = os.environ if env is None else env
     ranked = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in env]
     if ranked:

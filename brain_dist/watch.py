@@ -9,7 +9,6 @@ and ends the process: the main thread, deep in a collective, can't.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import os
 import platform
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
 BEAT = 1.0  # seconds between signs of life
 _SILENT = 3.0  # seconds without one after which a rank counts as silent
+_ANSWER = 5.0  # seconds that the store gets to answer
 _START = 600.0  # seconds that a start gets at least: weights from a slow disk, a network compiled for the first time
 
 
@@ -78,14 +78,19 @@ class Watch:
 
     def _signs(self) -> dict[int, _Sign] | None:
         """What each rank said last; None where the store does not answer."""
-        found = {}
-        try:
-            for rank in range(self.world.size):
-                if self._store.check([f"sign/{rank}"]):
-                    found[rank] = _Sign(**json.loads(self._store.get(f"sign/{rank}")))
-        except RuntimeError:
-            return None
-        return found
+        found: list[dict[int, _Sign]] = []
+
+        def read() -> None:
+            with contextlib.suppress(RuntimeError):
+                keys = {rank: f"sign/{rank}" for rank in range(self.world.size)}
+                said = {rank: self._store.get(key) for rank, key in keys.items() if self._store.check([key])}
+                found.append({rank: _Sign(**json.loads(text)) for rank, text in said.items()})
+
+        # a store whose process was stopped takes the question and never answers, whatever its time-out
+        asking = threading.Thread(target=read, daemon=True)
+        asking.start()
+        asking.join(_ANSWER)
+        return found[0] if found else None
 
     def _live(self) -> None:
         beat = 0
@@ -115,8 +120,7 @@ def watching(world: World, timeout: float) -> Iterator[Watch]:
         return
     import torch.distributed as dist
 
-    patience = datetime.timedelta(seconds=5)
-    watch._store = dist.TCPStore(world.address, world.port, is_master=False, timeout=patience)
+    watch._store = dist.TCPStore(world.address, world.port, is_master=False)
     thread = threading.Thread(target=watch._live, name="watch", daemon=True)
     thread.start()
     try:

@@ -23,13 +23,15 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PRELOADED = (
-    "torch", "timm", "deepspeed", "nvidia.dali.fn", "safetensors.torch", "scipy.special", "torchmetrics",
+    "torch", "timm", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.runtime.zero.stage3",
+    "deepspeed.runtime.zero.stage_1_and_2", "nvidia.dali.fn", "safetensors.torch", "scipy.special", "torchmetrics",
     "pyarrow.parquet", "brain_dist.train", "brain_dist.engine",
     "brain_dist.tracking", "brain_dist.metrics", "brain_dist.saving",
     "brain_dist.resume", "brain_dist.rundir", "brain_dist.predictions", "brain_dist.loaders.dali", "brain_dist.watch",
 )  # fmt: skip
 
 
+QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # as a rank sets it for itself, before torch is loaded
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -43,7 +45,7 @@ class Nursery:
         listening.bind(str(path))
         listening.listen(1)
         words = [sys.executable, str(HERE / "nursery.py"), str(path)]
-        self.process = subprocess.Popen(words, cwd=ROOT, env={**environment, "DS_ACCELERATOR": "cpu"})
+        self.process = subprocess.Popen(words, cwd=ROOT, env={**environment, "DS_ACCELERATOR": "cpu", **QUIET})
         listening.settimeout(120)
         self.socket, _ = listening.accept()
         listening.close()

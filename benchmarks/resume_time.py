@@ -1,0 +1,73 @@
+"""How long a resume takes early and late in an epoch of 100,000 images.
+
+``python -m benchmarks.resume_time [--images 100000] [--repeats 5]``: the index of a few hundred phantoms is repeated to
+that length; a checkpoint is loaded and the loader (DALI, augmented) brings its first batch, at 1 % and at 99 % of the
+epoch in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.loop_overhead import phantoms
+from brain_dist import checkpoint, models
+from brain_dist.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
+from brain_dist.data import index
+from brain_dist.data.plan import steps_per_epoch
+from brain_dist.dist import choose_device, discover, process_group
+from brain_dist.engine import Engine
+from brain_dist.saving import Saver
+from brain_dist.train import training_batches
+
+
+def main() -> None:
+    """Print the median seconds of both."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    world = discover({})
+    device = choose_device(world, "auto")
+    config = Config(
+        run=RunConfig(device="auto"),
+        data=DataConfig(size=96),
+        model=ModelConfig(name="convnext_atto"),
+        train=TrainConfig(epochs=1, global_batch=64, micro_batch=32, precision="amp"),
+    )
+    with process_group(world, device), tempfile.TemporaryDirectory() as folder:
+        dataset = repeated(index.open_dataset(phantoms(Path(folder), 256)), arguments.images)
+        engine = Engine(config, models.create(config.model, len(dataset.classes), seed=0), world, device)
+        root = Path(folder) / "checkpoints"
+        saver = Saver(root, engine, {}, keep=1)
+        saver.begin(0)
+        saver.finish()
+        steps = steps_per_epoch(len(dataset.rows("train")), config.train.global_batch)
+        seconds: dict[int, list[float]] = {1: [], 99: []}
+        for repeat in range(arguments.repeats + 1):
+            for percent, times in seconds.items():
+                began = time.perf_counter()
+                checkpoint.load(root, 0, engine)
+                next(training_batches(config, dataset, world, device, first_step=steps * percent // 100))
+                if repeat:  # the first round opens files for the first time
+                    times.append(time.perf_counter() - began)
+    early, late = (statistics.median(times) for times in seconds.values())
+    print(f"{len(dataset.rows('train')):,} images, {steps:,} steps an epoch, medians of {arguments.repeats}")
+    print(f"resume at  1 %: {early:.3f} s\nresume at 99 %: {late:.3f} s ({late / early:.2f} times)")
+
+
+def repeated(dataset: index.Dataset, images: int) -> index.Dataset:
+    """The same images over and over, as rows of their own."""
+    times = -(-images // len(dataset.columns["key"]))
+    columns = {name: np.tile(column, times)[:images] for name, column in dataset.columns.items()}
+    return dataclasses.replace(dataset, columns=columns)
+
+
+if __name__ == "__main__":
+    main()
