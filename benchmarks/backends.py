@@ -148,8 +148,8 @@ def deepspeed_step(config, model, image, label, world, device):  # type: ignore[
     UNTIL_THE_END.enter_context(process_group(world, device))
     engine = Engine(config, model, world, device)
     count = len(label)
-    rows = np.arange(count)
-    micro = MicroBatch(0, 0, 0, rows, np.ones(count, dtype=bool), rows + world.rank * count, count * world.size)
+    rows, ones = np.arange(count), np.ones(count, dtype=np.float32)
+    micro = MicroBatch(0, 0, 0, rows, ones > 0, rows + world.rank * count, rows, ones, count * world.size)
     batch = Batch.of(image.to(device), micro, label.numpy())
     return lambda: engine.step([batch], lr=1e-3)
 

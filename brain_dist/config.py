@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from brain_dist.data.augment import AugmentConfig
+from brain_dist.data.plan import Balance
 from brain_dist.errors import UserError
 
 Precision = Literal["fp32", "bf16", "fp16", "amp"]
@@ -193,6 +194,8 @@ class TrainConfig:
         precision: bf16 and fp16 compute in 16-bit weights beside fp32 master weights in DeepSpeed's optimiser; amp
             autocasts to bf16 over fp32 weights, which networks with BatchNorm need; fp32 is plain.
         zero_stage: DeepSpeed ZeRO stage: 1 shards optimiser states over the ranks, 2 also gradients, 3 also weights.
+        balance: makes classes of unequal size count alike; weights does it in the loss, sampling by visiting samples of
+            small classes more often (each time with other augmentation) and leaving some of large ones out of an epoch.
         deepspeed: JSON file with further DeepSpeed settings (offload, buckets, communication), see configs/deepspeed/.
         eval_every: epochs between evaluations on the validation split; 0 evaluates at the end only.
         save_every: optimiser steps between checkpoints; 0 saves once an epoch.
@@ -207,6 +210,7 @@ class TrainConfig:
     micro_batch: int = 32
     precision: Precision = "bf16"
     zero_stage: Literal[0, 1, 2, 3] = 2
+    balance: Balance = "none"
     deepspeed: str | None = None
     eval_every: int = 1
     save_every: int = 0

@@ -155,7 +155,7 @@ class Engine:
     def step(self, batches: Sequence[Batch], lr: float) -> torch.Tensor:
         """One optimiser step over this rank's micro-batches of one global batch.
 
-        The loss is the mean over the global batch's valid samples, whatever ranks and micro-steps they fell to: each
+        The loss is the weighted mean over the global batch's samples, whatever ranks and micro-steps they fell to: each
         micro-batch's sum is scaled so that DeepSpeed's averaging over ranks and accumulation gives exactly that mean.
 
         A step whose loss or gradient is not finite, on any rank, leaves the weights, the moments, the average and
@@ -175,8 +175,7 @@ class Engine:
             # Dropped paths become a function of the step and of the place in the global batch, so there is no generator
             # state to save, and other ranks drop the same ones.
             torch.manual_seed(int(counter.bits(self.config.run.seed, "forward", micro.step, micro.position[0])))
-            losses = self._losses(batch)
-            part = (losses * batch.valid).sum() / micro.samples
+            part = self._losses(batch).sum() / micro.total_weight
             share += part.detach()
             # an infinite loss can have a finite gradient; every rank must see that it is none
             certain = torch.where(part.detach().isfinite(), 1.0, torch.nan)
@@ -215,7 +214,7 @@ class Engine:
         return float(self.deepspeed.optimizer.loss_scale) if self.config.train.precision == "fp16" else None
 
     def _losses(self, batch: Batch) -> torch.Tensor:
-        """Loss of each sample [B], fp32."""
+        """Loss of each sample times its weight [B], fp32."""
         import torch
         from torch.nn.functional import cross_entropy
 
@@ -223,14 +222,16 @@ class Engine:
         micro = batch.micro
         mix = augment.mix(self.config.augment, micro.position, micro.valid, seed=self.config.run.seed, step=micro.step)
         if mix is None:
-            return cross_entropy(self.deepspeed(image).float(), label, reduction="none", label_smoothing=smooth)
+            plain = cross_entropy(self.deepspeed(image).float(), label, reduction="none", label_smoothing=smooth)
+            return plain * batch.weight
         partner = torch.arange(len(label), device=image.device) ^ 1
         weight = torch.from_numpy(mix.weight).to(self.device)
         image, weight = _mixed(image, image[partner], weight, mix)
         logits = self.deepspeed(image).float()
         own = cross_entropy(logits, label, reduction="none", label_smoothing=smooth)
         other = cross_entropy(logits, label[partner], reduction="none", label_smoothing=smooth)
-        return weight * own + (1 - weight) * other
+        # a pair is mixed both ways by one share, so its weights add up to what they are unmixed: the denominator stays
+        return weight * own * batch.weight + (1 - weight) * other * batch.weight[partner]
 
     @property
     def grad_norm(self) -> float | None:

@@ -202,6 +202,8 @@ def training_batches(
         world=world.size,
         first_step=first_step,
         window=config.data.window,
+        label=dataset.columns["label"][rows].astype(np.int64),
+        balance=train.balance,
     )
     jobs = training_jobs(dataset, config.data, config.augment, planned, seed=config.run.seed)
     return open_loader(config.data, dataset, jobs, augmented=True, batch=train.micro_batch, device=device)

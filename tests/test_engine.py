@@ -36,18 +36,25 @@ def world() -> Iterator[World]:
         yield alone
 
 
-def data(samples: int) -> list[Batch]:
-    """Every micro-batch of one epoch of noise."""
+SHARES = (0.5, 0.25, 0.15, 0.1)  # of the classes in the noise
+
+
+def data(samples: int, epochs: int = 1, balance: plan.Balance = "none") -> list[Batch]:
+    """Every micro-batch of some epochs of noise, of classes of unequal size."""
     draw = np.random.default_rng(0)
-    images, labels = draw.integers(0, 256, (samples, 1, 32, 32), dtype=np.uint8), draw.integers(0, 4, samples)
+    images, labels = draw.integers(0, 256, (samples, 1, 32, 32), dtype=np.uint8), draw.choice(4, samples, p=SHARES)
     rows = np.arange(samples, dtype=np.int64)
-    planned = plan.training(rows, rows * 0, seed=0, epochs=1, global_batch=12, micro_batch=4, rank=0, world=1)
+    asked = {"epochs": epochs, "global_batch": 12, "micro_batch": 4, "rank": 0, "world": 1, "label": labels}
+    planned = plan.training(rows, rows * 0, seed=0, balance=balance, **asked)  # type: ignore[arg-type]
     return [Batch.of(torch.from_numpy(images[m.rows]), m, labels) for m in planned]
 
 
-def test_steps_equal_plain_adamw_also_on_a_partly_filled_batch(world: World) -> None:
+@pytest.mark.parametrize("balance", ["none", "weights"])
+def test_steps_equal_plain_adamw_also_on_a_partly_filled_batch(world: World, balance: plan.Balance) -> None:
     """22 samples in batches of 12: the second step has 10, over three micro-batches of 4, 4 and 2."""
-    batches = data(22)
+    batches = data(22, balance=balance)
+    all_labels = torch.cat([b.label[b.valid] for b in batches])
+    inverse_frequency = len(all_labels) / (4 * torch.bincount(all_labels))
     engine = Engine(CONFIG, models.create(CONFIG.model, 4, seed=0), world, CPU)
     plain = models.create(CONFIG.model, 4, seed=0)
     optimiser = optim.create(CONFIG.optim, plain)
@@ -57,7 +64,9 @@ def test_steps_equal_plain_adamw_also_on_a_partly_filled_batch(world: World) -> 
         image = torch.cat([engine.finish(b.image)[b.valid] for b in micros])
         label = torch.cat([b.label[b.valid] for b in micros])
         assert len(label) == (12, 10)[step]
-        loss = cross_entropy(plain(image), label, label_smoothing=0.1)
+        losses = cross_entropy(plain(image), label, label_smoothing=0.1, reduction="none")
+        weight = inverse_frequency[label] if balance == "weights" else torch.ones(len(label))
+        loss = (weight * losses).sum() / weight.sum()
         optimiser.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
@@ -93,9 +102,14 @@ def test_mixed_loss_weighs_both_labels(world: World, kind: str) -> None:
     assert torch.allclose(weight[0::2], weight[1::2], atol=0.02)
     assert ((weight > 0) & (weight < 1)).any()
     logits = engine.module(mixed)
+    batch = dataclasses.replace(batch, weight=torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    with torch.no_grad():
+        weighted = engine._losses(batch)
     own_loss = cross_entropy(logits, batch.label, reduction="none", label_smoothing=0.1)
     other_loss = cross_entropy(logits, batch.label[partner], reduction="none", label_smoothing=0.1)
     torch.testing.assert_close(losses, weight * own_loss + (1 - weight) * other_loss, rtol=1e-2, atol=1e-2)
+    own_loss, other_loss = own_loss * batch.weight, other_loss * batch.weight[partner]
+    torch.testing.assert_close(weighted, weight * own_loss + (1 - weight) * other_loss, rtol=1e-2, atol=2e-2)
 
 
 def test_evaluation_uses_the_average_and_gives_the_weights_back(world: World) -> None:

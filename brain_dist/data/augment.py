@@ -122,11 +122,23 @@ def plain(frames: Frames, rows: npt.NDArray[np.int64]) -> Decisions:
     return Decisions(crop, _identity(count), ones, zeros, np.zeros((count, 4), dtype=np.float32))
 
 
-def decide(config: AugmentConfig, frames: Frames, rows: npt.NDArray[np.int64], *, seed: int, epoch: int) -> Decisions:
-    """Training: draw every decision from (seed, epoch, row)."""
+def decide(
+    config: AugmentConfig,
+    frames: Frames,
+    rows: npt.NDArray[np.int64],
+    *,
+    seed: int,
+    epoch: int,
+    visit: npt.NDArray[np.int64] | None = None,
+) -> Decisions:
+    """Training: draw every decision from (seed, epoch, row).
+
+    Where an epoch visits a row more than once, ``visit`` [B] is drawn for in place of the row: a number for each visit.
+    """
+    drawn_for = rows if visit is None else visit
 
     def draw(what: str) -> npt.NDArray[np.float64]:
-        return counter.uniform(seed, f"augment.{what}", epoch, rows)
+        return counter.uniform(seed, f"augment.{what}", epoch, drawn_for)
 
     def between(what: str, low: float, high: float) -> npt.NDArray[np.float64]:
         return low + (high - low) * draw(what)

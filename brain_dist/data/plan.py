@@ -5,21 +5,24 @@ An epoch is a permutation of the training rows, cut into global batches. A globa
 ``p % (micro_batch * world) // micro_batch``. The list does not depend on the world, only its cutting does: so 1, 2 or 8
 ranks see the same samples in the same step. The last
 batch of an epoch is filled up with invalid positions, so that every rank takes the same number of steps and no sample
-is dropped or seen twice.
+is dropped or seen twice. (Balanced sampling visits some twice and leaves others out: :mod:`brain_dist.data.balance`.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from brain_dist.data import counter
+from brain_dist.data.balance import balanced, class_weights, row_of
 from brain_dist.errors import UserError
 
 Rows = npt.NDArray[np.int64]
+Balance = Literal["none", "weights", "sampling"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,10 @@ class MicroBatch:
         rows: int64 [B], rows of the index; on padding, a row that is loaded but never counted.
         valid: bool [B], False on padding.
         position: int64 [B], place in the global batch.
-        samples: number of valid samples in the whole global batch (the loss's denominator).
+        draw: int64 [B], what is drawn at random for a sample is drawn for this number: the row on its first visit in
+            the epoch, another number on each further one.
+        weight: float32 [B], weight in the loss, 0 on padding.
+        total_weight: sum of the weights of the whole global batch (the loss's denominator).
     """
 
     epoch: int
@@ -41,7 +47,9 @@ class MicroBatch:
     rows: Rows
     valid: npt.NDArray[np.bool_]
     position: Rows
-    samples: int
+    draw: Rows
+    weight: npt.NDArray[np.float32]
+    total_weight: float
 
 
 def accumulation(global_batch: int, micro_batch: int, world: int) -> int:
@@ -115,30 +123,43 @@ def training(
     world: int,
     first_step: int = 0,
     window: int = 0,
+    label: Rows | None = None,
+    balance: Balance = "none",
 ) -> Iterator[MicroBatch]:
     """Every micro-batch of ``rank`` from step ``first_step`` to the end of training.
 
-    Starting at step k costs one permutation, whatever k is: nothing is read or skipped through.
+    Starting at step k costs one permutation, whatever k is: nothing is read or skipped through. ``balance`` makes
+    the classes in ``label`` (int64 [N], of ``rows``) count alike: by their weights, or by how often they are visited.
     """
     if not len(rows):
         raise UserError("the training split is empty; rebuild the shards with other --fractions")
     per_epoch = steps_per_epoch(len(rows), global_batch)
     micros = accumulation(global_batch, micro_batch, world)
+    label = np.zeros_like(rows) if label is None else label
+    weights = np.ones(int(rows.max()) + 1)
+    if balance == "weights":
+        weights[rows] = class_weights(label)
     for epoch in range(first_step // per_epoch, epochs):
-        order = epoch_order(rows, shard, seed=seed, epoch=epoch, window=window)
+        draws, at = rows, np.arange(len(rows))
+        if balance == "sampling":
+            draws, at = balanced(rows, label, seed=seed, epoch=epoch)
+        order = epoch_order(draws, shard[at], seed=seed, epoch=epoch, window=window)
         begin = max(first_step - epoch * per_epoch, 0)
         for step_in_epoch in range(begin, per_epoch):
             batch, valid = global_batch_at(order, step_in_epoch, global_batch)
+            weight = np.where(valid, weights[row_of(batch)], 0.0)
             for micro in range(micros):
                 place = positions(micro, rank, world, micro_batch)
                 yield MicroBatch(
                     epoch=epoch,
                     step=epoch * per_epoch + step_in_epoch,
                     micro=micro,
-                    rows=batch[place],
+                    rows=row_of(batch[place]),
                     valid=valid[place],
                     position=place,
-                    samples=int(valid.sum()),
+                    draw=batch[place],
+                    weight=weight[place].astype(np.float32),
+                    total_weight=float(weight.sum()),
                 )
 
 
@@ -147,4 +168,5 @@ def evaluation(rows: Rows, *, micro_batch: int, rank: int, world: int) -> Iterat
     for step in range(steps_per_epoch(len(rows), micro_batch * world)):
         batch, valid = global_batch_at(rows, step, micro_batch * world)
         place = positions(0, rank, world, micro_batch)
-        yield MicroBatch(0, step, 0, batch[place], valid[place], place, int(valid.sum()))
+        rows_, counted = batch[place], valid[place]
+        yield MicroBatch(0, step, 0, rows_, counted, place, rows_, counted.astype(np.float32), float(valid.sum()))

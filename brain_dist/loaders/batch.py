@@ -35,6 +35,7 @@ class Batch:
         label: int64 [B].
         row: int64 [B], row of the index.
         valid: bool [B], False on padding.
+        weight: float32 [B], weight in the loss, 0 on padding.
         micro: the plan's micro-batch that this is.
     """
 
@@ -42,6 +43,7 @@ class Batch:
     label: torch.Tensor
     row: torch.Tensor
     valid: torch.Tensor
+    weight: torch.Tensor
     micro: MicroBatch
 
     @classmethod
@@ -52,16 +54,16 @@ class Batch:
         def put(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(image.device, non_blocking=True)
 
-        return cls(image, put(labels[micro.rows]), put(micro.rows), put(micro.valid), micro)
+        return cls(image, put(labels[micro.rows]), put(micro.rows), put(micro.valid), put(micro.weight), micro)
 
 
 def training_jobs(
     dataset: Dataset, config: DataConfig, augment: AugmentConfig, plan: Iterator[MicroBatch], *, seed: int
 ) -> Iterator[Job]:
-    """Augmented jobs: every decision drawn from (seed, epoch, row)."""
+    """Augmented jobs: every decision drawn from (seed, epoch, row and visit)."""
     frames = Frames.of(dataset.columns, head=config.head_crop)
     for micro in plan:
-        yield Job(micro, decide(augment, frames, micro.rows, seed=seed, epoch=micro.epoch))
+        yield Job(micro, decide(augment, frames, micro.rows, seed=seed, epoch=micro.epoch, visit=micro.draw))
 
 
 def evaluation_jobs(dataset: Dataset, config: DataConfig, plan: Iterator[MicroBatch]) -> Iterator[Job]:

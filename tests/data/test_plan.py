@@ -33,7 +33,7 @@ def steps_of(world: int, micro_batch: int, **settings: int) -> dict[int, list[tu
         for m in micros:
             entries = zip(m.position.tolist(), m.rows.tolist(), m.valid.tolist(), strict=True)
             found.setdefault(m.step, []).extend(entries)
-            assert m.samples == min(
+            assert m.total_weight == min(
                 settings["global_batch"],
                 len(rows)
                 - m.step % plan.steps_per_epoch(len(rows), settings["global_batch"]) * settings["global_batch"],
