@@ -155,6 +155,8 @@ class OptimConfig:
         lr: peak learning rate.
         min_lr: learning rate at the end of the cosine.
         warmup_epochs: epochs of linear warm-up from zero; fractions count.
+        layer_decay: each layer's learning rate as a share of the next one's, so that what pretrained early layers know
+            changes least; 1 gives all layers the same.
         weight_decay: not applied to biases and normalisation weights.
         betas: Adam's two decay rates.
         clip: largest gradient norm; 0 turns clipping off.
@@ -166,6 +168,7 @@ class OptimConfig:
     lr: float = 1e-4
     min_lr: float = 0.0
     warmup_epochs: float = 1.0
+    layer_decay: float = 1.0
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
@@ -176,6 +179,7 @@ class OptimConfig:
         _require(self.lr > 0, "optim.lr", self.lr, "must be positive")
         _require(0 <= self.min_lr <= self.lr, "optim.min_lr", self.min_lr, f"needs 0 ≤ value ≤ optim.lr={self.lr}")
         _require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "may not be negative")
+        _require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "needs 0 < value ≤ 1")
         _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "may not be negative")
         _require(all(0 <= b < 1 for b in self.betas), "optim.betas", list(self.betas), "each needs 0 ≤ value < 1")
         _require(self.clip >= 0, "optim.clip", self.clip, "may not be negative")
@@ -189,6 +193,8 @@ class TrainConfig:
 
     Args:
         epochs: passes over the training split.
+        freeze_epochs: of those, epochs at the beginning that train the classifier alone, on features that stay as they
+            were loaded (BatchNorm's statistics too); then everything.
         global_batch: images an optimiser step, over all ranks and micro-steps; fixed, whatever the number of ranks.
         micro_batch: images a rank computes at once; accumulation follows from global_batch, micro_batch and the world.
         precision: bf16 and fp16 compute in 16-bit weights beside fp32 master weights in DeepSpeed's optimiser; amp
@@ -206,6 +212,7 @@ class TrainConfig:
     """
 
     epochs: int = 20
+    freeze_epochs: int = 0
     global_batch: int = 64
     micro_batch: int = 32
     precision: Precision = "bf16"
@@ -222,7 +229,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "global_batch", "micro_batch", "keep", "log_every", "timeout", "skip_limit"):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "needs at least 1")
-        for name in ("eval_every", "save_every"):
+        for name in ("freeze_epochs", "eval_every", "save_every"):
             _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "may not be negative")
 
 

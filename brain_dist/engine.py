@@ -19,6 +19,7 @@ from brain_dist.data import augment, counter
 from brain_dist.data.plan import accumulation
 from brain_dist.dist import World
 from brain_dist.errors import UserError
+from brain_dist.freeze import Freeze
 from brain_dist.loaders.batch import Batch, Finish
 from brain_dist.numerics import Skips
 
@@ -116,8 +117,10 @@ def compute_dtype(precision: str) -> torch.dtype:
 class Engine:
     """A network, its optimiser and DeepSpeed, taking one optimiser step at a time."""
 
-    def __init__(self, config: Config, model: torch.nn.Module, world: World, device: torch.device) -> None:
-        """Wrap ``model`` (fp32, on the CPU, equal on every rank)."""
+    def __init__(
+        self, config: Config, model: torch.nn.Module, world: World, device: torch.device, *, frozen_steps: int = 0
+    ) -> None:
+        """Wrap ``model`` (fp32, on the CPU, equal on every rank); its first ``frozen_steps`` train the classifier."""
         import torch
 
         deepspeed = import_deepspeed(world, device)
@@ -134,9 +137,12 @@ class Engine:
         settings = deepspeed_config(config, world.size)
         model = model.to(device)
         self.ema = optim.Ema(config.optim.ema, model) if config.optim.ema else None
+        self.freeze = Freeze(model, frozen_steps)
+        optimizer = optim.create(config.optim, model, self.freeze.head)
+        self.groups = [optim.Group.of(group) for group in optimizer.param_groups]
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
-            optimizer=optim.create(config.optim, model),
+            optimizer=optimizer,
             config=settings,
             dist_init_required=False,
         )
@@ -167,8 +173,10 @@ class Engine:
         import torch
 
         kept = [value.clone() for value in self.statistics]
-        for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = lr
+        now = batches[0].micro.step
+        self.freeze.enter(now)
+        for group, ours in zip(self.deepspeed.optimizer.param_groups, self.groups, strict=True):
+            group.update(ours.settings(self.config.optim, lr, now, self.freeze.steps))
         share = torch.zeros((), device=self.device)
         for batch in batches:
             micro = batch.micro

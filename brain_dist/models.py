@@ -115,7 +115,7 @@ def load_into(model: torch.nn.Module, state: Mapping[str, torch.Tensor], *, wher
         if len(given) != len(own):
             raise UserError(f"{where} holds {len(given)} tensors, the model has {len(own)}: another model's weights?")
         given = dict(zip(own, given.values(), strict=True))
-    head = {f"{module}.{kind}" for module in _classifiers(model) for kind in ("weight", "bias")}
+    head = {f"{module}.{kind}" for module in classifiers(model) for kind in ("weight", "bias")}
     chosen = {}
     for name, value in given.items():
         if value.ndim == own[name].ndim == 4 and own[name].shape[1] == 1 and value.shape[1] == 3:
@@ -130,6 +130,7 @@ def load_into(model: torch.nn.Module, state: Mapping[str, torch.Tensor], *, wher
     model.load_state_dict(chosen, strict=False)
 
 
-def _classifiers(model: torch.nn.Module) -> list[str]:
+def classifiers(model: torch.nn.Module) -> list[str]:
+    """Names of the modules that make logits of features; timm's models have one, distilled ones two."""
     found = getattr(model, "default_cfg", {}).get("classifier") or []
     return [found] if isinstance(found, str) else list(found)

@@ -111,7 +111,7 @@ def fit(
         return 0
 
     model = models.create(config.model, len(dataset.classes), seed=config.run.seed, load_weights=found is None)
-    engine = Engine(config, model, world, device)
+    engine = Engine(config, model, world, device, frozen_steps=per_epoch * train.freeze_epochs)
     if found is not None:
         checkpoint.load(root, found, engine)
     checkpoint.together(world, lambda: rundir.prepare(config, dataset, world, device, engine.parameters, command))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from timm.optim import param_groups_layer_decay
 from torch.nn.functional import cross_entropy
 
-from brain_dist import models, optim
+from brain_dist import checkpoint, models, optim
 from brain_dist.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from brain_dist.data import plan
 from brain_dist.data.augment import AugmentConfig
@@ -152,3 +154,97 @@ def test_deepspeed_settings_that_contradict_are_named(tmp_path, text: str, says:
     config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, deepspeed=str(tmp_path / "ds.json")))
     with pytest.raises(UserError, match=says):
         deepspeed_config(config, 1)
+
+
+def stage(number: int, **more: object) -> Config:
+    """CONFIG under another ZeRO stage."""
+    return dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, zero_stage=number, **more))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_freezing_trains_the_head_as_if_alone_and_then_everything_from_fresh_moments(world: World, zero: int) -> None:
+    """Against plain PyTorch: AdamW over the classifier only, then a second one that is new to all the rest."""
+    batches, frozen = data(24, epochs=4), 4  # two epochs of two steps
+    engine = Engine(stage(zero), models.create(CONFIG.model, 4, seed=0), world, CPU, frozen_steps=frozen)
+    plain = models.create(CONFIG.model, 4, seed=0)
+    start = {name: value.clone() for name, value in plain.state_dict().items()}
+    head = list(plain.get_classifier().parameters())
+    rest = [p for p in plain.parameters() if all(p is not h for h in head)]
+    settings = {"lr": 1e-2, "betas": CONFIG.optim.betas}
+    first, second = (
+        torch.optim.AdamW(
+            [{"params": [p for p in some if p.ndim > 1], "weight_decay": 0.05},
+             {"params": [p for p in some if p.ndim <= 1], "weight_decay": 0.0}], **settings)
+        for some in (head, rest)
+    )  # fmt: skip
+    for step in range(8):
+        micros = batches[3 * step : 3 * step + 3]
+        engine.step(micros, lr=1e-2)
+        image, label = torch.cat([engine.finish(b.image) for b in micros]), torch.cat([b.label for b in micros])
+        plain.zero_grad()
+        cross_entropy(plain(image), label, label_smoothing=0.1).backward()
+        trained = head if step < frozen else [*head, *rest]
+        torch.nn.utils.clip_grad_norm_(trained, 0.5)
+        first.step()
+        if step >= frozen:
+            second.step()
+        ours = engine.weights()
+        for name, value in plain.state_dict().items():
+            if step < frozen and not name.startswith("head.fc."):
+                assert torch.equal(ours[name], start[name]), name
+            torch.testing.assert_close(ours[name], value, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_early_layers_learn_slower_also_after_a_resume(world: World, zero: int, tmp_path: Path) -> None:
+    """Layer-wise decay under each ZeRO stage against plain AdamW over timm's groups, then from a checkpoint."""
+    config = dataclasses.replace(
+        stage(zero),
+        model=ModelConfig(name="test_convnext", options={"ls_init_value": None}),
+        optim=dataclasses.replace(CONFIG.optim, layer_decay=0.5),
+    )
+    batches = data(24)
+    engine = Engine(config, models.create(config.model, 4, seed=0), world, CPU)
+    plain = models.create(config.model, 4, seed=0)
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    groups = param_groups_layer_decay(plain, weight_decay=0.05, layer_decay=0.5)
+    optimiser = torch.optim.AdamW([{**g, "lr": 1e-2 * g["lr_scale"]} for g in groups])
+    for step in range(2):
+        if step == 1:
+            checkpoint.save(tmp_path, 1, engine, {}, keep=1)
+        micros = batches[3 * step : 3 * step + 3]
+        engine.step(micros, lr=1e-2)
+        image, label = torch.cat([engine.finish(b.image) for b in micros]), torch.cat([b.label for b in micros])
+        optimiser.zero_grad()
+        cross_entropy(plain(image), label, label_smoothing=0.1).backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+        optimiser.step()
+        ours = engine.weights()
+        for name, value in plain.state_dict().items():
+            torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=2e-4)
+        if step == 0:  # Adam's first update is as large as the learning rate, whatever the gradient
+            moved = {
+                name: float((ours[name] - before[name]).abs().median()) for name in ("head.fc.bias", "stem.0.bias")
+            }
+            assert moved["head.fc.bias"] == pytest.approx(1e-2, rel=0.01)
+            assert moved["stem.0.bias"] == pytest.approx(1e-2 * min(g["lr_scale"] for g in groups), rel=0.01)
+            assert moved["stem.0.bias"] < moved["head.fc.bias"] / 30
+
+    resumed = Engine(config, models.create(config.model, 4, seed=1), world, CPU)
+    checkpoint.load(tmp_path, 1, resumed)
+    resumed.step(batches[3:6], lr=1e-2)
+    assert all(torch.equal(value, ours[name]) for name, value in resumed.weights().items())
+
+
+def test_frozen_features_keep_their_batchnorm_statistics_also_after_an_evaluation(world: World) -> None:
+    config = dataclasses.replace(CONFIG, model=ModelConfig(name="test_efficientnet"))
+    engine = Engine(config, models.create(config.model, 4, seed=0), world, CPU, frozen_steps=2)
+    batches, seen = data(24, epochs=2), []
+    for step in range(3):
+        engine.step(batches[3 * step : 3 * step + 3], lr=1e-2)
+        with engine.evaluating():
+            seen.append({n: v.clone() for n, v in engine.module.state_dict().items() if "running" in n})
+    assert seen[0]
+    assert all((seen[0][name] == float("var" in name)).all() for name in seen[0])
+    assert all(torch.equal(seen[1][name], seen[0][name]) for name in seen[0])
+    assert not any(torch.equal(seen[2][name], seen[0][name]) for name in seen[0])
