@@ -18,6 +18,17 @@ from brain_dist.data.plan import Balance
 from brain_dist.errors import UserError
 
 Precision = Literal["fp32", "bf16", "fp16", "amp"]
+# What an evaluation during training tells of the validation split
+Metric = Literal[
+    "loss",
+    "accuracy",
+    "sensitivity_macro",
+    "specificity_macro",
+    "precision_macro",
+    "f1_macro",
+    "auc_macro",
+    "kappa",
+]
 
 
 def _require(condition: bool, setting: str, value: object, mend: str) -> None:
@@ -127,6 +138,8 @@ class ModelConfig:
         drop_path: stochastic depth rate of the last block.
         drop: dropout rate before the classifier.
         grad_checkpointing: recompute activations in the backward pass; saves memory, costs time.
+        sync_batchnorm: BatchNorm over the images of all ranks in a micro-step, not of each rank alone.
+        compile: torch.compile the network: minutes at the first step (and a C++ compiler on the CPU), then faster ones.
         options: further arguments of timm's model, such as {ls_init_value: null}.
     """
 
@@ -137,6 +150,8 @@ class ModelConfig:
     drop_path: float = 0.0
     drop: float = 0.0
     grad_checkpointing: bool = False
+    sync_batchnorm: bool = False
+    compile: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -206,6 +221,9 @@ class TrainConfig:
         eval_every: epochs between evaluations on the validation split; 0 evaluates at the end only.
         save_every: optimiser steps between checkpoints; 0 saves once an epoch.
         keep: newest checkpoints kept.
+        best: validation metric; the checkpoint of its best evaluation is kept too, and found by `evaluate RUN --step
+            best`. The loss is best when small, the others when large.
+        patience: end the training after that many evaluations without a better train.best; 0 never does.
         log_every: optimiser steps between lines of metrics.jsonl.
         timeout: seconds without progress after which a run ends and names the rank that holds it up.
         skip_limit: steps in a row with a loss or gradient that is not finite, all of them skipped, that end the run.
@@ -222,6 +240,8 @@ class TrainConfig:
     eval_every: int = 1
     save_every: int = 0
     keep: int = 2
+    best: Metric | None = None
+    patience: int = 0
     log_every: int = 1
     timeout: float = 600.0
     skip_limit: int = 20
@@ -229,7 +249,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "global_batch", "micro_batch", "keep", "log_every", "timeout", "skip_limit"):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "needs at least 1")
-        for name in ("freeze_epochs", "eval_every", "save_every"):
+        for name in ("freeze_epochs", "eval_every", "save_every", "patience"):
             _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "may not be negative")
 
 
@@ -264,6 +284,20 @@ class Config:
         if self.optim.ema and self.train.zero_stage == 3:
             raise UserError(
                 "optim.ema needs whole weights, which ZeRO stage 3 shards; set train.zero_stage=2 or optim.ema=0"
+            )
+        if self.model.compile and self.train.zero_stage == 3:
+            raise UserError(
+                "model.compile does not go with ZeRO stage 3, which swaps weights in the middle of what would be"
+                " compiled; set train.zero_stage=2 or model.compile=false"
+            )
+        if self.model.compile and self.train.freeze_epochs and self.train.zero_stage == 2:
+            raise UserError(
+                "model.compile with train.freeze_epochs leaves gradients out that ZeRO stage 2 waits for;"
+                " set train.zero_stage=1 or model.compile=false"
+            )
+        if self.train.patience and not (self.train.best and self.train.eval_every):
+            raise UserError(
+                f"train.patience={self.train.patience} needs train.best, the metric to watch, and train.eval_every"
             )
         if (self.augment.mixup or self.augment.cutmix) and self.train.micro_batch % 2:
             raise UserError(

@@ -136,6 +136,10 @@ class Engine:
         self.parameters = sum(p.numel() for p in model.parameters())
         settings = deepspeed_config(config, world.size)
         model = model.to(device)
+        if config.model.sync_batchnorm:
+            from brain_dist.syncbn import synchronise
+
+            model = synchronise(model, device)
         self.ema = optim.Ema(config.optim.ema, model) if config.optim.ema else None
         self.freeze = Freeze(model, frozen_steps)
         optimizer = optim.create(config.optim, model, self.freeze.head)
@@ -146,6 +150,8 @@ class Engine:
             config=settings,
             dist_init_required=False,
         )
+        if config.model.compile:
+            self.module.compile()  # in place: unlike torch.compile's wrapper it leaves the weights' names as they are
         self.deepspeed.train()
         self.skips = Skips()
         # a step that is skipped must not leave its traces in BatchNorm's running statistics

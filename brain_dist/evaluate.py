@@ -85,13 +85,18 @@ class LoadedRun:
 
 
 def load_run(
-    path: str | Path, *, step: int | None = None, shards: str | None = None, device: str = "cpu", weights: str = "auto"
+    path: str | Path,
+    *,
+    step: int | str | None = None,
+    shards: str | None = None,
+    device: str = "cpu",
+    weights: str = "auto",
 ) -> LoadedRun:
     """Open a run's network at a checkpoint.
 
     Args:
         path: the run's folder.
-        step: which checkpoint; None is the newest.
+        step: which checkpoint; "best" is the one of the best train.best, None the newest.
         shards: other shards than the run was trained on: of the same classes, or of notumor and tumor where the run
             knows notumor.
         device: torch device.
@@ -102,7 +107,7 @@ def load_run(
     """
     import torch
 
-    from brain_dist import checkpoint, config, models
+    from brain_dist import checkpoint, config, early, models
     from brain_dist.data.access import open_data
     from brain_dist.loaders.batch import Finish
 
@@ -111,9 +116,11 @@ def load_run(
     found = checkpoint.steps(path / "checkpoints")
     if not found:
         raise UserError(f"{path} has no complete checkpoint yet; `python -m brain_dist.train` makes one")
+    if step == "best":
+        step = early.best_step(path, settings.train.best, found)
     if step is not None and step not in found:
         raise UserError(f"{path} has no checkpoint of step {step}; it has {', '.join(map(str, found))}")
-    step = found[-1] if step is None else step
+    step = found[-1] if step is None else int(step)
     folder = checkpoint.folder(path / "checkpoints", step)
     facts = path / "environment.json"
     if not facts.is_file():
@@ -188,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("brain-dist evaluate", description=__doc__.split("\n\n")[0])
     parser.add_argument("run", type=Path, help="the run's folder, such as runs/NAME")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="which split (default: test)")
-    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
+    parser.add_argument("--step", type=_step, help="which checkpoint, or best (default: the newest)")
     parser.add_argument("--shards", help="other shards than the run's own: external validation; needs --name")
     parser.add_argument("--name", help="name of the predictions' files (default: the split)")
     parser.add_argument("--batch", type=int, default=32, help="images a rank at once (default: 32)")
@@ -226,6 +233,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{TUMOUR}: the sum of the probabilities of {tumours}, which these shards do not tell apart")
             print(f"predictions: {arguments.run / 'predictions' / name}.parquet")
     return 0
+
+
+def _step(word: str) -> int | str:
+    if word != "best" and not word.isdigit():
+        raise UserError(f"--step {word}: needs a number of optimiser steps, or best")
+    return word if word == "best" else int(word)
 
 
 def evaluate(loaded: LoadedRun, split: str, name: str, *, micro_batch: int, world: World) -> dict[str, Any]:

@@ -8,16 +8,15 @@ from typing import Any
 
 from brain_dist import checkpoint
 from brain_dist.config import Config, to_dict
-from brain_dist.dist import World, gather_objects
+from brain_dist.dist import World
 from brain_dist.errors import UserError
-from brain_dist.tracking import METRICS, complete_rows
 
 # Settings that may change between attempts, because no later number depends on them
 _FREE = {
     "run": {"name", "dir", "resume", "device", "deterministic"},
     # where the data lie and how they are joined is told by their version
     "data": {"shards", "sources", "leave_out", "cache_dir", "threads", "prefetch"},
-    "train": {"eval_every", "save_every", "keep", "log_every", "timeout", "skip_limit"},
+    "train": {"eval_every", "save_every", "keep", "best", "patience", "log_every", "timeout", "skip_limit"},
     "track": {"wandb", "project", "group"},
 }
 RANKS, MICRO_BATCH = "the number of ranks", "train.micro_batch"
@@ -61,12 +60,3 @@ def point(config: Config, root: Path, now: dict[str, Any], world: World) -> int 
         drawn = "; BatchNorm's batches and dropped paths do not" if MICRO_BATCH in changed else ""
         print(f"resuming with {told}: samples and augmentations of each step stay{drawn}", file=sys.stderr, flush=True)
     return step
-
-
-def evaluated(path: Path, step: int, world: World) -> bool:
-    """Whether metrics.jsonl tells of the evaluation after ``step`` steps; every rank must call."""
-    found = False
-    if world.is_main and (path / METRICS).exists():
-        rows = complete_rows(path / METRICS)
-        found = any(row["kind"] == "eval" and row["step"] == step for row in rows)
-    return gather_objects(found, world)[0]

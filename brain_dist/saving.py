@@ -65,6 +65,7 @@ class Saver:
         What a process that died while saving left behind is removed.
         """
         self.root, self.engine, self.facts, self.keep = root, engine, facts, keep
+        self.best: int | None = None  # step of a checkpoint that is kept however old
         self.writing: _Writing | None = None
         self.stalled = 0.0  # seconds that training waited for saves
         self.bytes = 0  # of the last checkpoint, all ranks
@@ -154,7 +155,8 @@ class Saver:
         sync_folder(self.root)
         # a newer one here is a damaged one that a resume went back behind: it must not push out what is intact
         for old in [s for s in steps(self.root) if s <= writing.step][: -self.keep]:
-            shutil.rmtree(folder(self.root, old))
+            if old != self.best:
+                shutil.rmtree(folder(self.root, old))
 
 
 def _copied(tensors: Tensors) -> Tensors:

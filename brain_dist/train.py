@@ -11,11 +11,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from brain_dist.config import Config, load
+from brain_dist.config import Config, Metric, load
 from brain_dist.errors import EXIT_PREEMPTED, Fault, UserError, run
 
 if TYPE_CHECKING:
@@ -27,17 +27,6 @@ if TYPE_CHECKING:
     from brain_dist.loaders.batch import Batch
     from brain_dist.preempt import Wish
     from brain_dist.watch import Watch
-
-# What an evaluation during training logs; `brain-dist evaluate` writes everything
-HEADLINE = (
-    "accuracy",
-    "sensitivity_macro",
-    "specificity_macro",
-    "precision_macro",
-    "f1_macro",
-    "auc_macro",
-    "kappa",
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,6 +73,7 @@ def fit(
 
     from brain_dist import checkpoint, models, numerics, optim, resume, rundir
     from brain_dist.data.plan import steps_per_epoch
+    from brain_dist.early import Evaluations
     from brain_dist.engine import Engine
     from brain_dist.preempt import SAVE, STOP, Agreement
     from brain_dist.saving import Saver
@@ -98,14 +88,18 @@ def fit(
     first = found or 0
     per_epoch = steps_per_epoch(len(dataset.rows("train")), train.global_batch)
     total = per_epoch * train.epochs
+    has_val = bool(len(dataset.rows("val")))
+    if train.best and not has_val:
+        raise UserError(f"train.best={train.best}: {dataset.root} has no validation split; rebuild it, or unset it")
 
     def evaluates(done: int) -> bool:
         """Whether the validation split is judged when ``done`` steps are."""
         scheduled = done % per_epoch == 0 and train.eval_every and done // per_epoch % train.eval_every == 0
-        return bool(done and (scheduled or done == total) and len(dataset.rows("val")))
+        return bool(done and (scheduled or done == total) and has_val)
 
-    owed = evaluates(first) and not resume.evaluated(run_path, first, world)  # interrupted after its save
-    if first == total and not owed:
+    seen = Evaluations.agreed(run_path, train.best, train.patience, up_to=first, world=world)
+    owed = evaluates(first) and not seen.knows(first)  # interrupted after its save
+    if (first == total and not owed) or seen.exhausted:
         if world.is_main:
             print(f"{run_path} is trained to its end; choose another run.name to train again", file=sys.stderr)
         return 0
@@ -119,12 +113,15 @@ def fit(
     batches = training_batches(config, dataset, world, device, first_step=first)
     agreement = Agreement(world, wish, run_path)
     saver = Saver(root, engine, facts, keep=train.keep)
+    saver.best = seen.best
     tracker = Tracker(config, run_path, first_step=first, total_steps=total, enabled=world.is_main)
 
     def evaluate(done: int) -> None:
         watch.at(f"evaluating after step {done}")
         values = validate(config, dataset, engine, world, device)
         tracker.evaluation(done, "val", {"epoch": done / per_epoch, **values})
+        seen.add(done, values)
+        saver.best = seen.best
 
     with tracker:
         tracker.say(rundir.opening(config, dataset, world, device, engine.parameters, first, total))
@@ -132,6 +129,9 @@ def fit(
             evaluate(first)
         clock = Clock(train.global_batch)
         for step in range(first, total):
+            if seen.exhausted:
+                tracker.say(f"stopped early: {train.patience} evaluations without a better {train.best}")
+                break
             lr = optim.learning_rate(config.optim, step, per_epoch, train.epochs)
             watch.at(f"loading step {step}")
             micros = [next(batches) for _ in range(engine.micros)]
@@ -151,7 +151,8 @@ def fit(
                 epoch_ends = done % per_epoch == 0
                 due = done % train.save_every == 0 if train.save_every else epoch_ends
                 # saving comes first: whoever asked to stop may not wait for an evaluation
-                if due or agreed.save or agreed.stop or done == total:
+                saves = due or agreed.save or agreed.stop or done == total
+                if saves:
                     watch.at(f"saving step {done}")
                     tracker.sync()
                     saver.begin(done)
@@ -163,7 +164,12 @@ def fit(
                     return EXIT_PREEMPTED
                 if evaluates(done):
                     evaluate(done)
+                    if not saves and (seen.best == done or seen.exhausted):
+                        tracker.sync()
+                        saver.begin(done)
         saver.finish()
+        if seen.best is not None:
+            tracker.say(f"best {train.best}: step {seen.best}, which evaluate reads with --step best")
         tracker.say(f"done: python -m brain_dist.evaluate {run_path}")
     return 0
 
@@ -226,7 +232,7 @@ def validate(
     with engine.evaluating() as model:
         logits = inference.logits(model, engine.finish, loader, rows, world)
     judged = predictions_from_logits(dataset, rows, logits, run=config.run.name, step=0).evaluate()
-    return {"loss": judged["nll"], **{name: judged[name] for name in HEADLINE}}
+    return {name: judged["nll" if name == "loss" else name] for name in get_args(Metric)}
 
 
 class Clock:
