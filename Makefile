@@ -8,7 +8,7 @@ LOCK := --generate-hashes --no-emit-index-url --no-annotate --no-header pyprojec
 export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench-setup demo test check lock bench
+.PHONY: help setup bench-setup demo test soak check lock bench
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -33,6 +33,9 @@ demo: .venv/ready ## phantoms (or DATA=DIR [RECIPE=FILE]) → shards → trainin
 
 test: .venv/ready ## the tests, under ten minutes on 2 cores
 	$(PY) -m pytest
+
+soak: .venv/ready ## faults of every kind at random moments, each followed by a resume: about half an hour, as root
+	$(PY) tests/faults/soak.py --table results/faults.md
 
 check: .venv/ready ## formatter, linter, type checker
 	$(PY) -m ruff format --check .

@@ -16,7 +16,7 @@ from collections import defaultdict
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
 from conftest import environment, verb  # noqa: E402
 from kinds import KINDS  # noqa: E402
@@ -38,7 +38,7 @@ def main() -> int:
     base = Path(tempfile.mkdtemp(prefix="brain_dist-soak-"))
     shards = phantom_shards(base)
     began = time.monotonic()
-    nursery = Nursery(base, environment(PYTHONPATH=str(HERE)))
+    nursery = Nursery(base, environment(PYTHONPATH=f"{HERE.parent.parent}:{HERE}"))
     done: Totals = defaultdict(list)
     try:
         references = {name: undisturbed(nursery, shards, base / name[:6], name) for name in SETTINGS}
