@@ -8,11 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from nursery import Nursery
 
 ROOT = Path(__file__).resolve().parent.parent
 # Small enough that two processes take a step in a blink; real enough to have ConvNeXt's layers
@@ -36,6 +40,25 @@ def phantom_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     verb("shard", "phantom", "--out", str(base / "images"), *size)
     verb("shard", "build", "--source", str(base / "images"), "--out", str(base / "shards"))
     return base / "shards"
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Ranks that start in a blink, see tests/faults/nursery.py."""
+    sys.path.insert(0, str(ROOT / "tests" / "faults"))
+    from nursery import Nursery
+
+    made = Nursery(tmp_path_factory.mktemp("nursery"), environment(PYTHONPATH=str(ROOT / "tests" / "faults")))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def small_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """102 training phantoms in several tars."""
+    from soak import phantom_shards
+
+    return phantom_shards(tmp_path_factory.mktemp("small"))
 
 
 @dataclass(frozen=True)

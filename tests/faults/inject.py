@@ -1,14 +1,16 @@
-"""Faults that must strike at a certain place inside a rank, prepared before its entry point runs.
+"""What is prepared inside a rank before its entry point runs: faults that strike at a certain place, and records.
 
-Each one waits for the ``count``-th time that the place is passed, and then really happens: the process kills or stops
+A fault waits for the ``count``-th time that the place is passed, and then really happens: the process kills or stops
 itself in the middle of it.
 """
 
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import signal
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -41,6 +43,23 @@ def count_all(rank: int) -> None:
     for place, watch in PLACES.items():
         watch(partial(due, place), lambda: None)
     atexit.register(lambda: print("\n".join(f"passed {place}: {n}" for place, n in passed.items()), flush=True))
+
+
+def record(path: str) -> None:
+    """Write down what each step is fed: step, place in the global batch, row, and a checksum of the pixels."""
+    from brain_dist.engine import Engine
+
+    real = Engine.step
+
+    def step(self: Engine, batches: Any, lr: float) -> Any:
+        with Path(f"{path}-{self.world.rank}").open("a") as opened:
+            for batch in batches:
+                places = zip(batch.micro.position.tolist(), batch.row.tolist(), batch.image.numpy(), strict=True)
+                for position, row, image in places:
+                    opened.write(json.dumps([batch.micro.step, position, row, zlib.crc32(image.tobytes())]) + "\n")
+        return real(self, batches, lr)
+
+    Engine.step = step  # type: ignore[method-assign]
 
 
 def _forward(due: Callable[[], bool], strike: Callable[[], None]) -> None:

@@ -67,9 +67,10 @@ class Ranks:
     """The ranks of one run; ``log`` takes what they print."""
 
     def __init__(
-        self, nursery: Nursery, count: int, arguments: Sequence[str], log: Path, fault: dict[str, Any]
-    ) -> None:
-        """Start them. ``fault``: what :mod:`inject` does inside one of them, ``{}`` for nothing."""
+        self, nursery: Nursery, count: int, arguments: Sequence[str], log: Path, inside: dict[str, Any],
+        *, everywhere: bool = False,
+    ) -> None:  # fmt: skip
+        """Start them. ``inside``: what :mod:`inject` does in the one that it names, or ``everywhere``."""
         sys.path.insert(0, str(ROOT))
         from launch.local import environment, free_port
 
@@ -78,7 +79,7 @@ class Ranks:
         self.log = log
         self.codes: dict[int, int | None] = {}
         for rank in range(count):
-            mine = fault if fault.get("rank") == rank else {}
+            mine = inside if everywhere or inside.get("rank") == rank else {}
             env = environment(rank, count, port)
             start = {"arguments": list(arguments), "env": {n: env[n] for n in NAMES}, "log": str(log), "fault": mine}
             self.codes[nursery.ask(start=start)] = None
@@ -153,7 +154,12 @@ def be_rank(arguments: list[str], env: dict[str, str], log: str, fault: dict[str
     if fault:
         import inject
 
-        inject.prepare(**fault) if "place" in fault else inject.count_all(**fault)
+        if "record" in fault:
+            inject.record(fault["record"])
+        elif "place" in fault:
+            inject.prepare(**fault)
+        else:
+            inject.count_all(**fault)
     sys.argv = ["train", *arguments]
     sys.exit(run(train.main))
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,11 @@ class Trial:
         """The folder of its checkpoints."""
         return self.run / "checkpoints"
 
-    def start(self, fault: dict[str, Any] | None = None) -> Ranks:
-        """Start the ranks; each attempt has a log of its own."""
+    def start(self, fault: dict[str, Any] | None = None, more: Sequence[str] = ()) -> Ranks:
+        """Start the ranks, with ``more`` settings; each attempt has a log of its own."""
         self.attempts += 1
         where = ["--data.shards", str(self.shards), "--run.dir", str(self.runs), "--run.name", "run"]
-        arguments = [*COMMON, *SETTINGS[self.setting], *where]
+        arguments = [*COMMON, *SETTINGS[self.setting], *where, *more]
         return Ranks(self.nursery, WORLD, arguments, self.base / f"log-{self.attempts}", fault or {})
 
     def said(self) -> str:
