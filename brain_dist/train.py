@@ -62,6 +62,9 @@ def start(arguments: list[str], wish: Wish) -> int:
             if not lost_contact(error):
                 raise
             raise Fault(f"lost contact while {watch.where}: {watch.blame()}") from error
+        except OSError as error:  # a full disk, a folder that can't be written to any more
+            where = error.filename or config.run.path
+            raise Fault(f"{where} could not be used while {watch.where}: {error.strerror or error}") from error
 
 
 def fit(

@@ -48,7 +48,10 @@ def main() -> int:
             if sum(o.injected for outcomes in done.values() for o in outcomes) >= wanted.faults:
                 break
             trial = Trial(nursery, shards, base / f"trial-{number}", setting, wanted.seed * 1_000_000 + number)
-            outcome = KINDS[kind](trial, references[setting])
+            try:
+                outcome = KINDS[kind](trial, references[setting])
+            except (AssertionError, TimeoutError) as error:  # it did not end as this kind should: counted, and shown
+                outcome = Outcome(kind, setting, injected=True, said=str(error))
             done[kind].append(outcome)
             bad = outcome.lost or outcome.wrong or not outcome.recovered
             print(f"{time.monotonic() - began:6.0f} s  {kind}, {setting}: {verdict(outcome)}", flush=True)
