@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,14 +46,9 @@ def phantom_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    """Ranks that start in a blink, see tests/faults/nursery.py."""
-    sys.path.insert(0, str(ROOT / "tests" / "faults"))
-    from nursery import Nursery
-
-    made = Nursery(tmp_path_factory.mktemp("nursery"), environment(PYTHONPATH=str(ROOT / "tests" / "faults")))
-    yield made
-    made.close()
+def nursery() -> Nursery:
+    """Processes that start in a blink, see tests/faults/nursery.py."""
+    return warm()
 
 
 @pytest.fixture(scope="session")
@@ -97,13 +95,33 @@ def command(words: Sequence[str], *, expect: int | None = 0, timeout: float = 24
 
 
 def verb(name: str, *arguments: str, expect: int | None = 0, **more: str) -> Done:
-    """``python -m brain_dist.NAME ARGUMENTS``."""
-    return command([sys.executable, "-m", f"brain_dist.{name}", *arguments], expect=expect, **more)
+    """``python -m brain_dist.NAME ARGUMENTS`` as a process of its own, born in the nursery."""
+    return launch(1, name, *arguments, expect=expect, **more)
 
 
 def launch(processes: int, name: str, *arguments: str, expect: int | None = 0, **more: str) -> Done:
-    """The verb in several real processes on this machine."""
-    return command([sys.executable, "launch/local.py", "-n", str(processes), name, *arguments], expect=expect, **more)
+    """The verb in several real processes, born in the nursery; the exit code is the first one that is not 0."""
+    made = warm()
+    from nursery import Ranks
+
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder) / "out", Path(folder) / "err"
+        codes = Ranks(made, processes, name, arguments, out, err, env=more).wait(240)
+        done = Done(next((code for code in codes if code), 0), out.read_text(), err.read_text())
+    if expect is not None:
+        assert done.code == expect, f"{name} {' '.join(arguments)}\nexit {codes}\n{done.out}\n{done.err}"
+    return done
+
+
+@functools.cache
+def warm() -> Nursery:
+    """This worker's nursery; it ends with the worker."""
+    sys.path.insert(0, str(ROOT / "tests" / "faults"))
+    from nursery import Nursery
+
+    made = Nursery(Path(tempfile.mkdtemp()), environment(PYTHONPATH=str(ROOT / "tests" / "faults")))
+    atexit.register(made.close)
+    return made
 
 
 def interrupt(

@@ -17,8 +17,28 @@ from pathlib import Path
 from typing import Any
 
 
-def prepare(place: str, count: int, rank: int, action: str = "SIGKILL") -> None:
-    """Arrange that this process gets ``action`` at the ``count``-th passing of ``place``."""
+def prepare(
+    rank: int | None = None,
+    place: str | None = None,
+    count: int = 0,
+    action: str = "SIGKILL",
+    record: str | None = None,
+) -> None:
+    """Arrange in this process what a test asks for.
+
+    ``place`` and ``count``: it gets ``action`` at the ``count``-th passing of ``place``; ``record``: it writes down its
+    batches; neither: it counts how often each place is passed, and prints that at the end. ``rank`` chose the process.
+    """
+    if record:
+        record_batches(record)
+    elif place:
+        strike_at(place, count, action)
+    else:
+        count_all()
+
+
+def strike_at(place: str, count: int, action: str) -> None:
+    """Get a signal at the ``count``-th passing of ``place``."""
     left = count
 
     def strike() -> None:
@@ -32,7 +52,7 @@ def prepare(place: str, count: int, rank: int, action: str = "SIGKILL") -> None:
     PLACES[place](due, strike)
 
 
-def count_all(rank: int) -> None:
+def count_all() -> None:
     """Count how often each place is passed, and print that at the end."""
     passed = dict.fromkeys(PLACES, 0)
 
@@ -45,7 +65,7 @@ def count_all(rank: int) -> None:
     atexit.register(lambda: print("\n".join(f"passed {place}: {n}" for place, n in passed.items()), flush=True))
 
 
-def record(path: str) -> None:
+def record_batches(path: str) -> None:
     """Write down what each step is fed: step, place in the global batch, row, and a checksum of the pixels."""
     from brain_dist.engine import Engine
 

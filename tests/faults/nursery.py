@@ -1,8 +1,8 @@
-"""Ranks of a training run without the seconds that importing torch takes: ``python nursery.py SOCKET``.
+"""Processes of the program without the seconds that importing torch takes: ``python nursery.py SOCKET``.
 
-A process imports everything once and forks each rank from itself on request, so that a hundred faults fit into minutes.
-A rank born here is a process like any other: it runs the real entry point with the launcher's environment, in a session
-of its own, and dies of real signals.
+A process imports everything once and forks from itself on request, so that a hundred faults, and most tests, fit into
+minutes. What is born here is a process like any other: it runs the real entry point with the launcher's environment, in
+a session of its own, and dies of real signals. The launchers themselves, and imports, are tested with cold starts.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+# heavy packages, and our own modules that import nothing when they are called; the verbs themselves stay cold
 PRELOADED = (
     "torch", "timm", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.runtime.zero.stage3",
     "deepspeed.runtime.zero.stage_1_and_2", "nvidia.dali.fn", "safetensors.torch", "scipy.special", "torchmetrics",
@@ -64,25 +66,31 @@ class Nursery:
 
 
 class Ranks:
-    """The ranks of one run; ``log`` takes what they print."""
+    """Processes of a verb that were born in a nursery; ``log`` takes what they print."""
 
     def __init__(
-        self, nursery: Nursery, count: int, arguments: Sequence[str], log: Path, inside: dict[str, Any],
-        *, everywhere: bool = False,
+        self, nursery: Nursery, count: int, verb: str, arguments: Sequence[str], out: Path, err: Path | None = None,
+        *, env: Mapping[str, str] | None = None, inside: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        """Start them. ``inside``: what :mod:`inject` does in the one that it names, or ``everywhere``."""
+        """Start ``count`` processes of a verb: ranks of one run, or, where that is one, a process alone.
+
+        ``out`` and ``err`` take what they print (one file, where ``err`` is None); ``env`` is added to the nursery's
+        environment; ``inside`` is what :mod:`inject` does in the rank that it names, or in all.
+        """
         sys.path.insert(0, str(ROOT))
         from launch.local import environment, free_port
 
         port = free_port()
-        self.nursery = nursery
-        self.log = log
+        self.nursery, self.log = nursery, out
         self.codes: dict[int, int | None] = {}
         for rank in range(count):
-            mine = inside if everywhere or inside.get("rank") == rank else {}
-            env = environment(rank, count, port)
-            start = {"arguments": list(arguments), "env": {n: env[n] for n in NAMES}, "log": str(log), "fault": mine}
-            self.codes[nursery.ask(start=start)] = None
+            mine = dict(inside or {})
+            ranked = environment(rank, count, port) if count > 1 else {}
+            self.codes[nursery.ask(start={
+                "verb": verb, "arguments": list(arguments), "out": str(out), "err": str(err or out),
+                "env": {**{n: ranked[n] for n in NAMES if n in ranked}, **(env or {})},
+                "inside": mine if mine.get("rank", rank) == rank else {},
+            })] = None  # fmt: skip
 
     @property
     def pids(self) -> list[int]:
@@ -140,28 +148,23 @@ def serve(path: str) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def be_rank(arguments: list[str], env: dict[str, str], log: str, fault: dict[str, Any]) -> None:
-    """Become a rank; does not return."""
+def be_rank(verb: str, arguments: list[str], out: str, err: str, env: dict[str, str], inside: dict[str, Any]) -> None:
+    """Become a process of ``python -m brain_dist.VERB``; does not return."""
     os.setsid()
     os.environ.update(env)
-    written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for number in (1, 2):
-        os.dup2(written, number)
+    tempfile.tempdir = None  # it may be another one in this environment
+    for number, name in ((1, out), (2, err)):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    from brain_dist import train
     from brain_dist.errors import run
 
-    if fault:
+    if inside:
         import inject
 
-        if "record" in fault:
-            inject.record(fault["record"])
-        elif "place" in fault:
-            inject.prepare(**fault)
-        else:
-            inject.count_all(**fault)
-    sys.argv = ["train", *arguments]
-    sys.exit(run(train.main))
+        inject.prepare(**inside)
+    module = importlib.import_module(f"brain_dist.{verb}")
+    sys.argv = [str(module.__file__), *arguments]
+    sys.exit(run(module.main))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def train(nursery: Nursery, shards: Path, folder: Path, precision: str, stage: i
     kind = ["--train.precision", precision, "--train.zero_stage", str(stage)]
     log = folder / "log"
     record = {"record": str(folder / "batches")}
-    codes = Ranks(nursery, ranks, [*ARGUMENTS, *kind, *where], log, record, everywhere=True).wait(120)
+    codes = Ranks(nursery, ranks, "train", [*ARGUMENTS, *kind, *where], log, inside=record).wait(120)
     assert codes == [0] * ranks, log.read_text()
     return log.read_text()
 

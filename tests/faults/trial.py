@@ -88,7 +88,7 @@ class Trial:
         self.attempts += 1
         where = ["--data.shards", str(self.shards), "--run.dir", str(self.runs), "--run.name", "run"]
         arguments = [*COMMON, *SETTINGS[self.setting], *where, *more]
-        return Ranks(self.nursery, WORLD, arguments, self.base / f"log-{self.attempts}", fault or {})
+        return Ranks(self.nursery, WORLD, "train", arguments, self.base / f"log-{self.attempts}", inside=fault)
 
     def said(self) -> str:
         """What the last attempt printed."""
