@@ -260,12 +260,18 @@ class TrackConfig:
     Args:
         wandb: auto is online with a key, else offline; off writes nothing. Never a prompt.
         project: W&B project.
-        group: W&B group, to join seeds or attempts of one experiment.
+        group: W&B group, the experiment; unset: run.name. Seeds and attempts of one experiment share it.
+        examples: validation images shown on W&B with what the network said of them, its surest errors first. Images
+            leave the house that way, so there are none unless you ask.
     """
 
     wandb: Literal["auto", "offline", "off"] = "auto"
     project: str = "brain_dist"
     group: str | None = None
+    examples: int = 0
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.examples <= 200, "track.examples", self.examples, "needs 0 ≤ value ≤ 200")
 
 
 @dataclass(frozen=True)

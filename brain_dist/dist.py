@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import resource
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -129,6 +130,15 @@ def choose_device(world: World, wanted: str) -> torch.device:
     device = torch.device("cuda", 0 if count == 1 else world.local_rank)
     torch.cuda.set_device(device)
     return device
+
+
+def peak_memory(device: torch.device) -> float:
+    """Most memory that this process has held: of tensors on the GPU, of all kinds on the CPU [GiB]."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts it in KiB
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import sys
 from collections.abc import Callable
 
@@ -26,11 +27,21 @@ class Fault(Exception):
     """Something broke that is nobody's mistake (a flipped byte, a loss that is no number): one line, exit code 1."""
 
 
+def _settled() -> None:
+    """From here on the exit code stands: `srun --kill-on-bad-exit` ends the other ranks as soon as one has left."""
+    if "SLURM_STEP_NUM_TASKS" in os.environ:
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+
+
 def run(main: Callable[[], int]) -> int:
     """Call a verb's ``main``; a :class:`UserError` or :class:`Fault` becomes one line on stderr and its exit code."""
     try:
-        return main()
+        code = main()
+        _settled()
+        return code
     except (UserError, Fault) as error:
+        _settled()
         rank, local = (os.environ.get(a) or os.environ.get(b, "0") for a, b in _RANKS)
         if isinstance(error, Fault) or local == "0":
             where = f" on rank {rank} ({platform.node()})" if rank != "0" else ""

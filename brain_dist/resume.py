@@ -17,7 +17,7 @@ _FREE = {
     # where the data lie and how they are joined is told by their version
     "data": {"shards", "sources", "leave_out", "cache_dir", "threads", "prefetch"},
     "train": {"eval_every", "save_every", "keep", "best", "patience", "log_every", "timeout", "skip_limit"},
-    "track": {"wandb", "project", "group"},
+    "track": {"wandb", "project", "group", "examples"},
 }
 RANKS, MICRO_BATCH = "the number of ranks", "train.micro_batch"
 # What may change too, and is said: the samples and augmentations of each step stay, sums are taken in another order

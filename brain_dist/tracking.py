@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import netrc
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from brain_dist.config import Config, to_dict
+from brain_dist import attempts, wandb_log
+from brain_dist.config import Config
 from brain_dist.errors import Fault
+
+if TYPE_CHECKING:
+    from brain_dist.examples import Example
 
 METRICS = "metrics.jsonl"
 
@@ -29,7 +33,7 @@ class Tracker:
         self.log_path = path / METRICS
         _truncate(self.log_path, first_step)
         self.log = self.log_path.open("a", buffering=1)  # a line at a time reaches the disk
-        self.wandb = _wandb(config, path)
+        self.wandb = wandb_log.open_log(config, path, attempt=len(attempts.read(path)) or 1)
         self.progress = Progress(first_step, total_steps)
 
     def train(self, step: int, values: dict[str, float | None]) -> None:
@@ -38,10 +42,15 @@ class Tracker:
             self._write({"kind": "train", "step": step, **values})
             self.progress.step(step, values)
 
-    def evaluation(self, step: int, split: str, values: dict[str, Any]) -> None:
-        """One evaluation; ``step`` optimiser steps are done."""
+    @property
+    def shows_pictures(self) -> bool:
+        """Whether :meth:`evaluation` has a place for examples."""
+        return self.enabled and self.wandb is not None
+
+    def evaluation(self, step: int, split: str, values: dict[str, Any], examples: Sequence[Example] = ()) -> None:
+        """One evaluation; ``step`` optimiser steps are done. The ``examples`` go to W&B alone."""
         if self.enabled:
-            self._write({"kind": "eval", "step": step, "split": split, **values})
+            self._write({"kind": "eval", "step": step, "split": split, **values}, examples)
             self.say(
                 f"step {step}: {split} loss {values['loss']:.4f}, accuracy {values['accuracy']:.2%},"
                 f" macro F1 {_show(values['f1_macro'])}, macro AUC {_show(values['auc_macro'])}"
@@ -57,16 +66,14 @@ class Tracker:
         if self.enabled:
             os.fsync(self.log.fileno())
 
-    def _write(self, row: dict[str, Any]) -> None:
+    def _write(self, row: dict[str, Any], examples: Sequence[Example] = ()) -> None:
         row["time"] = round(time.time(), 3)
         try:
             self.log.write(json.dumps(row) + "\n")
         except OSError as error:
             raise Fault(f"{self.log_path} could not be written: {error.strerror}") from None
         if self.wandb is not None:
-            prefix = "train" if row["kind"] == "train" else row["split"]
-            skipped = ("kind", "step", "split", "time")
-            self.wandb.log({f"{prefix}/{k}": v for k, v in row.items() if k not in skipped} | {"step": row["step"]})
+            self.wandb.row(row, examples)
 
     def __enter__(self) -> Tracker:
         return self
@@ -78,7 +85,7 @@ class Tracker:
             self.progress.close()
             self.log.close()
             if self.wandb is not None:
-                self.wandb.finish(exit_code=0 if kind is None else 1)
+                self.wandb.finish(0 if kind is None else 1)
 
 
 def _show(value: float | None) -> str:
@@ -107,41 +114,6 @@ def complete_rows(path: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
     return rows
-
-
-def _has_key() -> bool:
-    """Whether W&B could log in without asking."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = (
-        os.environ.get("WANDB_BASE_URL", "api.wandb.ai").removeprefix("https://").removeprefix("http://").split("/")[0]
-    )
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def _wandb(config: Config, path: Path) -> Any:
-    """A W&B run, or None when it is off."""
-    if config.track.wandb == "off":
-        return None
-    import wandb
-
-    wanted = os.environ.get("WANDB_MODE")
-    online = config.track.wandb == "auto" and wanted in (None, "online") and _has_key()
-    os.environ.setdefault("WANDB_SILENT", "true")
-    made = wandb.init(
-        project=config.track.project,
-        group=config.track.group or config.run.name,
-        name=config.run.name,
-        dir=str(path),
-        config=to_dict(config),
-        mode="disabled" if wanted == "disabled" else "online" if online else "offline",
-        settings=wandb.Settings(console="off", silent=True),
-    )
-    made.define_metric("*", step_metric="step")
-    return made
 
 
 class Progress:

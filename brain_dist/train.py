@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from brain_dist.data.index import Dataset
     from brain_dist.dist import World
     from brain_dist.engine import Engine
+    from brain_dist.examples import Example
     from brain_dist.loaders.batch import Batch
+    from brain_dist.predictions import Predictions
     from brain_dist.preempt import Wish
     from brain_dist.watch import Watch
 
@@ -74,10 +76,11 @@ def fit(
     """Train to the end, or to a signal; goes on by itself from the run's newest checkpoint."""
     import torch
 
-    from brain_dist import checkpoint, models, numerics, optim, resume, rundir
+    from brain_dist import attempts, checkpoint, models, numerics, optim, resume, rundir
     from brain_dist.data.plan import steps_per_epoch
     from brain_dist.early import Evaluations
     from brain_dist.engine import Engine
+    from brain_dist.examples import examples
     from brain_dist.preempt import SAVE, STOP, Agreement
     from brain_dist.saving import Saver
     from brain_dist.tracking import Tracker
@@ -106,6 +109,7 @@ def fit(
         if world.is_main:
             print(f"{run_path} is trained to its end; choose another run.name to train again", file=sys.stderr)
         return 0
+    checkpoint.together(world, lambda: attempts.begin(run_path, first))
 
     model = models.create(config.model, len(dataset.classes), seed=config.run.seed, load_weights=found is None)
     engine = Engine(config, model, world, device, frozen_steps=per_epoch * train.freeze_epochs)
@@ -121,8 +125,11 @@ def fit(
 
     def evaluate(done: int) -> None:
         watch.at(f"evaluating after step {done}")
-        values = validate(config, dataset, engine, world, device)
-        tracker.evaluation(done, "val", {"epoch": done / per_epoch, **values})
+        values, predictions = validate(config, dataset, engine, world, device)
+        shown: list[Example] = []
+        if config.track.examples and tracker.shows_pictures:
+            shown = examples(predictions, dataset, config, engine.finish, device)
+        tracker.evaluation(done, "val", {"epoch": done / per_epoch, **values}, shown)
         seen.add(done, values)
         saver.best = seen.best
 
@@ -179,6 +186,8 @@ def fit(
 
 def told(engine: Engine, loss: float, lr: float, epoch: float, rate: float) -> dict[str, float | None]:
     """What metrics.jsonl says of a step; None where a number was not finite (JSON knows no NaN)."""
+    from brain_dist.dist import peak_memory
+
     scale = {} if engine.loss_scale is None else {"loss_scale": engine.loss_scale}
     return {
         "epoch": epoch,
@@ -188,6 +197,7 @@ def told(engine: Engine, loss: float, lr: float, epoch: float, rate: float) -> d
         "skipped": engine.skips.total,
         **scale,
         "images_per_s": rate,
+        "memory_gib": peak_memory(engine.device),
     }
 
 
@@ -220,8 +230,8 @@ def training_batches(
 
 def validate(
     config: Config, dataset: Dataset, engine: Engine, world: World, device: torch.device, split: str = "val"
-) -> dict[str, Any]:
-    """Loss (cross-entropy without smoothing) and headline metrics on a whole split, exact over the ranks."""
+) -> tuple[dict[str, Any], Predictions]:
+    """Loss (cross-entropy without smoothing) and metrics on a whole split, exact over the ranks; what they judge."""
     from brain_dist import inference
     from brain_dist.data import plan
     from brain_dist.loaders import open_loader
@@ -234,8 +244,10 @@ def validate(
     loader = open_loader(config.data, dataset, jobs, augmented=False, batch=micro_batch, device=device)
     with engine.evaluating() as model:
         logits = inference.logits(model, engine.finish, loader, rows, world)
-    judged = predictions_from_logits(dataset, rows, logits, run=config.run.name, step=0).evaluate()
-    return {name: judged["nll" if name == "loss" else name] for name in get_args(Metric)}
+    predictions = predictions_from_logits(dataset, rows, logits, run=config.run.name, step=0)
+    judged = predictions.evaluate()
+    values = {name: judged["nll" if name == "loss" else name] for name in get_args(Metric)}
+    return {**values, **{name: judged[name] for name in ("per_class", "confusion")}}, predictions
 
 
 class Clock:

@@ -14,11 +14,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 NO_FAULT = (0, 2, 75)  # done, the user's mistake, stopped after a clean save
 GRACE = 10.0  # seconds that the others get to end by themselves, and again between SIGTERM and SIGKILL
+SAVE = 120.0  # seconds to save, for processes whose launcher on another machine is gone
 
 
 def main() -> int:
@@ -26,6 +29,7 @@ def main() -> int:
     parser = argparse.ArgumentParser("launch/local.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("-n", "--processes", type=int, help="processes to start (default: one a GPU, else one)")
     parser.add_argument("--restarts", type=int, default=0, help="times to start anew after a fault (default: 0)")
+    parser.add_argument("--part", metavar="FIRST,WORLD,ADDRESS,PORT", help="set by launch/hosts.py")
     parser.add_argument("verb", help="train or evaluate")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the verb's own arguments")
     wanted = parser.parse_args()
@@ -47,9 +51,18 @@ def main() -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, forward)
+    if wanted.part:
+        threading.Thread(target=obey, args=(processes, lambda number: forward(number, None)), daemon=True).start()
     for left in range(wanted.restarts, -1, -1):
-        port = free_port()
-        processes[:] = [subprocess.Popen(command, env=environment(rank, count, port)) for rank in range(count)]
+        first, world, address, port = (wanted.part or f"0,{count},127.0.0.1,{free_port()}").split(",")
+        processes[:] = [
+            subprocess.Popen(
+                command,
+                env=environment(rank, count, port, first=int(first), world=int(world), address=address),
+                stdin=subprocess.DEVNULL if wanted.part else None,
+            )
+            for rank in range(count)
+        ]
         if asked:  # while they were being started
             forward(signal.SIGTERM, None)
         code = wait(processes)
@@ -57,6 +70,17 @@ def main() -> int:
             break
         print(f"launch: starting all {count} processes anew, {left - 1} times left", file=sys.stderr, flush=True)
     return code
+
+
+def obey(processes: list[subprocess.Popen[bytes]], send: Callable[[int], None]) -> None:
+    """Signals whose numbers come in by standard input; when it closes, launch/hosts.py or the network is gone."""
+    for line in sys.stdin:
+        send(int(line))
+    send(signal.SIGTERM)
+    time.sleep(SAVE)
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
 
 
 def gpus() -> int:
@@ -74,14 +98,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def environment(rank: int, count: int, port: int) -> dict[str, str]:
-    """The variables that torch.distributed knows; the cores are shared out between the processes."""
+def environment(
+    rank: int, count: int, port: int | str, *, first: int = 0, world: int | None = None, address: str = "127.0.0.1"
+) -> dict[str, str]:
+    """The variables that torch.distributed knows; the cores are shared out between this machine's ``count`` processes.
+
+    ``first`` is the rank of this machine's first one of ``world``.
+    """
     names = {
-        "RANK": rank,
+        "RANK": first + rank,
         "LOCAL_RANK": rank,
-        "WORLD_SIZE": count,
+        "WORLD_SIZE": world or count,
         "LOCAL_WORLD_SIZE": count,
-        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_ADDR": address,
         "MASTER_PORT": port,
         "OMP_NUM_THREADS": max(1, len(os.sched_getaffinity(0)) // count),
     }

@@ -184,14 +184,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     assert losses(runs / "damaged") == losses(undisturbed)
 
 
-def test_wandb_without_a_key_writes_offline_and_asks_nothing(phantom_shards: Path, runs: Path) -> None:
-    words = arguments(phantom_shards, runs, "wandb", "--train.epochs", "1", "--track.wandb", "auto")
-    verb("train", *words, HOME=str(runs))
-    stored = list((runs / "wandb" / "wandb").glob("offline-run-*/*.wandb"))
-    assert len(stored) == 1
-    assert stored[0].stat().st_size > 1000
-
-
 def test_too_many_ranks_for_the_batch_is_one_line(phantom_shards: Path, runs: Path) -> None:
     done = launch(2, "train", *arguments(phantom_shards, runs, "odd", "--train.global_batch", "21"), expect=2)
     assert "train.global_batch=21 is not train.micro_batch=4 × 2 ranks" in done.err

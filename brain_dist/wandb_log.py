@@ -1,0 +1,93 @@
+"""A run on Weights & Biases: one W&B run an attempt, joined by group (the experiment) and job type (the seed)."""
+
+from __future__ import annotations
+
+import netrc
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from brain_dist.config import Config, to_dict
+
+if TYPE_CHECKING:
+    from brain_dist.examples import Example
+
+FINISHED = "FINISHED"
+_NOT_LOGGED = ("kind", "step", "split", "time", "per_class", "confusion")
+
+
+class WandbLog:
+    """An open W&B run."""
+
+    def __init__(self, run: Any) -> None:
+        self.run = run
+
+    def row(self, row: dict[str, Any], examples: Sequence[Example] = ()) -> None:
+        """A line of metrics.jsonl: ``train/loss``, ``val/accuracy``, ``val/glioma/f1``, …, over the optimiser step.
+
+        Of an evaluation also the confusion matrix, and the ``examples`` as a table of pictures.
+        """
+        import wandb
+
+        prefix = "train" if row["kind"] == "train" else row["split"]
+        told = {f"{prefix}/{name}": value for name, value in row.items() if name not in _NOT_LOGGED}
+        for name, values in row.get("per_class", {}).items():
+            told |= {f"{prefix}/{name}/{metric}": value for metric, value in values.items()}
+        told = {name: value for name, value in told.items() if value is not None}
+        if "confusion" in row:
+            counts = np.asarray(row["confusion"])
+            true, predicted = (np.repeat(index, counts.ravel()) for index in np.indices(counts.shape).reshape(2, -1))
+            told[f"{prefix}/confusion"] = wandb.plot.confusion_matrix(
+                y_true=true.tolist(), preds=predicted.tolist(), class_names=list(row["per_class"]), title=prefix
+            )
+        if examples:
+            told[f"{prefix}/examples"] = [
+                wandb.Image(one.image, caption=f"{one.key}: {one.true}, named {one.predicted} at {one.probability:.0%}")
+                for one in examples
+            ]
+        self.run.log({**told, "step": row["step"]})
+
+    def finish(self, code: int) -> None:
+        """Write what is left; offline runs wait for `brain-dist sync`, which the marker tells that nobody writes on."""
+        self.run.finish(exit_code=code)
+        folder = Path(self.run.settings.sync_dir)
+        if folder.is_dir():
+            (folder / FINISHED).touch()
+
+
+def has_key() -> bool:
+    """Whether W&B could log in without asking."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    try:
+        return netrc.netrc().authenticators(urlsplit(address).netloc or address) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def open_log(config: Config, path: Path, attempt: int) -> WandbLog | None:
+    """Begin the W&B run of an attempt (1, 2, …) under ``path``/wandb; None when W&B is off."""
+    if config.track.wandb == "off":
+        return None
+    import wandb
+
+    wanted = os.environ.get("WANDB_MODE")
+    online = config.track.wandb == "auto" and wanted in (None, "online") and has_key()
+    os.environ.setdefault("WANDB_SILENT", "true")
+    made = wandb.init(
+        project=config.track.project,
+        group=config.track.group or config.run.name,
+        job_type=f"seed {config.run.seed}",
+        name=config.run.name if attempt == 1 else f"{config.run.name} (attempt {attempt})",
+        dir=str(path),
+        config={**to_dict(config), "attempt": attempt, "slurm_job": os.environ.get("SLURM_JOB_ID")},
+        mode="disabled" if wanted == "disabled" else "online" if online else "offline",
+        settings=wandb.Settings(console="off", silent=True),
+    )
+    made.define_metric("*", step_metric="step")
+    return WandbLog(made)

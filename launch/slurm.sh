@@ -1,0 +1,92 @@
+# shellcheck shell=bash
+# What every script in slurm/ shares; sourced by them in the batch shell.
+#
+#   on_gpus VERB [ARGUMENT …]    one task a GPU on all nodes (one task a node where there are no GPUs)
+#   on_one VERB [ARGUMENT …]     one task
+#   finish CODE                  ends the job: 75 (stopped after a clean save) and a lost node put it back in the queue
+#
+# An operator sets, in the environment or in launch/site.sh (sourced below where it exists, not kept in git):
+#   PYTHON                 the interpreter on the nodes; default .venv/bin/python of this checkout, else python3
+#   BRAIN_DIST_CONTAINER   "apptainer:IMAGE" runs each task by `apptainer exec --nv IMAGE`, "pyxis:IMAGE" by srun's
+#                          --container-image; PYTHON is then looked up inside, and is python3 unless set
+#   NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME   the network between the nodes, where the first one found is the wrong one
+
+set -uo pipefail
+
+if [[ -z ${SLURM_JOB_ID:-} ]]; then
+  echo "error: scripts in slurm/ are for sbatch: sbatch slurm/NAME.sh [--section.setting VALUE …]" >&2
+  exit 2
+fi
+# shellcheck source=/dev/null
+[[ -f launch/site.sh ]] && source launch/site.sh
+
+container=() inside=() told=0
+case ${BRAIN_DIST_CONTAINER:-} in
+  "") if [[ -x .venv/bin/python ]]; then : "${PYTHON:=$PWD/.venv/bin/python}"; fi ;;
+  apptainer:*) inside=(apptainer exec --nv --bind "$PWD" --pwd "$PWD" "${BRAIN_DIST_CONTAINER#*:}") ;;
+  pyxis:*) container=(--container-image="${BRAIN_DIST_CONTAINER#*:}" --container-mounts="$PWD" --container-workdir="$PWD") ;;
+  *) echo "error: BRAIN_DIST_CONTAINER=$BRAIN_DIST_CONTAINER: needs apptainer:IMAGE or pyxis:IMAGE" >&2; exit 2 ;;
+esac
+: "${PYTHON:=python3}"
+export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
+export PYTHONUNBUFFERED=1
+
+# Rank 0 is the first node's first task. NodeAddr is what SLURM itself reaches the node by; names need not resolve.
+first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_ADDR=$(scontrol show node --oneliner "$first_node" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
+export MASTER_ADDR=${MASTER_ADDR:-$first_node} # the port follows from the job's number, see brain_dist/dist.py
+
+echo "== job $SLURM_JOB_ID, attempt $((${SLURM_RESTART_COUNT:-0} + 1)), $SLURM_JOB_NODELIST, $(date --iso-8601=seconds)"
+
+on_gpus() {
+  local tasks=${SLURM_GPUS_ON_NODE:-${SLURM_NTASKS_PER_NODE:-1}}
+  step --nodes="$SLURM_NNODES" --ntasks=$((SLURM_NNODES * tasks)) --ntasks-per-node="$tasks" \
+    --cpus-per-task=$((SLURM_CPUS_ON_NODE / tasks > 0 ? SLURM_CPUS_ON_NODE / tasks : 1)) -- "$@"
+}
+
+on_one() {
+  step --nodes=1 --ntasks=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" -- "$@"
+}
+
+step() { # OPTION … -- VERB [ARGUMENT …]
+  local options=() pid='' code asked=1
+  while [[ $1 != -- ]]; do options+=("$1") && shift; done
+  local verb=$2 && shift 2
+  # sbatch --signal=B:USR1@… comes here alone, before the time limit. Never pass on SIGTERM: srun would kill the tasks
+  # instead of telling them. They get SLURM's own SIGTERM at pre-emption, and this shell waits for them to save.
+  trap 'asked=1 told=1; echo "== SLURM asks to stop"; [[ -n $pid ]] && kill -USR1 "$pid"' USR1
+  trap 'asked=1' TERM
+  srun --kill-on-bad-exit=1 "${options[@]}" ${container[@]+"${container[@]}"} ${inside[@]+"${inside[@]}"} \
+    "$PYTHON" -m "brain_dist.$verb" "$@" &
+  pid=$!
+  while ((asked)); do # a trap ends `wait` early
+    asked=0
+    wait "$pid"
+    code=$?
+  done
+  trap - USR1 TERM
+  return "$code"
+}
+
+finish() {
+  local code=$1 why
+  case $code in
+    0 | 2) exit "$code" ;; # done; the user's mistake, which another attempt would repeat
+    75) why="stopped after a clean save" ;;
+    138 | 143) # a task was ended by SIGUSR1 or SIGTERM: while it started up, if it was SLURM who asked
+      ((told)) || scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]' || exit "$code"
+      why="asked to stop before there was anything to save"
+      ;;
+    *)
+      # the tasks of a node that is gone end like any fault; a step on all nodes tells which it was
+      timeout 60 srun --overlap --nodes="$SLURM_NNODES" --ntasks-per-node=1 true >/dev/null 2>&1 && exit "$code"
+      why="a node does not answer"
+      ;;
+  esac
+  # a job that somebody cancelled, or that ran out of time, is no longer RUNNING, and must not come back
+  if [[ $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T 2>/dev/null) != RUNNING ]]; then exit "$code"; fi
+  echo "== $why; back in the queue"
+  scontrol requeue "$SLURM_JOB_ID" && sleep 60 # SLURM ends this shell
+  echo "== job $SLURM_JOB_ID could not be requeued: submit it again with --run.name of this run, it goes on from there" >&2
+  exit "$code"
+}

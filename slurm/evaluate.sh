@@ -1,0 +1,18 @@
+#!/bin/bash
+# Every test sample predicted once, then the metrics. All arguments are those of `brain-dist evaluate`:
+#   sbatch slurm/evaluate.sh runs/NAME
+#   sbatch slurm/evaluate.sh runs/NAME --shards shards/built/OTHER --name other      (external validation)
+#   sbatch --dependency=afterok:JOB slurm/evaluate.sh runs/NAME                      (when training is done)
+#SBATCH --job-name=evaluate
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-gpu=8
+#SBATCH --mem-per-gpu=32G
+#SBATCH --time=01:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+
+source launch/slurm.sh || exit 2   # submit from the checkout's root
+on_gpus evaluate "$@"
+finish $?

@@ -1,0 +1,212 @@
+"""The very scripts of slurm/, submitted to a real SLURM of four nodes; a tiny network on the CPU, chosen by hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, TINY, command, losses
+from private_slurm import Cluster, missing, wait_for
+
+SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
+TRAINING = [
+    *(*TINY, "--run.device", "cpu", "--model.pretrained", "false", "--model.drop_path", "0"),
+    *("--train.precision", "fp32", "--train.global_batch", "24", "--train.eval_every", "0", "--optim.lr", "1e-3"),
+]
+STEPS = 40
+LONG = [*TRAINING, "--train.micro_batch", "4", "--train.epochs", "8", "--train.save_every", "15"]
+
+
+class Jobs:
+    """Submits scripts, each job with a log and a run of its own."""
+
+    def __init__(self, cluster: Cluster, shards: Path, at: Path) -> None:
+        self.cluster, self.shards, self.at = cluster, shards, at
+
+    def train(self, name: str, *options: str, settings: list[str] | None = None) -> str:
+        """train_convnext.sh on one GPU of two nodes, unless the options say otherwise."""
+        where = ["--data.shards", str(self.shards), "--run.dir", str(self.at), "--run.name", name]
+        words = ["--nodes=2", "--gpus-per-node=1", *options, f"--output={self.log(name)}", "slurm/train_convnext.sh"]
+        return self.cluster.sbatch(*words, *(settings or LONG), *where)
+
+    def log(self, name: str) -> Path:
+        return self.at / f"{name}.log"
+
+    def said(self, name: str) -> str:
+        return self.log(name).read_text()
+
+    def held(self, name: str, *options: str, step: int = 20) -> str:
+        """A job whose tasks were stopped in the middle, after ``step`` at the earliest."""
+        job = self.train(name, *options)
+        self.cluster.reach(self.at / name, job, step, log=self.log(name))
+        assert len(losses(self.at / name)) < STEPS, "too late for the middle"
+        return job
+
+    def end(self, job: str, name: str, state: str = "COMPLETED") -> None:
+        self.cluster.wait(job, log=self.log(name), state=state)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Four idle nodes with four stand-in GPUs each."""
+    if absent := missing():
+        pytest.skip(f"SLURM is not installed ({absent} missing): apt-get install slurm-wlm munge")
+    made = Cluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture(scope="module")
+def jobs(cluster: Cluster, phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
+    return Jobs(cluster, phantom_shards, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def limited(jobs: Jobs) -> str:
+    """A job whose time runs out in the middle. SLURM looks every 30 s only, so the undisturbed run goes meanwhile."""
+    job = jobs.held("limited", "--nodelist=n3,n4")
+    minutes = jobs.cluster.minutes(job) + 5  # the script's --signal=B:USR1@300 is due from now on
+    jobs.cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+    return job
+
+
+@pytest.fixture(scope="module")
+def undisturbed(jobs: Jobs, limited: str) -> Path:
+    """What the disturbed runs are compared with."""
+    jobs.end(jobs.train("undisturbed"), "undisturbed")
+    assert len(losses(jobs.at / "undisturbed")) == STEPS
+    return jobs.at / "undisturbed"
+
+
+def same(run: Path, undisturbed: Path) -> None:
+    """Every loss, and the final weights and their average to the byte."""
+    assert losses(run) == losses(undisturbed)
+    for name in ("model.safetensors", "ema.safetensors"):
+        ours, theirs = (r / "checkpoints" / f"{STEPS:08d}" / name for r in (run, undisturbed))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_every_script_is_accepted_as_it_is_and_answers_a_wrong_start(cluster: Cluster, tmp_path: Path) -> None:
+    assert len(SCRIPTS) >= 4
+    for script in SCRIPTS:
+        cluster.run("sbatch", "--test-only", str(script))
+    by_hand = command(["bash", str(SCRIPTS[0])], expect=2)
+    assert "are for sbatch" in by_hand.err
+    job = cluster.sbatch(f"--chdir={tmp_path}", f"--output={tmp_path}/log", str(SCRIPTS[0]))
+    cluster.wait(job, log=tmp_path / "log", state="FAILED")
+    assert "launch/slurm.sh" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing() -> None:
+    command(["shellcheck", "--external-sources", *map(str, SCRIPTS), *map(str, (ROOT / "launch").glob("*.sh"))])
+
+
+def test_two_nodes_train_to_the_end(jobs: Jobs, undisturbed: Path) -> None:
+    facts = json.loads((undisturbed / "environment.json").read_text())
+    assert (facts["world_size"], facts["launcher"]) == (2, "srun")
+    assert losses(undisturbed)[-1] < losses(undisturbed)[0]
+    assert "2 × cpu (srun)" in jobs.said("undisturbed")
+
+
+def test_stopped_by_the_time_limit_it_saves_and_comes_back(jobs: Jobs, limited: str, undisturbed: Path) -> None:
+    wait_for(lambda: "SLURM asks to stop" in jobs.said("limited"), 90, "the warning before the time limit")
+    jobs.cluster.run("scontrol", "update", f"JobId={limited}", "TimeLimit=60")  # the next attempt shall have time
+    jobs.cluster.signal_tasks(limited, signal.SIGCONT)
+    jobs.end(limited, "limited")
+    assert jobs.cluster.restarts(limited) == 1
+    assert "stopped after a clean save; back in the queue" in jobs.said("limited")
+    same(jobs.at / "limited", undisturbed)
+
+
+def test_preempted_by_a_better_partition_it_saves_and_comes_back(jobs: Jobs, undisturbed: Path) -> None:
+    job = jobs.held("preempted", "--nodelist=n1,n2")
+    urgent = jobs.cluster.sbatch(
+        *("--partition=urgent", "--nodelist=n1,n2", "--nodes=2", "--exclusive"),
+        *(f"--output={jobs.log('urgent')}", "--wrap", "echo mine"),
+    )
+    jobs.end(urgent, "urgent")
+    jobs.end(job, "preempted")
+    assert jobs.cluster.restarts(job) == 1
+    said = jobs.said("preempted")
+    assert "stopped after a clean save; back in the queue" in said
+    assert "attempt 2" in said
+    assert "resuming at step 2" in said
+    same(jobs.at / "preempted", undisturbed)
+
+
+def test_requeued_by_an_operator_it_goes_on_from_the_last_checkpoint(jobs: Jobs, undisturbed: Path) -> None:
+    job = jobs.held("requeued", "--nodelist=n1,n2")
+    jobs.cluster.run("scontrol", "requeue", job)
+    jobs.end(job, "requeued")
+    assert jobs.cluster.restarts(job) == 1
+    assert "resuming at step" in jobs.said("requeued")
+    same(jobs.at / "requeued", undisturbed)
+
+
+def test_an_array_of_baselines(jobs: Jobs) -> None:
+    log = jobs.at / "array.log"
+    made = jobs.cluster.sbatch(
+        *("--array=2,4", "--gpus-per-node=1", f"--output={log}", "slurm/train_baselines.sh"),
+        *(*TRAINING, "--model.name", "test_efficientnet", "--train.micro_batch", "12", "--train.epochs", "1"),
+        *("--data.shards", str(jobs.shards), "--run.dir", str(jobs.at / "array")),
+    )
+    for task in (2, 4):
+        jobs.cluster.wait(f"{made}_{task}", log=log)
+    settings = [
+        yaml.safe_load((jobs.at / "array" / name / "config.yaml").read_text())
+        for name in ("resnet50-2", "efficientnet_b0-1")
+    ]
+    assert [one["run"]["seed"] for one in settings] == [2, 1]
+    assert [one["track"]["group"] for one in settings] == ["resnet50", "efficientnet_b0"]
+
+
+def test_build_then_train_on_four_nodes_then_evaluate(jobs: Jobs, phantom_shards: Path) -> None:
+    images, shards, run = phantom_shards.parent / "images", jobs.at / "chained", jobs.at / "chain"
+    words = [f"--output={jobs.log('built')}", "slurm/build_shards.sh"]
+    build = jobs.cluster.sbatch(*words, "--source", str(images), "--out", str(shards), "--workers", "2")
+    settings = [*TRAINING, "--train.micro_batch", "2", "--train.epochs", "1", "--data.shards", str(shards)]
+    words = ["--nodes=4", "--gpus-per-node=1", f"--output={jobs.log('chain')}", "slurm/train_convnext.sh"]
+    where = ["--run.dir", str(jobs.at), "--run.name", "chain"]
+    train = jobs.cluster.sbatch(f"--dependency=afterok:{build}", *words, *settings, *where)
+    words = [f"--dependency=afterok:{train}", f"--output={jobs.log('judged')}", "slurm/evaluate.sh"]
+    evaluate = jobs.cluster.sbatch(*words, str(run), "--device", "cpu")
+    assert jobs.cluster.state(evaluate) == "PENDING"
+    jobs.end(build, "built")
+    jobs.end(train, "chain")
+    jobs.end(evaluate, "judged")
+    assert json.loads((run / "environment.json").read_text())["world_size"] == 4
+    judged = json.loads((run / "predictions" / "test.json").read_text())
+    assert judged["n"] == 30
+
+
+def test_what_must_not_come_back_does_not(jobs: Jobs) -> None:
+    wrong = jobs.train("wrong", settings=[*LONG, "--train.global_batch", "21"])
+    cancelled = jobs.held("cancelled")
+    jobs.cluster.run("scancel", cancelled)
+    jobs.end(cancelled, "cancelled", "CANCELLED")
+    jobs.end(wrong, "wrong", "FAILED")
+    assert "train.global_batch=21" in jobs.said("wrong")
+    for job, name in ((wrong, "wrong"), (cancelled, "cancelled")):
+        assert jobs.cluster.restarts(job) == 0
+        assert "back in the queue" not in jobs.said(name)
+
+
+def test_a_node_that_dies_in_the_middle_costs_no_run(jobs: Jobs, undisturbed: Path) -> None:
+    job = jobs.held("struck", "--nodes=2-2")
+    assert jobs.cluster.nodes(job) == "n[1-2]"
+    jobs.cluster.kill_node("n2")
+    jobs.cluster.signal_tasks(job, signal.SIGCONT)
+    jobs.end(job, "struck")
+    assert jobs.cluster.restarts(job) == 1
+    assert jobs.cluster.nodes(job) in ("n[1,3]", "n[1,4]", "n[3-4]")
+    assert "resuming at step" in jobs.said("struck")
+    same(jobs.at / "struck", undisturbed)
