@@ -199,6 +199,8 @@ def report(found: dict[str, Any], config: Config, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from brain_dist.wandb_log import open_log
+
     head = ("stage", "alone, ms a step", "alone, images/s", "together, ms", "share")
     title = (
         f"{found['model']} {found['size']}², {found['precision']}, ZeRO {found['zero_stage']}, {found['world']} ×"
@@ -215,16 +217,14 @@ def report(found: dict[str, Any], config: Config, out: Path) -> None:
         console.print(line, highlight=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found, indent=1) + "\n")
-    if config.track.wandb != "off":
+    log = open_log(config, out.parent, attempt=1)
+    if log is not None:
         import wandb
 
-        from brain_dist.tracking import _wandb
-
-        tracked = _wandb(config, out.parent)
-        tracked.log({"profile": wandb.Table(columns=list(head), data=[list(row) for row in rows(found)])})
+        log.run.log({"profile": wandb.Table(columns=list(head), data=[list(row) for row in rows(found)])})
         numbers = ("images_per_s", "step", "mfu", "bytes_sent", "joules_per_image", "verdict")
-        tracked.summary.update({f"profile/{name}": found[name] for name in numbers})
-        tracked.finish()
+        log.run.summary.update({f"profile/{name}": found[name] for name in numbers})
+        log.finish(0)
 
 
 if __name__ == "__main__":
