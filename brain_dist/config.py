@@ -46,7 +46,8 @@ class RunConfig:
         seed: decides the weights' start, the order of samples, every augmentation and every dropped path.
         resume: auto continues from the newest complete checkpoint; never insists on a new folder.
         device: auto takes the GPU of this process where there is one; cpu or cuda insists.
-        deterministic: ask torch for deterministic kernels (slower on a GPU; the CPU always is).
+        deterministic: for the same bits from the same command on the same machines: torch takes its deterministic
+            kernels (slower on a GPU) and refuses an operation that has none. On the CPU a run repeats anyway.
     """
 
     name: str = "run"
@@ -171,7 +172,7 @@ class OptimConfig:
         min_lr: learning rate at the end of the cosine.
         warmup_epochs: epochs of linear warm-up from zero; fractions count.
         layer_decay: each layer's learning rate as a share of the next one's, so that what pretrained early layers know
-            changes least; 1 gives all layers the same.
+            changes least; 1 gives all layers the same. Layers as timm counts them, in ConvNeXt every block is one.
         weight_decay: not applied to biases and normalisation weights.
         betas: Adam's two decay rates.
         clip: largest gradient norm; 0 turns clipping off.

@@ -141,6 +141,19 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts it in KiB
 
 
+def be_deterministic() -> None:
+    """Ask for the same bits from the same command on the same machines; call before anything is computed.
+
+    Torch takes its deterministic kernels, some of them slower, and raises where an operation has none. cuBLAS needs
+    its workspace fixed, and cuDNN may not choose kernels by timing them.
+    """
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)
+
+
 @contextlib.contextmanager
 def process_group(world: World, device: torch.device, timeout: float = 600.0) -> Iterator[None]:
     """torch.distributed for the length of a block, also for a world of one (DeepSpeed wants a group).

@@ -48,7 +48,7 @@ def start(arguments: list[str], wish: Wish) -> int:
     )
 
     from brain_dist.data.access import open_data
-    from brain_dist.dist import choose_device, discover, lost_contact, process_group
+    from brain_dist.dist import be_deterministic, choose_device, discover, lost_contact, process_group
     from brain_dist.watch import watching
 
     world = discover()
@@ -56,6 +56,8 @@ def start(arguments: list[str], wish: Wish) -> int:
     if not len(dataset.rows("train")):
         raise UserError(f"{dataset.root} has no training split; rebuild it with other --fractions")
     device = choose_device(world, config.run.device)
+    if config.run.deterministic:
+        be_deterministic()
     timeout = config.train.timeout
     with process_group(world, device, timeout), watching(world, timeout) as watch:
         try:
@@ -74,7 +76,6 @@ def fit(
     command: list[str],
 ) -> int:  # fmt: skip
     """Train to the end, or to a signal; goes on by itself from the run's newest checkpoint."""
-    import torch
 
     from brain_dist import attempts, checkpoint, models, numerics, optim, resume, rundir
     from brain_dist.data.plan import steps_per_epoch
@@ -86,8 +87,6 @@ def fit(
     from brain_dist.tracking import Tracker
 
     train, run_path, root = config.train, config.run.path, config.run.path / "checkpoints"
-    if config.run.deterministic:
-        torch.use_deterministic_algorithms(True)
     rundir.occupy(run_path, world)
     facts = resume.facts(config, dataset.version, world.size)
     found = resume.point(config, root, facts, world)

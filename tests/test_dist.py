@@ -1,8 +1,11 @@
 """Who am I: each launcher's environment is read, and a half-set one is refused."""
 
-import pytest
+import os
 
-from brain_dist.dist import discover
+import pytest
+import torch
+
+from brain_dist.dist import be_deterministic, discover
 from brain_dist.errors import UserError
 
 TORCH = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
@@ -58,3 +61,17 @@ def test_a_half_set_environment_is_refused(missing: str) -> None:
 def test_a_contradiction_is_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(UserError):
         discover({**TORCH, **wrong})
+
+
+def test_deterministic_mode_refuses_what_is_not_and_leaves_no_memory_to_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    place, twice = torch.tensor([0, 0]), torch.tensor([1.0, 2.0])  # which one stays is not said
+    torch.zeros(2).put_(place, twice)
+    be_deterministic()
+    try:
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
+            torch.zeros(2).put_(place, twice)
+        assert torch.empty(1000).isnan().all()
+    finally:
+        torch.use_deterministic_algorithms(False)
