@@ -9,7 +9,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,9 +194,8 @@ class Engine:
             # an infinite loss can have a finite gradient; every rank must see that it is none
             certain = torch.where(part.detach().isfinite(), 1.0, torch.nan)
             self.deepspeed.backward(part * certain * (self.world.size * self.micros))
-            if self.unchecked and batch is batches[-1]:
-                self._check_gradient()
-            self.deepspeed.step()
+            with self._checked() if self.unchecked and batch is batches[-1] else nullcontext():
+                self.deepspeed.step()
         skipped = self.grad_norm is None
         self.skips.note(skipped)
         if skipped:
@@ -206,17 +205,20 @@ class Engine:
             self.ema.update(self.module.state_dict().items())
         return share
 
-    def _check_gradient(self) -> None:
-        """Take the norm of the reduced gradient, the same on all ranks; where it is no number, drop the gradient.
-
-        Without a gradient torch's optimiser leaves a parameter and its moments alone.
-        """
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        """Take the norm of the reduced gradient, equal on all ranks; if it is no number the optimiser has nothing to do."""
         import torch
 
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         self._norm = float(torch.nn.utils.get_total_norm(gradients))
-        if not math.isfinite(self._norm):
-            self.deepspeed.zero_grad()
+        optimiser = self.deepspeed.basic_optimizer
+        groups = optimiser.param_groups
+        optimiser.param_groups = groups if math.isfinite(self._norm) else []
+        try:
+            yield
+        finally:
+            optimiser.param_groups = groups
 
     def counters(self) -> dict[str, Any]:
         """Small numbers that a checkpoint needs beside the tensors."""

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,8 @@ def be_rank(verb: str, arguments: list[str], out: str, err: str, env: dict[str, 
     os.setsid()
     os.environ.update(env)
     tempfile.tempdir = None  # it may be another one in this environment
+    for inherited in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        inherited.detach()  # temporary folders that packages made in the nursery are not a child's to remove
     for number, name in ((1, out), (2, err)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
