@@ -207,7 +207,7 @@ class Engine:
 
     @contextmanager
     def _checked(self) -> Iterator[None]:
-        """Take the norm of the reduced gradient, equal on all ranks; if it is no number the optimiser has nothing to do."""
+        """Take the norm of the reduced gradient, equal on all ranks; where it is no number the optimiser rests."""
         import torch
 
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]

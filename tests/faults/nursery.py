@@ -7,6 +7,7 @@ a session of its own, and dies of real signals. The launchers themselves, and im
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import json
@@ -156,6 +157,9 @@ def be_rank(verb: str, arguments: list[str], out: str, err: str, env: dict[str, 
     tempfile.tempdir = None  # it may be another one in this environment
     for inherited in list(weakref.finalize._registry):  # type: ignore[attr-defined]
         inherited.detach()  # temporary folders that packages made in the nursery are not a child's to remove
+    media = sys.modules.get("wandb.sdk.data_types._private")
+    if media is not None:
+        atexit.unregister(media.MEDIA_TMP.cleanup)
     for number, name in ((1, out), (2, err)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
