@@ -55,7 +55,7 @@ def made(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         file = folder / "model.safetensors"
         save_file({name: value.contiguous() for name, value in state.items()}, file)
         listing = {file.name: {"size": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}}
-        (folder / checkpoint.MARKER).write_text(json.dumps({"files": listing}))
+        (folder / checkpoint.MARKER).write_bytes(checkpoint.marker_text({"files": listing}))
 
     save(network.state_dict())
     loaded, rows = evaluate.load_run(run), dataset.rows("train")
