@@ -63,7 +63,7 @@ def test_stopped_on_two_machines_and_resumed(ssh: str, phantom_shards: Path, tmp
     words += ["--data.shards", str(phantom_shards), "--run.dir", str(tmp_path), "--train.precision", "fp32"]
     words += ["--train.global_batch", "24", "--train.micro_batch", "6", "--train.eval_every", "0"]
     words += ["--train.epochs", "40", "--run.name", "far"]
-    wrong = command([*words, "--train.epoch", "1"], expect=2)
+    wrong = command([*words, "--train.epoks", "1"], expect=2)
     assert "brain-dist: error" in wrong.err
 
     launcher = subprocess.Popen(words, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
