@@ -50,7 +50,7 @@ class Nursery:
         listening.listen(1)
         words = [sys.executable, str(HERE / "nursery.py"), str(path)]
         self.process = subprocess.Popen(words, cwd=ROOT, env={**environment, "DS_ACCELERATOR": "cpu", **QUIET})
-        listening.settimeout(120)
+        listening.settimeout(300)  # the first start of a machine compiles every package
         self.socket, _ = listening.accept()
         listening.close()
         self.answers = self.socket.makefile("r")
