@@ -70,6 +70,8 @@ def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
                 )
             both = isinstance(value, dict) and isinstance(settings.get(key), dict)
             settings[key] = {**settings[key], **value} if both else value
+    if settings["zero_optimization"].get("compute_grad_norm") is False:
+        raise UserError(f"{train.deepspeed}: compute_grad_norm tells a step that is no number from others; remove it")
     if "offload_optimizer" in settings["zero_optimization"]:
         settings["zero_force_ds_cpu_optimizer"] = False  # torch's AdamW steps on the host too, and compiles nothing
     return settings

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -67,7 +66,6 @@ class Saver:
         self.root, self.engine, self.facts, self.keep = root, engine, facts, keep
         self.best: int | None = None  # step of a checkpoint that is kept however old
         self.writing: _Writing | None = None
-        self.stalled = 0.0  # seconds that training waited for saves
         self.bytes = 0  # of the last checkpoint, all ranks
 
         def clean() -> None:
@@ -90,7 +88,6 @@ class Saver:
     def begin(self, step: int) -> None:
         """Copy the state after ``step`` optimiser steps and start writing it."""
         self.finish()
-        began = time.perf_counter()
         files = self._files()
         partial = self.root / f"{_PARTIAL}{step:08d}"
         writing = _Writing(step, self.engine.counters(), partial, Thread(), {}, Fault("its thread ended early"))
@@ -102,7 +99,6 @@ class Saver:
         writing.thread = Thread(target=write, name="checkpoint")
         writing.thread.start()
         self.writing = writing
-        self.stalled += time.perf_counter() - began
 
     def settle(self, *, pending: bool, failed: bool) -> None:
         """After a step on which all ranks agreed whether any of them still writes, or failed: complete what is done."""
@@ -114,7 +110,6 @@ class Saver:
         writing = self.writing
         if writing is None:
             return
-        began = time.perf_counter()
         writing.thread.join()
         self.writing = None
         answers = gather_objects((writing.listing, writing.problem), self.engine.world)
@@ -125,7 +120,6 @@ class Saver:
         listing = {name: about for files, _ in answers for name, about in files.items()}
         self.bytes = sum(about["size"] for about in listing.values())
         together(self.engine.world, lambda: self._complete(writing, listing))
-        self.stalled += time.perf_counter() - began
 
     def _files(self) -> Files:
         """Copies on the host of what this rank writes; every rank must call."""

@@ -123,8 +123,8 @@ def fit(
     tracker = Tracker(config, run_path, first_step=first, total_steps=total, enabled=world.is_main)
 
     def evaluate(done: int) -> None:
-        watch.at(f"evaluating after step {done}")
-        values, predictions = validate(config, dataset, engine, world, device)
+        values, predictions = validate(config, dataset, engine, world, device, watch, done)
+        watch.at(f"telling of step {done}")
         shown: list[Example] = []
         if config.track.examples and tracker.shows_pictures:
             shown = examples(predictions, dataset, config, engine.finish, device)
@@ -228,21 +228,23 @@ def training_batches(
 
 
 def validate(
-    config: Config, dataset: Dataset, engine: Engine, world: World, device: torch.device, split: str = "val"
+    config: Config, dataset: Dataset, engine: Engine, world: World, device: torch.device, watch: Watch, done: int
 ) -> tuple[dict[str, Any], Predictions]:
-    """Loss (cross-entropy without smoothing) and metrics on a whole split, exact over the ranks; what they judge."""
+    """Loss (cross-entropy without smoothing) and metrics on the validation split after ``done`` steps, exact over the
+    ranks; and the predictions that they judge."""
     from brain_dist import inference
     from brain_dist.data import plan
     from brain_dist.loaders import open_loader
     from brain_dist.loaders.batch import evaluation_jobs
     from brain_dist.predictions import predictions_from_logits
 
-    rows, micro_batch = dataset.rows(split), config.train.micro_batch
+    rows, micro_batch = dataset.rows("val"), config.train.micro_batch
     planned = plan.evaluation(rows, micro_batch=micro_batch, rank=world.rank, world=world.size)
     jobs = evaluation_jobs(dataset, config.data, planned)
     loader = open_loader(config.data, dataset, jobs, augmented=False, batch=micro_batch, device=device)
+    watched = watch.along(loader, f"evaluating after step {done}")
     with engine.evaluating() as model:
-        logits = inference.logits(model, engine.finish, loader, rows, world)
+        logits = inference.logits(model, engine.finish, watched, rows, world)
     predictions = predictions_from_logits(dataset, rows, logits, run=config.run.name, step=0)
     judged = predictions.evaluate()
     values = {name: judged["nll" if name == "loss" else name] for name in get_args(Metric)}

@@ -15,15 +15,16 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from brain_dist.errors import EXIT_FAULT
 
 if TYPE_CHECKING:
     from brain_dist.dist import World
 
+Item = TypeVar("Item")
 BEAT = 1.0  # seconds between signs of life
 _SILENT = 3.0  # seconds without one after which a rank counts as silent
 _ANSWER = 5.0  # seconds that the store gets to answer
@@ -54,6 +55,12 @@ class Watch:
         """The main thread makes progress; ``where`` completes the sentence "rank 1 is …"."""
         self.progress += 1
         self.where, self.moved = where, time.monotonic()
+
+    def along(self, items: Iterable[Item], where: str) -> Iterator[Item]:
+        """``items``, each of which is progress: what takes long as a whole is not taken for a rank that hangs."""
+        for item in items:
+            self.at(where)
+            yield item
 
     def blame(self) -> str:
         """One clause that names whoever holds the others up; takes a few seconds."""

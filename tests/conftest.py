@@ -125,10 +125,11 @@ def warm() -> Nursery:
 
 
 def interrupt(
-    processes: int, arguments: Sequence[str], metrics: Path, *, step: int, send: Callable[[subprocess.Popen[str]], None]
-) -> Done:
+    processes: int, arguments: Sequence[str], metrics: Path, *, step: int,
+    send: Callable[[subprocess.Popen[str]], None], options: Sequence[str] = (),
+) -> Done:  # fmt: skip
     """Start training and, once metrics.jsonl tells of ``step``, do ``send`` to the launcher; wait for the end."""
-    words = [sys.executable, "launch/local.py", "-n", str(processes), "train", *arguments]
+    words = [sys.executable, "launch/local.py", "-n", str(processes), *options, "train", *arguments]
     process = subprocess.Popen(
         words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

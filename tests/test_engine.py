@@ -150,6 +150,7 @@ def test_16_bit_weights_with_batchnorm_are_refused(world: World) -> None:
     [
         ('{"train_batch_size": 4}', r"follows from train\.global_batch"),
         ('{"zero_optimization": {"stage": 3}}', r"says ZeRO stage 3, train\.zero_stage=1"),
+        ('{"zero_optimization": {"compute_grad_norm": false}}', r"compute_grad_norm .* remove it"),
         ("{", "is not JSON"),
         ("[]", "not a JSON object"),
     ],

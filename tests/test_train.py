@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -154,6 +157,24 @@ def test_a_signal_to_one_rank_alone_stops_all(phantom_shards: Path, runs: Path) 
 
     done = interrupt(2, words, runs / "one-rank" / "metrics.jsonl", step=3, send=signal_second_rank)
     assert done.code == 75, done.err
+
+
+def test_after_a_killed_rank_the_launcher_starts_anew_and_the_end_is_the_same(
+    phantom_shards: Path, runs: Path, undisturbed: Path
+) -> None:
+    def kill_second_rank(process: subprocess.Popen[str]) -> None:
+        listed = command(["ps", "-o", "pid=", "--ppid", str(process.pid)]).out.split()
+        assert len(listed) == 2
+        os.kill(int(listed[1]), signal.SIGKILL)
+
+    words = arguments(phantom_shards, runs, "restarted", *EXACT)
+    metrics = runs / "restarted" / "metrics.jsonl"
+    done = interrupt(2, words, metrics, step=7, send=kill_second_rank, options=["--restarts", "1"])
+    assert done.code == 0, done.err
+    assert "process 1 was ended by SIGKILL" in done.err
+    assert "starting all 2 processes anew, 0 times left" in done.err
+    assert re.search(r"resuming at step (5|10|15) of 20", done.err), done.err  # the last epoch's end before the kill
+    assert losses(runs / "restarted") == losses(undisturbed)
 
 
 def resume_with(runs: Path, source: Path, name: str, words: list[str], processes: int = 2) -> Done:
