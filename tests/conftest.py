@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,8 @@ import pytest
 
 if TYPE_CHECKING:
     from nursery import Nursery
+
+    from brain_dist.dist import World
 
 ROOT = Path(__file__).resolve().parent.parent
 # Small enough that two processes take a step in a blink; real enough to have ConvNeXt's layers
@@ -43,6 +45,19 @@ def phantom_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     verb("shard", "phantom", "--out", str(base / "images"), *size)
     verb("shard", "build", "--source", str(base / "images"), "--out", str(base / "shards"))
     return base / "shards"
+
+
+@pytest.fixture(scope="session")
+def world() -> Iterator[World]:
+    """This process alone in a process group; one for all tests, for DeepSpeed keeps the first that it sees."""
+    import torch
+
+    from brain_dist.dist import discover, process_group
+
+    alone = discover({})
+    with process_group(alone, torch.device("cpu")):
+        torch.set_num_threads(1)  # as environment() says
+        yield alone
 
 
 @pytest.fixture(scope="session")

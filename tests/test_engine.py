@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from brain_dist import checkpoint, models, optim
 from brain_dist.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from brain_dist.data import plan
 from brain_dist.data.augment import AugmentConfig
-from brain_dist.dist import World, be_deterministic, discover, process_group
+from brain_dist.dist import World, be_deterministic, discover
 from brain_dist.engine import Engine, deepspeed_config
 from brain_dist.errors import UserError
 from brain_dist.loaders.batch import Batch
@@ -31,13 +30,6 @@ CONFIG = Config(
     optim=OptimConfig(lr=1e-2, clip=0.5, label_smoothing=0.1, warmup_epochs=0),
     train=TrainConfig(epochs=1, global_batch=12, micro_batch=4, precision="fp32", zero_stage=1),
 )
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    with process_group(ALONE, CPU):
-        torch.set_num_threads(1)  # as conftest.environment says
-        yield ALONE
 
 
 SHARES = (0.5, 0.25, 0.15, 0.1)  # of the classes in the noise

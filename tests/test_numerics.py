@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import pytest
 import torch
-from test_engine import ALONE, CONFIG, CPU, data
+from test_engine import CONFIG, CPU, data
 
 from brain_dist import fragments, models
 from brain_dist.config import Config, ModelConfig
-from brain_dist.dist import World, process_group
+from brain_dist.dist import World
 from brain_dist.engine import Engine
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    with process_group(ALONE, CPU):
-        torch.set_num_threads(1)
-        yield ALONE
 
 
 def config(stage: int, precision: str, network: str) -> Config:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY, launch
 
 from brain_dist import profile
 from brain_dist.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
 from brain_dist.data.index import ShardReader, open_dataset
-from brain_dist.dist import discover, process_group
-from tests.conftest import TINY, launch
+from brain_dist.dist import World
 
 
 def test_two_ranks_measure_every_stage_and_the_parts_add_up(phantom_shards: Path, tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_two_ranks_measure_every_stage_and_the_parts_add_up(phantom_shards: Path
     assert any("aten::" in event.get("name", "") for event in json.loads(trace.read_text())["traceEvents"])
 
 
-def test_slow_storage_is_named(phantom_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_storage_is_named(world: World, phantom_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = ShardReader.read
 
     def slow(self: ShardReader, row: int) -> bytes:
@@ -50,9 +50,7 @@ def test_slow_storage_is_named(phantom_shards: Path, monkeypatch: pytest.MonkeyP
         model=ModelConfig(name="test_convnext"),
         train=TrainConfig(global_batch=8, micro_batch=8, precision="fp32", zero_stage=0),
     )
-    world, device = discover({}), torch.device("cpu")
-    with process_group(world, device):
-        found = profile.measure(config, open_dataset(phantom_shards), world, device, steps=3)
+    found = profile.measure(config, open_dataset(phantom_shards), world, torch.device("cpu"), steps=3)
     assert found["verdict"] == "storage"
     assert "data.cache_dir" in found["advice"]
     assert found["alone"]["storage read"] >= 8 * 0.02
