@@ -178,7 +178,10 @@ class Descriptor:
         # Lanczos's method for the few largest: a tenth of the time of the dense solver
         lower = np.linalg.cholesky(within)
         half = solve_triangular(lower, between.T, lower=True) / np.sqrt(len(sample))
-        leading = svds(half, k=count, v0=rng.standard_normal(min(half.shape)), return_singular_vectors="u")[0]
+        if np.linalg.norm(half) > 1e-6:
+            leading = svds(half, k=count, v0=rng.standard_normal(min(half.shape)), return_singular_vectors="u")[0]
+        else:  # flat pictures alone: any directions do, and the solver wants something to start from
+            leading = np.eye(size, count)
         basis = solve_triangular(lower, leading, lower=True, trans="T")
         return cls(mean, basis.astype(np.float32))
 
