@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -29,7 +30,7 @@ ROOT = HERE.parent.parent
 PRELOADED = (
     "torch", "timm", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.runtime.zero.stage3",
     "deepspeed.runtime.zero.stage_1_and_2", "nvidia.dali.fn", "safetensors.torch", "scipy.special", "torchmetrics",
-    "pyarrow.parquet", "brain_dist.train", "brain_dist.engine",
+    "pandas", "jsonargparse", "pyarrow.parquet", "brain_dist.train", "brain_dist.engine",
     "brain_dist.tracking", "brain_dist.metrics", "brain_dist.saving",
     "brain_dist.resume", "brain_dist.rundir", "brain_dist.predictions", "brain_dist.loaders.dali", "brain_dist.watch",
 )  # fmt: skip
@@ -129,6 +130,7 @@ def serve(path: str) -> None:
     """Fork on request until the other end hangs up."""
     for name in PRELOADED:
         importlib.import_module(name)
+    gc.freeze()  # else each child's garbage collector goes through, and so copies, all that was imported: seconds
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(path)
     alive: set[int] = set()

@@ -24,9 +24,9 @@ ARGUMENTS = [
 # precision, stage that saved → (stage, ranks) that go on. bf16 rounds weights, so sums in another order show more.
 CASES = {
     ("fp32", 0): [(0, 1), (0, 3), (2, 4)],
-    ("bf16", 1): [(1, 4), (1, 1), (0, 3)],
-    ("amp", 2): [(2, 1), (2, 3), (2, 4), (3, 1)],
-    ("fp32", 3): [(3, 1), (3, 4), (1, 3)],
+    ("bf16", 1): [(1, 4), (0, 3)],
+    ("amp", 2): [(2, 3), (2, 4), (3, 1)],
+    ("fp32", 3): [(3, 1), (1, 3)],
 }
 TOLERANCE = {"fp32": 1e-5, "amp": 2e-2, "bf16": 2e-2}  # relative, of each step's loss
 
