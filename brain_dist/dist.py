@@ -11,6 +11,7 @@ import math
 import os
 import resource
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -192,7 +193,11 @@ def process_group(world: World, device: torch.device, timeout: float = 600.0) ->
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        deepspeed = sys.modules.get("deepspeed")
+        if deepspeed is not None and deepspeed.comm.is_initialized():
+            deepspeed.comm.destroy_process_group()  # torch's, and what DeepSpeed remembers of it
+        else:
+            dist.destroy_process_group()
 
 
 def _hosts_store(world: World) -> bool:

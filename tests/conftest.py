@@ -47,9 +47,9 @@ def phantom_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base / "shards"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    """This process alone in a process group; one for all tests, for DeepSpeed keeps the first that it sees."""
+    """This process alone in a process group."""
     import torch
 
     from brain_dist.dist import discover, process_group
