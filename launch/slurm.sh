@@ -30,6 +30,7 @@ esac
 : "${PYTHON:=python3}"
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 export PYTHONUNBUFFERED=1
+unset SLURM_CPUS_PER_GPU SLURM_TRES_PER_TASK # newer versions of srun refuse them beside --cpus-per-task
 
 # Rank 0 is the first node's first task. NodeAddr is what SLURM itself reaches the node by; names need not resolve.
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -64,7 +65,8 @@ step() { # OPTION … -- VERB [ARGUMENT …]
     wait "$pid"
     code=$?
   done
-  trap - USR1 TERM
+  trap : USR1 # a warning that comes now must not end this shell before `finish`
+  trap - TERM
   return "$code"
 }
 
