@@ -72,17 +72,18 @@ step() { # OPTION … -- VERB [ARGUMENT …]
 
 finish() {
   local code=$1 why
+  if ((!told)) && scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]'; then told=1; fi
   case $code in
     0 | 2) exit "$code" ;; # done; the user's mistake, which another attempt would repeat
     75) why="stopped after a clean save" ;;
-    138 | 143) # a task was ended by SIGUSR1 or SIGTERM: while it started up, if it was SLURM who asked
-      ((told)) || scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]' || exit "$code"
-      why="asked to stop before there was anything to save"
-      ;;
     *)
-      # the tasks of a node that is gone end like any fault; a step on all nodes tells which it was
-      timeout 60 srun --overlap --nodes="$SLURM_NNODES" --ntasks-per-node=1 true >/dev/null 2>&1 && exit "$code"
-      why="a node does not answer"
+      if ((told)); then
+        why="asked to stop, and ended ($code) before it could save" # it goes on from the checkpoint before
+      else
+        # the tasks of a node that is gone end like any fault; a step on all nodes tells which it was
+        timeout 60 srun --overlap --nodes="$SLURM_NNODES" --ntasks-per-node=1 true >/dev/null 2>&1 && exit "$code"
+        why="a node does not answer"
+      fi
       ;;
   esac
   # a job that somebody cancelled, or that ran out of time, is no longer RUNNING, and must not come back

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import sys
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from conftest import ROOT, TINY, command, losses
 from private_slurm import Cluster, missing, wait_for
+from wandb_files import history
 
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
 TRAINING = [
@@ -41,9 +43,9 @@ class Jobs:
     def said(self, name: str) -> str:
         return self.log(name).read_text()
 
-    def held(self, name: str, *options: str, step: int = 20) -> str:
+    def held(self, name: str, *options: str, settings: list[str] | None = None, step: int = 20) -> str:
         """A job whose tasks were stopped in the middle, after ``step`` at the earliest."""
-        job = self.train(name, *options)
+        job = self.train(name, *options, settings=settings)
         self.cluster.reach(self.at / name, job, step, log=self.log(name))
         assert len(losses(self.at / name)) < STEPS, "too late for the middle"
         return job
@@ -199,7 +201,8 @@ def test_a_container_is_one_variable(jobs: Jobs, phantom_shards: Path, tmp_path:
 
 
 def test_preempted_by_a_better_partition_it_saves_and_comes_back(jobs: Jobs, undisturbed: Path) -> None:
-    job = jobs.held("preempted", "--nodelist=n1,n2")
+    # SLURM's SIGTERM reaches every process of the step, W&B's own too
+    job = jobs.held("preempted", "--nodelist=n1,n2", settings=[*LONG, "--track.wandb", "offline"])
     urgent = jobs.cluster.sbatch(
         *("--partition=urgent", "--nodelist=n1,n2", "--nodes=2", "--exclusive"),
         *(f"--output={jobs.log('urgent')}", "--wrap", "echo mine"),
@@ -211,6 +214,15 @@ def test_preempted_by_a_better_partition_it_saves_and_comes_back(jobs: Jobs, und
     assert "stopped after a clean save; back in the queue" in said
     assert "attempt 2" in said
     assert "resuming at step 2" in said
+    assert "Traceback" not in said
+    folders = sorted((jobs.at / "preempted" / "wandb").glob("offline-run-*"))
+    assert all((folder / "FINISHED").exists() for folder in folders)
+    rows = [row for folder in folders for row in history(folder) if "train/loss" in row]
+    told = [row["step"] for row in rows]
+    assert told == sorted(set(told))
+    # a row may lie in the pipe when W&B's process goes
+    stopped = int(re.search(r"resuming at step (\d+)", said)[1])  # type: ignore[index]
+    assert set(range(STEPS)) - set(told) <= {stopped - 2, stopped - 1}
     same(jobs.at / "preempted", undisturbed)
 
 
