@@ -37,8 +37,9 @@ class WandbLog:
     def _open(self) -> None:
         import wandb
 
-        quiet = wandb.Settings(console="off", silent=True)
-        self.run = wandb.init(**self.settings, settings=quiet)
+        # what W&B's process has not written when it is killed is lost: at most a second, not fifteen
+        how = wandb.Settings(console="off", silent=True, x_transaction_log_flush_interval=1)
+        self.run = wandb.init(**self.settings, settings=how)
         self.run.define_metric("*", step_metric="step")
 
     def row(self, row: dict[str, Any], examples: Sequence[Example] = ()) -> None:
