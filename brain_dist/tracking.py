@@ -82,10 +82,11 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.enabled:
+            problem = self.wandb and self.wandb.finish(0 if kind is None else 1)
+            if problem:
+                self.say(problem)
             self.progress.close()
             self.log.close()
-            if self.wandb is not None:
-                self.wandb.finish(0 if kind is None else 1)
 
 
 def _show(value: float | None) -> str:

@@ -30,6 +30,7 @@ esac
 : "${PYTHON:=python3}"
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 export PYTHONUNBUFFERED=1
+unset SLURM_CPUS_PER_GPU SLURM_TRES_PER_TASK # newer versions of srun refuse them beside --cpus-per-task
 
 # Rank 0 is the first node's first task. NodeAddr is what SLURM itself reaches the node by; names need not resolve.
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -64,23 +65,25 @@ step() { # OPTION … -- VERB [ARGUMENT …]
     wait "$pid"
     code=$?
   done
-  trap - USR1 TERM
+  trap : USR1 # a warning that comes now must not end this shell before `finish`
+  trap - TERM
   return "$code"
 }
 
 finish() {
   local code=$1 why
+  if ((!told)) && scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]'; then told=1; fi
   case $code in
     0 | 2) exit "$code" ;; # done; the user's mistake, which another attempt would repeat
     75) why="stopped after a clean save" ;;
-    138 | 143) # a task was ended by SIGUSR1 or SIGTERM: while it started up, if it was SLURM who asked
-      ((told)) || scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]' || exit "$code"
-      why="asked to stop before there was anything to save"
-      ;;
     *)
-      # the tasks of a node that is gone end like any fault; a step on all nodes tells which it was
-      timeout 60 srun --overlap --nodes="$SLURM_NNODES" --ntasks-per-node=1 true >/dev/null 2>&1 && exit "$code"
-      why="a node does not answer"
+      if ((told)); then
+        why="asked to stop, and ended ($code) before it could save" # it goes on from the checkpoint before
+      else
+        # the tasks of a node that is gone end like any fault; a step on all nodes tells which it was
+        timeout 60 srun --overlap --nodes="$SLURM_NNODES" --ntasks-per-node=1 true >/dev/null 2>&1 && exit "$code"
+        why="a node does not answer"
+      fi
       ;;
   esac
   # a job that somebody cancelled, or that ran out of time, is no longer RUNNING, and must not come back

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 import yaml
 from conftest import ROOT, TINY, command, losses
 from private_slurm import Cluster, missing, wait_for
+from wandb_files import history
 
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
 TRAINING = [
@@ -40,9 +43,9 @@ class Jobs:
     def said(self, name: str) -> str:
         return self.log(name).read_text()
 
-    def held(self, name: str, *options: str, step: int = 20) -> str:
+    def held(self, name: str, *options: str, settings: list[str] | None = None, step: int = 20) -> str:
         """A job whose tasks were stopped in the middle, after ``step`` at the earliest."""
-        job = self.train(name, *options)
+        job = self.train(name, *options, settings=settings)
         self.cluster.reach(self.at / name, job, step, log=self.log(name))
         assert len(losses(self.at / name)) < STEPS, "too late for the middle"
         return job
@@ -79,8 +82,34 @@ def limited(jobs: Jobs) -> str:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(jobs: Jobs, limited: str) -> Path:
-    """What the disturbed runs are compared with."""
+def array(jobs: Jobs) -> str:
+    """Two of the baselines' array."""
+    return jobs.cluster.sbatch(
+        *("--array=2,4", "--gpus-per-node=1", f"--output={jobs.log('array')}", "slurm/train_baselines.sh"),
+        *(*TRAINING, "--model.name", "test_efficientnet", "--train.micro_batch", "12", "--train.epochs", "1"),
+        *("--data.shards", str(jobs.shards), "--run.dir", str(jobs.at / "array")),
+    )
+
+
+@pytest.fixture(scope="module")
+def chain(jobs: Jobs, phantom_shards: Path) -> dict[str, str]:
+    """Build, then train on four nodes, then evaluate; each waits for the one before."""
+    images, shards = phantom_shards.parent / "images", jobs.at / "chained"
+    words = [f"--output={jobs.log('build')}", "slurm/build_shards.sh"]
+    build = jobs.cluster.sbatch(*words, "--source", str(images), "--out", str(shards), "--workers", "2")
+    settings = [*TRAINING, "--train.micro_batch", "2", "--train.epochs", "1", "--data.shards", str(shards)]
+    words = ["--nodes=4", "--gpus-per-node=1", f"--output={jobs.log('chain')}", "slurm/train_convnext.sh"]
+    where = ["--run.dir", str(jobs.at), "--run.name", "chain"]
+    train = jobs.cluster.sbatch(f"--dependency=afterok:{build}", *words, *settings, *where)
+    words = [f"--dependency=afterok:{train}", f"--output={jobs.log('evaluate')}", "slurm/evaluate.sh"]
+    evaluate = jobs.cluster.sbatch(*words, str(jobs.at / "chain"), "--device", "cpu")
+    assert jobs.cluster.state(evaluate) == "PENDING"
+    return {"build": build, "chain": train, "evaluate": evaluate}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(jobs: Jobs, limited: str, array: str, chain: dict[str, str]) -> Path:
+    """What the disturbed runs are compared with; ``array`` and ``chain`` run beside it while ``limited`` waits."""
     jobs.end(jobs.train("undisturbed"), "undisturbed")
     assert len(losses(jobs.at / "undisturbed")) == STEPS
     return jobs.at / "undisturbed"
@@ -127,8 +156,53 @@ def test_stopped_by_the_time_limit_it_saves_and_comes_back(jobs: Jobs, limited: 
     same(jobs.at / "limited", undisturbed)
 
 
+def test_an_array_of_baselines(jobs: Jobs, array: str) -> None:
+    for task in (2, 4):
+        jobs.cluster.wait(f"{array}_{task}", log=jobs.log("array"))
+    settings = [
+        yaml.safe_load((jobs.at / "array" / name / "config.yaml").read_text())
+        for name in ("resnet50-2", "efficientnet_b0-1")
+    ]
+    assert [one["run"]["seed"] for one in settings] == [2, 1]
+    assert [one["track"]["group"] for one in settings] == ["resnet50", "efficientnet_b0"]
+
+
+def test_build_then_train_on_four_nodes_then_evaluate(jobs: Jobs, chain: dict[str, str]) -> None:
+    for name, job in chain.items():
+        jobs.end(job, name)
+    run = jobs.at / "chain"
+    assert json.loads((run / "environment.json").read_text())["world_size"] == 4
+    judged = json.loads((run / "predictions" / "test.json").read_text())
+    assert judged["n"] == 30
+
+
+def test_a_container_is_one_variable(jobs: Jobs, phantom_shards: Path, tmp_path: Path) -> None:
+    # Debian has no container runtime: this stands where apptainer would, says its words, and runs what it was given
+    (tmp_path / "apptainer").write_text(
+        '#!/bin/bash\necho "apptainer $*"; while [[ $1 != *.sif ]]; do shift; done\n"${@:2}"'
+    )
+    (tmp_path / "apptainer").chmod(0o755)
+    variables = f"PATH={tmp_path}:{jobs.cluster.env['PATH']},BRAIN_DIST_CONTAINER=apptainer:brain.sif"
+    words = [f"--export=ALL,{variables}", f"--output={jobs.log('inside')}", "slurm/build_shards.sh"]
+    images, out = phantom_shards.parent / "images", jobs.at / "inside"
+    jobs.end(jobs.cluster.sbatch(*words, "--source", str(images), "--out", str(out), "--workers", "2"), "inside")
+    assert f"apptainer exec --nv --bind {ROOT} --pwd {ROOT} brain.sif {sys.executable} -m brain_dist.shard build" in (
+        jobs.said("inside")
+    )
+    assert (out / "manifest.json").read_bytes() == (phantom_shards / "manifest.json").read_bytes()
+
+    words = [
+        "--export=ALL,BRAIN_DIST_CONTAINER=docker:brain",
+        f"--output={jobs.log('docker')}",
+        "slurm/build_shards.sh",
+    ]
+    jobs.end(jobs.cluster.sbatch(*words), "docker", "FAILED")
+    assert "needs apptainer:IMAGE or pyxis:IMAGE" in jobs.said("docker")
+
+
 def test_preempted_by_a_better_partition_it_saves_and_comes_back(jobs: Jobs, undisturbed: Path) -> None:
-    job = jobs.held("preempted", "--nodelist=n1,n2")
+    # SLURM's SIGTERM reaches every process of the step, W&B's own too
+    job = jobs.held("preempted", "--nodelist=n1,n2", settings=[*LONG, "--track.wandb", "offline"])
     urgent = jobs.cluster.sbatch(
         *("--partition=urgent", "--nodelist=n1,n2", "--nodes=2", "--exclusive"),
         *(f"--output={jobs.log('urgent')}", "--wrap", "echo mine"),
@@ -140,6 +214,15 @@ def test_preempted_by_a_better_partition_it_saves_and_comes_back(jobs: Jobs, und
     assert "stopped after a clean save; back in the queue" in said
     assert "attempt 2" in said
     assert "resuming at step 2" in said
+    assert "Traceback" not in said
+    folders = sorted((jobs.at / "preempted" / "wandb").glob("offline-run-*"))
+    assert all((folder / "FINISHED").exists() for folder in folders)
+    rows = [row for folder in folders for row in history(folder) if "train/loss" in row]
+    told = [row["step"] for row in rows]
+    assert told == sorted(set(told))
+    # a row may lie in the pipe when W&B's process goes
+    stopped = int(re.search(r"resuming at step (\d+)", said)[1])  # type: ignore[index]
+    assert set(range(STEPS)) - set(told) <= {stopped - 2, stopped - 1}
     same(jobs.at / "preempted", undisturbed)
 
 
@@ -150,42 +233,6 @@ def test_requeued_by_an_operator_it_goes_on_from_the_last_checkpoint(jobs: Jobs,
     assert jobs.cluster.restarts(job) == 1
     assert "resuming at step" in jobs.said("requeued")
     same(jobs.at / "requeued", undisturbed)
-
-
-def test_an_array_of_baselines(jobs: Jobs) -> None:
-    log = jobs.at / "array.log"
-    made = jobs.cluster.sbatch(
-        *("--array=2,4", "--gpus-per-node=1", f"--output={log}", "slurm/train_baselines.sh"),
-        *(*TRAINING, "--model.name", "test_efficientnet", "--train.micro_batch", "12", "--train.epochs", "1"),
-        *("--data.shards", str(jobs.shards), "--run.dir", str(jobs.at / "array")),
-    )
-    for task in (2, 4):
-        jobs.cluster.wait(f"{made}_{task}", log=log)
-    settings = [
-        yaml.safe_load((jobs.at / "array" / name / "config.yaml").read_text())
-        for name in ("resnet50-2", "efficientnet_b0-1")
-    ]
-    assert [one["run"]["seed"] for one in settings] == [2, 1]
-    assert [one["track"]["group"] for one in settings] == ["resnet50", "efficientnet_b0"]
-
-
-def test_build_then_train_on_four_nodes_then_evaluate(jobs: Jobs, phantom_shards: Path) -> None:
-    images, shards, run = phantom_shards.parent / "images", jobs.at / "chained", jobs.at / "chain"
-    words = [f"--output={jobs.log('built')}", "slurm/build_shards.sh"]
-    build = jobs.cluster.sbatch(*words, "--source", str(images), "--out", str(shards), "--workers", "2")
-    settings = [*TRAINING, "--train.micro_batch", "2", "--train.epochs", "1", "--data.shards", str(shards)]
-    words = ["--nodes=4", "--gpus-per-node=1", f"--output={jobs.log('chain')}", "slurm/train_convnext.sh"]
-    where = ["--run.dir", str(jobs.at), "--run.name", "chain"]
-    train = jobs.cluster.sbatch(f"--dependency=afterok:{build}", *words, *settings, *where)
-    words = [f"--dependency=afterok:{train}", f"--output={jobs.log('judged')}", "slurm/evaluate.sh"]
-    evaluate = jobs.cluster.sbatch(*words, str(run), "--device", "cpu")
-    assert jobs.cluster.state(evaluate) == "PENDING"
-    jobs.end(build, "built")
-    jobs.end(train, "chain")
-    jobs.end(evaluate, "judged")
-    assert json.loads((run / "environment.json").read_text())["world_size"] == 4
-    judged = json.loads((run / "predictions" / "test.json").read_text())
-    assert judged["n"] == 30
 
 
 def test_what_must_not_come_back_does_not(jobs: Jobs) -> None:
