@@ -168,7 +168,7 @@ CONTESTANTS = {
     "ours": Contestant(
         "ours, with everything",
         ours,
-        ("torch", "scipy.linalg", "scipy.sparse.linalg", "pyarrow.parquet", "brain_dist.data.build"),
+        ("pyarrow.parquet", "brain_dist.data.build"),
         decodes=True,
     ),
     "webdataset": Contestant("webdataset ShardWriter", webdataset, ("webdataset",), processes=1),
