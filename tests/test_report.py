@@ -55,7 +55,7 @@ def made(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         file = folder / "model.safetensors"
         save_file({name: value.contiguous() for name, value in state.items()}, file)
         listing = {file.name: {"size": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}}
-        (folder / checkpoint.MARKER).write_text(json.dumps({"files": listing}))
+        (folder / checkpoint.MARKER).write_bytes(checkpoint.marker_text({"files": listing}))
 
     save(network.state_dict())
     loaded, rows = evaluate.load_run(run), dataset.rows("train")
@@ -266,8 +266,9 @@ def test_shortcut_that_does_as_well_is_not_hidden(run: Path) -> None:
             score["accuracy"] = border if name == "border" else 0.0
         path.write_text(json.dumps(found))
         assert verdict in page_of(run).by_id["shortcut-verdict"]
-    path.write_text(json.dumps(found | {"dataset_version": "0" * 64}))
-    assert "shortcut-verdict" not in page_of(run).by_id  # it was measured on other data
+    for other in ({"dataset_version": "0" * 64}, {"fold": 1}):
+        path.write_text(json.dumps(found | other))
+        assert "shortcut-verdict" not in page_of(run).by_id  # it was measured on other data
 
 
 def with_predictions(run: Path, changed: Predictions) -> Page:

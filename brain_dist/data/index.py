@@ -90,19 +90,20 @@ class Dataset:
         split = self.manifest["split"]
         return int(split["folds"]) if split["method"] == "kfold" else 0
 
-    def of_fold(self, fold: int | None) -> Dataset:
+    def of_fold(self, fold: int | None, setting: str = "data.fold") -> Dataset:
         """The dataset with train, val and test as fold number ``fold`` makes them; itself where it has no folds.
 
         Test is that fold, val the next one (after the last comes the first), train the others; the column ``split`` and
-        the manifest's counts say so. :class:`UserError` where folds need a number, or a number needs folds.
+        the manifest's counts say so. :class:`UserError` where folds need a number, or a number needs folds; it calls
+        the number by the ``setting`` that gave it.
         """
         if not self.folds:
             if fold is not None:
-                raise UserError(f"data.fold={fold}: {self.root} was built without folds; build it with --split kfold")
+                raise UserError(f"{setting}={fold}: {self.root} was built without folds; build it with --split kfold")
             return self
         if fold is None or not 0 <= fold < self.folds:
             given = " is not set" if fold is None else f"={fold} is out of range"
-            raise UserError(f"data.fold{given}: {self.root} has {self.folds} folds; give 0 to {self.folds - 1}")
+            raise UserError(f"{setting}{given}: {self.root} has {self.folds} folds; give 0 to {self.folds - 1}")
         role = {f"fold{number}": "train" for number in range(self.folds)}
         role |= {f"fold{fold}": "test", f"fold{(fold + 1) % self.folds}": "val"}
         counts = {split: dict.fromkeys(self.classes, 0) for split in SPLITS}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, launch, losses, verb
+from conftest import TINY, in_process, launch, losses, verb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import CLASSES, draw, write_collection
@@ -250,11 +250,11 @@ def test_what_cannot_be_joined(sources, both, tmp_path):
 
 def test_the_verb_says_what_it_left_out(sources, both, tmp_path):
     words = ["join", *map(str, sources), "--out", str(tmp_path / "out"), "--workers", "1"]
-    done = verb("shard", *words)
+    done = in_process("shard", *words)
     assert "a: 1 images have a copy in b, 3 more a near copy; of 0 the patient is there" in done.out
     assert "left out of a: 3 of train" in done.out
     assert f"written to {tmp_path / 'out'}, dataset version {both.version[:12]}" in done.out
-    assert "nothing to do" in verb("shard", *words).out
+    assert "nothing to do" in in_process("shard", *words).out
 
 
 def test_data_of_a_run_are_joined_once_and_found_again(sources, both, tmp_path, capfd):
