@@ -16,7 +16,7 @@ import numpy as np
 from brain_dist.data.pool import in_threads
 from brain_dist.data.similarity import detail, halves, kernel_matrix, unit
 
-SIDE = 32  # pixels a side of the described field
+SIDE = 20  # pixels a side of the described field: finds as much as 32, in half the time
 WHOLE = np.array([0.0, 0.0, 1.0, 1.0])  # the window that is all of a head
 _DIMENSIONS = 48
 _FITTED, _VERSIONS, _MOVES = 3000, 6, 24  # images at most, versions of each, and different moves among those
@@ -27,7 +27,7 @@ _SLAB = 128  # heads worked on at once: the intermediate results stay in a proce
 class Descriptor:
     """Head thumbnails → unit vectors float32 [N, K], K <= 48; see the module's text.
 
-    ``mean`` [512] of the even halves; ``even`` [512, K - L] and ``odd`` [512, L]: directions of the two halves.
+    ``mean`` [200] of the even halves; ``even`` [200, K - L] and ``odd`` [200, L]: directions of the two halves.
     """
 
     mean: np.ndarray

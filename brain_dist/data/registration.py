@@ -19,7 +19,7 @@ from itertools import product
 
 import numpy as np
 
-from brain_dist.data.descriptor import SIDE, WHOLE, Descriptor, field, slabs
+from brain_dist.data.descriptor import WHOLE, Descriptor, field, slabs
 from brain_dist.data.pixels import THUMB
 from brain_dist.data.pool import in_threads
 from brain_dist.data.scratch import scratch
@@ -28,8 +28,9 @@ from brain_dist.data.similarity import Pairs, above
 REGISTERED = 0.90  # correlation after registration from which two images count as one picture
 CANDIDATE = (0.6, 0.82)  # range of the cosine of descriptors from which a pair is registered, see candidate_cosine
 _BUDGET = 3.0  # pairs of strangers that may be registered per image
+_SMALL = 32
 # pixels a side, Gauss-Newton steps, and the correlation without which the next stage is not tried
-_STAGES = ((SIDE, 3, 0.65), (THUMB, 1, 0.8), (THUMB, 4, REGISTERED))
+_STAGES = ((_SMALL, 3, 0.65), (THUMB, 1, 0.8), (THUMB, 4, REGISTERED))
 _CUTS = ((0.0, 0.0), (0.06, 0.06), (0.12, 0.12), (0.0, 0.1), (0.1, 0.0))  # of the two ends of an axis
 _BLOCK = 512  # images whose windows are compared at once, with
 _WHOLE = 2048  # whole heads: small enough for a processor's cache
@@ -138,7 +139,7 @@ def _candidates(
 
 def whole_fields(heads: np.ndarray) -> dict[int, np.ndarray]:
     """The local structure of all of ``heads`` at the sides that registration works at, on the disk: 10 KB a head."""
-    made = {side: scratch((len(heads), side, side), np.float16) for side in (SIDE, THUMB)}
+    made = {side: scratch((len(heads), side, side), np.float16) for side in (_SMALL, THUMB)}
 
     def fill(part: slice) -> None:
         for side, fields in made.items():

@@ -56,8 +56,9 @@ def aligned_pairs(
     done, total = 0, 2 * len(starts)
     # Full structures, 8 KB a thumbnail, wait in a file: memory stays small, and none is computed twice
     full = scratch((count, *thumbs.shape[2:]), np.float16)
-    for frame in range(thumbs.shape[1]):
-        short = _shortened(thumbs[:, frame], full)
+    frames = [thumbs[:, frame] for frame in range(thumbs.shape[1])]
+    for frame, bases in zip(frames, list(in_threads(_basis, frames)), strict=True):
+        short = _shortened(frame, bases, full)
 
         def rows(low: int, short: tuple[np.ndarray, np.ndarray] = short) -> list[tuple[np.ndarray, ...]]:
             return list(_block(full, short, low, same))
@@ -163,9 +164,10 @@ def _basis(thumbs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return even, odd
 
 
-def _shortened(thumbs: np.ndarray, full: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _shortened(
+    thumbs: np.ndarray, bases: tuple[np.ndarray, np.ndarray], full: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Short vectors float32 [N, <= 258] of thumbnails and of their mirror images; fills ``full`` [N, 64, 64]."""
-    bases = _basis(thumbs)
     even = bases[0].shape[1] + 1
     made = np.empty((2, len(thumbs), even + bases[1].shape[1] + 1), dtype=np.float32)
 
