@@ -214,10 +214,18 @@ def arrow_schema() -> pa.Schema:
 def index_bytes(rows: list[dict[str, Any]]) -> bytes:
     """Index rows (one dict a sample, in the order of the file) → the bytes of ``index.parquet``."""
     import pyarrow as pa
+    import pyarrow.json as pj
     import pyarrow.parquet as pq
 
+    # By way of JSON: what else makes Arrow's arrays of Python's values imports pandas first, which takes a second
+    text = "\n".join(map(json.dumps, rows)).encode()
+    table = pj.read_json(
+        pa.BufferReader(text),
+        pj.ReadOptions(use_threads=False, block_size=len(text)),
+        pj.ParseOptions(explicit_schema=arrow_schema(), unexpected_field_behavior="error"),
+    ).cast(arrow_schema())  # which fields may be null gets lost on the way
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema()), sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()
 
 

@@ -34,7 +34,7 @@ _STAGES = ((_SMALL, 3, 0.65), (THUMB, 1, 0.8), (THUMB, 4, REGISTERED))
 _CUTS = ((0.0, 0.0), (0.06, 0.06), (0.12, 0.12), (0.0, 0.1), (0.1, 0.0))  # of the two ends of an axis
 _BLOCK = 512  # images whose windows are compared at once, with
 _WHOLE = 2048  # whole heads: small enough for a processor's cache
-_CHUNK = 64  # pairs registered at once: what is worked on stays in a processor's cache
+_CHUNK = 256  # pairs registered at once
 _INSIDE = 0.75  # least share of a frame that must lie inside the other one
 
 
