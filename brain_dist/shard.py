@@ -112,6 +112,14 @@ def _join(args: argparse.Namespace) -> int:
     for name, counts in joined.manifest["excluded"]["counts"].items():
         told = ", ".join(f"{number} of {split}" for split, number in counts.items()) or "nothing"
         print(f"left out of {name}: {told}")
+    for name in joined.classes:
+        numbers = {split: by_class[name] for split, by_class in joined.manifest["counts"].items()}
+        if any(numbers.values()) and not numbers["train"]:
+            print(
+                f"warning: {name} has no images left in train: all share a group with images tested on. A recipe with "
+                "all these collections as its parts groups them before it splits them",
+                file=sys.stderr,
+            )
     print(f"written to {joined.root}, dataset version {joined.version[:12]}")
     return 0
 
@@ -151,7 +159,9 @@ def _counts_table(manifest: dict[str, Any]) -> None:
     from rich.table import Table
 
     counts, off_by = manifest["counts"], manifest["split"].get("off_by")
-    table = Table(title=f"{manifest['name']}: {manifest['samples']} images in {manifest['groups']} groups")
+    console = Console()
+    console.print(f"{manifest['name']}: {manifest['samples']} images in {manifest['groups']} groups", soft_wrap=True)
+    table = Table()
     table.add_column("class")
     for name in (*counts, "all", *(["off by"] if off_by else [])):
         table.add_column(name, justify="right")
@@ -162,7 +172,7 @@ def _counts_table(manifest: dict[str, Any]) -> None:
     sums = [sum(part.values()) for part in counts.values()]
     table.add_section()
     table.add_row("all", *map(str, sums), str(sum(sums)))
-    Console().print(table)
+    console.print(table)
 
 
 def _verify(args: argparse.Namespace) -> int:

@@ -254,7 +254,22 @@ def test_the_verb_says_what_it_left_out(sources, both, tmp_path):
     assert "a: 1 images have a copy in b, 3 more a near copy; of 0 the patient is there" in done.out
     assert "left out of a: 3 of train" in done.out
     assert f"written to {tmp_path / 'out'}, dataset version {both.version[:12]}" in done.out
+    assert done.err == ""
     assert "nothing to do" in in_process("shard", *words).out
+
+
+def test_a_class_of_which_nothing_is_left_to_learn_from_is_told(tmp_path):
+    for name, part in (("a", "train"), ("b", "test")):
+        for kind in ("train", "test"):
+            (tmp_path / name / kind / "glioma").mkdir(parents=True)
+        for number in range(3):
+            draw(number).save(tmp_path / name / part / "glioma" / f"{number}.png")
+        draw(90).save(tmp_path / name / ({"train", "test"} - {part}).pop() / "glioma" / f"{name}.png")
+        make(tmp_path / name, tmp_path / f"{name}-shards", name, split="original")
+    words = [str(tmp_path / f"{name}-shards") for name in "ab"]
+    done = in_process("shard", "join", *words, "--out", str(tmp_path / "out"), "--workers", "1")
+    assert "left out of a: 3 of train" in done.out
+    assert done.err.startswith("warning: glioma has no images left in train: all share a group with images tested on.")
 
 
 def test_data_of_a_run_are_joined_once_and_found_again(sources, both, tmp_path, capfd):
