@@ -22,16 +22,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shard_contestants import CONTESTANTS, listed
+from benchmarks.processes import busy, cpu, running, watch
+from benchmarks.shard_contestants import CONTESTANTS, STAGES, listed
 from brain_dist.errors import Fault, UserError, run
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".venv-bench" / "bin" / "python"
 GOAL = 1.25  # ours / floor with decoding
-TICK = 0.05  # seconds between two looks at a contestant's memory
 MB = 1e6
 NOTES = """\
 each time: best / median of the rounds. In brackets: with the start of the process and the loading of packages.
@@ -71,7 +72,7 @@ def pack(args: argparse.Namespace) -> int:
     chosen = CONTESTANTS[args.one]
     for name in chosen.imports:
         importlib.import_module(name)
-    start, before = time.perf_counter(), os.times()
+    start, before = time.perf_counter(), cpu()
     images = chosen.pack(args.source, args.to, args.recipe, args.workers)
     packed = time.perf_counter()
     size = 0
@@ -80,13 +81,15 @@ def pack(args: argparse.Namespace) -> int:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
-    end, after = time.perf_counter(), os.times()
+    end, after = time.perf_counter(), cpu()
     measured = {
         "images": images,
         "seconds": end - start,
         "fsync": end - packed,
-        "cpu": sum(after[:4]) - sum(before[:4]),
+        "cpu": after - before,
         "bytes": size,
+        "unwaited": running(),
+        "stages": STAGES,
     }
     args.to.with_suffix(".json").write_text(json.dumps(measured))
     return 0
@@ -134,10 +137,10 @@ def measure(name: str, source: Path, recipe: Path | None, workers: int) -> dict[
         words = [python, "-m", "benchmarks.shard_build", str(source.resolve()), "--one", name, "--to", str(out)]
         words += ["--workers", str(workers), *(["--recipe", str(recipe.resolve())] if recipe else [])]
         with Path(scratch, "log").open("w+") as log:
-            busy, start = _busy(), time.perf_counter()
+            before, start = busy(), time.perf_counter()
             process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-            peaks, usage = _watch(process)
-            whole, busy = time.perf_counter() - start, _busy() - busy
+            peaks, usage = watch(process)
+            whole, used = time.perf_counter() - start, busy() - before
             if process.returncode:
                 log.seek(0)
                 said = log.read().strip().splitlines() or [f"exit code {process.returncode}"]
@@ -146,56 +149,12 @@ def measure(name: str, source: Path, recipe: Path | None, workers: int) -> dict[
     own = peaks.pop(process.pid, 0)
     measured |= {
         "whole": whole,
-        "others": max(0.0, (busy - usage) / whole),
+        "others": max(0.0, (used - usage - measured["unwaited"]) / whole),
         "peak": own,
         "peak_worker": max(peaks.values(), default=0),
         "peak_all": own + sum(peaks.values()),
     }
     return measured
-
-
-def _watch(process: subprocess.Popen[bytes]) -> tuple[dict[int, int], float]:
-    """Wait for a process; the peak memory in bytes of it and of each of its descendants, and CPU seconds of them all.
-
-    Processes that live for less than two looks (tools that a package asks something) are left out.
-    """
-    peaks: dict[int, int] = {}
-    looks: dict[int, int] = {}
-    while True:
-        done, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if done:
-            process.returncode = os.waitstatus_to_exitcode(status)
-            kept = {pid: peak for pid, peak in peaks.items() if looks[pid] > 1}
-            return kept, usage.ru_utime + usage.ru_stime
-        for pid in _family(process.pid):
-            try:
-                lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-            except OSError:
-                continue
-            for line in lines:
-                if line.startswith("VmHWM:"):  # of the running program: what was there before an exec is forgotten
-                    peaks[pid] = 1024 * int(line.split()[1])
-                    looks[pid] = looks.get(pid, 0) + 1
-        time.sleep(TICK)
-
-
-def _family(pid: int) -> list[int]:
-    """A process and all its descendants."""
-    try:
-        children = [
-            int(child)
-            for task in Path(f"/proc/{pid}/task").iterdir()
-            for child in (task / "children").read_text().split()
-        ]
-    except OSError:
-        children = []
-    return [pid, *(member for child in children for member in _family(child))]
-
-
-def _busy() -> float:
-    """CPU seconds that all processes of this machine have used."""
-    user, nice, system, _, _, irq, soft = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8])
-    return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
 
 
 def _table(names: list[str], rounds: dict[str, list[dict[str, Any]]], workers: int) -> None:
@@ -242,6 +201,13 @@ def verdict(rounds: dict[str, list[dict[str, Any]]]) -> None:
         f"ours / decoding floor = {best:.2f} (goal ≤ {GOAL}): {'met' if best <= GOAL else 'missed'};"
         f" {median:.2f} of the medians"
     )
+    fastest = min(rounds["ours"], key=lambda one: one["seconds"])
+    stages, floor = fastest["stages"], spread(rounds["floor"])[0]
+    ends = [*(stages[name] for name in ("first image", "decoding", "comparing", "writing shards")), fastest["seconds"]]
+    spent = [end - begin for begin, end in pairwise([0.0, *ends])]
+    names = ("until the first image", "decoding", "comparing", "writing shards", "index, manifest, opening")
+    print("of ours: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in zip(names, spent, strict=True)))
+    print(f"(ours - comparing) / decoding floor = {(fastest['seconds'] - spent[2]) / floor:.2f}")
     for name in ("webdataset", "litdata", "mds"):
         if name in rounds:
             best, median = ratio(rounds, "ours", name)

@@ -193,8 +193,8 @@ def calibration(p: Predictions, judged: dict[str, Any]) -> dict[str, Any]:
 
 def shortcuts(files: RunFiles, judged: dict[str, Any]) -> dict[str, Any] | None:
     """Rows of the comparison with guessing, best first, or None where it was not measured on these data."""
-    found = files.shortcut
-    if found is None or found["dataset_version"] != files.predictions.dataset_version:
+    found, judged_on = files.shortcut, files.predictions
+    if found is None or (found["dataset_version"], found["fold"]) != (judged_on.dataset_version, judged_on.fold):
         return None
     rows = [
         {"name": name, "accuracy": found["baselines"][key]["accuracy"], "what": found["baselines"][key]["what"],

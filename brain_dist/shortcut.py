@@ -39,9 +39,10 @@ def shortcut_baselines(dataset: Dataset, seed: int = 0, max_train: int = 2000) -
     The classifier is a random forest (scikit-learn, 200 trees). Images are drawn at random with ``seed``.
 
     Returns:
-        ``dataset_version``, ``seed``, ``train`` and ``test`` (numbers of images used), ``chance`` (1 / classes), and
-        ``baselines``: name → ``what`` it sees, ``accuracy``, ``balanced_accuracy`` and ``sensitivity`` by class
-        (``None`` for a class without test images), all on the test images.
+        ``dataset_version``, ``fold`` (``None`` where the shards have none), ``seed``, ``train`` and ``test`` (numbers
+        of images used), ``chance`` (1 / classes), and ``baselines``: name → ``what`` it sees, ``accuracy``,
+        ``balanced_accuracy`` and ``sensitivity`` by class (``None`` for a class without test images), all on the test
+        images.
 
     Raises:
         UserError: a split is empty, or an image's bytes are damaged.
@@ -65,6 +66,7 @@ def shortcut_baselines(dataset: Dataset, seed: int = 0, max_train: int = 2000) -
         guesses[name] = forest.fit(x[: len(train)], label[train]).predict(x[len(train) :])
     return {
         "dataset_version": dataset.version,
+        "fold": dataset.fold,
         "seed": seed,
         "train": len(train),
         "test": len(test),
@@ -131,10 +133,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("shards", help="shard folder made by `python -m brain_dist.shard build`")
     parser.add_argument("--json", metavar="OUT", type=Path, help="also write the result to this file")
+    text = (
+        "which fold of shards built with --split kfold is scored; the next one is left out, the others are trained on"
+    )
+    parser.add_argument("--fold", type=int, metavar="N", help=text)
     args = parser.parse_args(argv)
-    dataset = open_dataset(args.shards)
+    dataset = open_dataset(args.shards).of_fold(args.fold, "--fold")
     result = shortcut_baselines(dataset)
-    print(f"{dataset.name}: trained on {result['train']} images, scored on {result['test']}; accuracy %")
+    part = "" if dataset.fold is None else f", fold {dataset.fold} of {dataset.folds}"
+    print(f"{dataset.name}{part}: trained on {result['train']} images, scored on {result['test']}; accuracy %")
     print(f"{'':18}{'all':>8}{'balanced':>10}" + "".join(f"{name:>12}" for name in dataset.classes))
     for name, score in result["baselines"].items():
         values = [score["accuracy"], score["balanced_accuracy"], *score["sensitivity"].values()]

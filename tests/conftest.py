@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import functools
+import importlib
+import io
 import json
 import os
 import signal
@@ -12,11 +14,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from brain_dist.errors import run
 
 if TYPE_CHECKING:
     from nursery import Nursery
@@ -42,8 +47,8 @@ def phantom_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of 144 phantom slices of 48 patients, made by the program's own commands."""
     base = tmp_path_factory.mktemp("phantoms")
     size = ["--patients", "48", "--slices", "3", "--size", "96", "--seed", "0"]
-    verb("shard", "phantom", "--out", str(base / "images"), *size)
-    verb("shard", "build", "--source", str(base / "images"), "--out", str(base / "shards"))
+    in_process("shard", "phantom", "--out", str(base / "images"), *size)
+    in_process("shard", "build", "--source", str(base / "images"), "--out", str(base / "shards"))
     return base / "shards"
 
 
@@ -112,6 +117,19 @@ def command(words: Sequence[str], *, expect: int | None = 0, timeout: float = 24
 def verb(name: str, *arguments: str, expect: int | None = 0, **more: str) -> Done:
     """``python -m brain_dist.NAME ARGUMENTS`` as a process of its own, born in the nursery."""
     return launch(1, name, *arguments, expect=expect, **more)
+
+
+def in_process(name: str, *arguments: str, expect: int = 0) -> Done:
+    """The verb's ``main`` in this process, for what a process of its own would add nothing to."""
+    out, err = io.StringIO(), io.StringIO()
+    module = importlib.import_module(f"brain_dist.{name}")
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = run(lambda: module.main(list(arguments)))
+        except SystemExit as ended:  # argparse's way
+            code = int(ended.code or 0)
+    assert code == expect, f"{name} {' '.join(arguments)}\nexit {code}\n{out.getvalue()}\n{err.getvalue()}"
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 def launch(processes: int, name: str, *arguments: str, expect: int | None = 0, **more: str) -> Done:

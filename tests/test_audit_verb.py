@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, Done, environment, verb
+from conftest import ROOT, Done, environment, in_process
 from data.pictures import draw
 from data.scans import write_nifti
 from PIL import Image, ImageEnhance
@@ -114,7 +114,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     write_nifti(root / "volumes" / "glioma" / "w.nii", np.stack([draw(n, 96) for n in (21, 22)], 2).astype(np.int16))
     (root / "volumes.yaml").write_text(NIFTI)
     words = [str(mine), str(root / "volumes"), "--recipe", f"volumes={root / 'volumes.yaml'}", "--workers", "1"]
-    return root / "out", verb("shard", "audit", *words, "--skip-bad", "--out", str(root / "out"))
+    return root / "out", in_process("shard", "audit", *words, "--skip-bad", "--out", str(root / "out"))
 
 
 def test_all_three_files_say_the_same(audited):

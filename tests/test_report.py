@@ -266,8 +266,9 @@ def test_shortcut_that_does_as_well_is_not_hidden(run: Path) -> None:
             score["accuracy"] = border if name == "border" else 0.0
         path.write_text(json.dumps(found))
         assert verdict in page_of(run).by_id["shortcut-verdict"]
-    path.write_text(json.dumps(found | {"dataset_version": "0" * 64}))
-    assert "shortcut-verdict" not in page_of(run).by_id  # it was measured on other data
+    for other in ({"dataset_version": "0" * 64}, {"fold": 1}):
+        path.write_text(json.dumps(found | other))
+        assert "shortcut-verdict" not in page_of(run).by_id  # it was measured on other data
 
 
 def with_predictions(run: Path, changed: Predictions) -> Page:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import verb
+from conftest import in_process, verb
 from PIL import Image
 
 from brain_dist.data.index import open_dataset
@@ -27,7 +27,7 @@ def images(tmp_path: Path) -> Path:
 
 def test_every_help_reads_well():
     for words in ([], ["build"], ["verify"], ["phantom"]):
-        done = verb("shard", *words, "--help")
+        done = in_process("shard", *words, "--help")
         assert "usage: python -m brain_dist.shard" in done.out
 
 
@@ -38,9 +38,11 @@ def test_build_then_verify_then_build_again(images, tmp_path):
     version = open_dataset(out).version[:12]
     assert "images: 8 images in 8 groups" in first.out
     assert f"written to {out}, dataset version {version}" in first.out
-    assert f"all is well: 8 samples in 3 shards, dataset version {version}" in verb("shard", "verify", str(out)).out
-    assert "nothing to do" in verb("shard", *words).out
-    other = verb("shard", *words, "--seed", "2", expect=2)
+    assert (
+        f"all is well: 8 samples in 3 shards, dataset version {version}" in in_process("shard", "verify", str(out)).out
+    )
+    assert "nothing to do" in in_process("shard", *words).out
+    other = in_process("shard", *words, "--seed", "2", expect=2)
     assert other.err == (
         f"brain-dist: error: --out {out} was built with --seed 0, now 2 is asked for; name another --out or remove it\n"
     )
@@ -48,10 +50,10 @@ def test_build_then_verify_then_build_again(images, tmp_path):
 
 def test_damage_is_listed_and_exits_with_2(images, tmp_path):
     out = tmp_path / "out"
-    verb("shard", "build", "--source", str(images), "--out", str(out), "--workers", "1")
+    in_process("shard", "build", "--source", str(images), "--out", str(out), "--workers", "1")
     (shard,) = out.glob("*-train-*.tar")
     shard.unlink()
-    done = verb("shard", "verify", str(out), expect=2)
+    done = in_process("shard", "verify", str(out), expect=2)
     assert done.err == (
         f"{shard.name}: missing\nbrain-dist: error: {out} has 1 faults, listed above; copy it again or build it again\n"
     )
@@ -61,13 +63,13 @@ def test_bad_images_are_listed_one_a_line_and_in_a_file_if_many(images, tmp_path
     for number in range(60):
         (images / "glioma" / f"bad{number:02d}.jpg").write_bytes(b"")
     words = ["build", "--source", str(images), "--out", str(tmp_path / "out"), "--workers", "1"]
-    done = verb("shard", *words, expect=2)
+    done = in_process("shard", *words, expect=2)
     lines = done.err.splitlines()
     assert lines[0] == "glioma/bad00.jpg: is empty (0 bytes)"
     assert lines[50] == f"… and 10 more; all are listed in {tmp_path / 'out.bad-images.txt'}"
     assert lines[51].startswith("brain-dist: error: 60 image files cannot be used, first glioma/bad00.jpg: is empty")
     assert len((tmp_path / "out.bad-images.txt").read_text().splitlines()) == 60
-    kept = verb("shard", *words, "--skip-bad")
+    kept = in_process("shard", *words, "--skip-bad")
     assert "left out: glioma/bad00.jpg: is empty (0 bytes)" in kept.out
     assert "left out: 10 more, listed in the manifest" in kept.out
     assert len(json.loads((tmp_path / "out" / "manifest.json").read_text())["skipped"]) == 60
@@ -85,7 +87,7 @@ def test_bad_images_are_listed_one_a_line_and_in_a_file_if_many(images, tmp_path
     ],
 )
 def test_mistakes_end_in_one_line(images, tmp_path, words, message):
-    done = verb("shard", "build", "--source", str(images), "--out", str(tmp_path / "out"), *words, expect=2)
+    done = in_process("shard", "build", "--source", str(images), "--out", str(tmp_path / "out"), *words, expect=2)
     assert done.err.startswith("brain-dist: error: ")
     assert message in done.err
     assert len(done.err.splitlines()) == 1
@@ -94,8 +96,8 @@ def test_mistakes_end_in_one_line(images, tmp_path, words, message):
 
 def test_phantoms_go_through(tmp_path):
     size = ["--patients", "8", "--slices", "4", "--size", "64", "--seed", "3", "--plant", "0.2", "--workers", "1"]
-    verb("shard", "phantom", "--out", str(tmp_path / "raw"), *size)
-    verb("shard", "build", "--source", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--workers", "1")
+    in_process("shard", "phantom", "--out", str(tmp_path / "raw"), *size)
+    in_process("shard", "build", "--source", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--workers", "1")
     dataset = open_dataset(tmp_path / "out")
     assert dataset.name == "phantom"
     assert set(dataset.columns["dataset"]) == {"phantom"}

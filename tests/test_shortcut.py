@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import in_process
 from PIL import Image
 
 from brain_dist import shard
@@ -93,13 +94,27 @@ def test_command_line_gives_the_same_again(sized: Dataset, tmp_path: Path) -> No
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "file_properties" in done.stdout
     assert json.loads(out.read_text()) == shortcut_baselines(sized)
-    done = subprocess.run([*command[:3], str(tmp_path)], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("brain-dist: error: ")
-    assert done.stderr.count("\n") == 1
+    refused = in_process("shortcut", str(tmp_path), expect=2)
+    assert refused.out == ""
+    assert refused.err.startswith("brain-dist: error: ")
+    assert refused.err.count("\n") == 1
 
 
 def test_empty_split_is_named(unmarked: Dataset) -> None:
     columns = {**unmarked.columns, "split": np.full(len(unmarked), "train", dtype=object)}
     with pytest.raises(UserError, match="no images in split test"):
         shortcut_baselines(replace(unmarked, columns=columns))
+
+
+def test_a_fold_is_scored_by_forests_that_saw_neither_it_nor_the_next(tmp_path: Path, sized: Dataset) -> None:
+    where = ["--source", str(sized.root.parent / "raw"), "--out", str(tmp_path / "folds"), "--workers", "1"]
+    assert shard.main(["build", *where, "--split", "kfold", "--folds", "4"]) == 0
+    out = tmp_path / "shortcut.json"
+    done = in_process("shortcut", str(tmp_path / "folds"), "--fold", "3", "--json", str(out))
+    assert ", fold 3 of 4: trained on " in done.out
+    told, dataset = json.loads(out.read_text()), open_dataset(tmp_path / "folds")
+    sizes = [int((dataset.columns["split"] == f"fold{number}").sum()) for number in range(4)]
+    assert (told["fold"], told["test"], told["train"]) == (3, sizes[3], sizes[1] + sizes[2])
+    assert told["baselines"]["file_properties"]["accuracy"] > 0.97
+    for words, says in (([], "--fold is not set"), (["--fold", "4"], "--fold=4 is out of range")):
+        assert says in in_process("shortcut", str(tmp_path / "folds"), *words, expect=2).err

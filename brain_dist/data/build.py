@@ -62,19 +62,18 @@ def build(source: Path, out: Path, recipe: Recipe, options: Options, *, workers:
     """
     if out.resolve().is_relative_to(source.resolve()):
         raise UserError(f"--out {out} lies inside --source {source}; name a folder outside it")
-    records, warnings = find_records(recipe, source)
-    request = _request(recipe, options, records, source)
-    if out.exists():
-        found = _finished(out, request)
-        if found is not None:
+    with worker_pool(workers) as run:  # the processes start while the files are listed
+        records, warnings = find_records(recipe, source)
+        request = _request(recipe, options, records, source)
+        if out.exists() and (found := _finished(out, request)) is not None:
             return Built(found, warnings, fresh=False)
-    try:
-        with partial_folder(out) as folder, worker_pool(workers) as run:
-            _fill(folder, records, source, recipe, options, request, run, progress)
-    except BrokenProcessPool:
-        raise UserError("a worker process was killed (out of memory?); build with fewer --workers") from None
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error.strerror or error})") from None
+        try:
+            with partial_folder(out) as folder:
+                _fill(folder, records, source, recipe, options, request, run, progress)
+        except BrokenProcessPool:
+            raise UserError("a worker process was killed (out of memory?); build with fewer --workers") from None
+        except OSError as error:
+            raise UserError(f"--out {out} cannot be written ({error.strerror or error})") from None
     dataset = index.open_dataset(out)
     return Built(dataset, warnings + _thin_splits(dataset), fresh=True)
 
@@ -145,9 +144,9 @@ def _fill(folder: Path, records: list[Record], source: Path, recipe: Recipe, opt
     """Write shards, index and, last, the manifest into ``folder``."""
     spool = folder / "spool"  # new encodings wait here for their shard, so that nothing is decoded twice
     spool.mkdir()
-    # The audit's and the index's libraries take seconds to load: they do while the workers decode. No daemon: a process
-    # that ends in the middle of an import may crash.
-    Thread(target=lambda: [import_module(name) for name in ("torch", "scipy.linalg", "pyarrow.parquet")]).start()
+    # The index's library takes half a second to load: it does while the workers decode. No daemon: a process that ends
+    # in the middle of an import may crash.
+    Thread(target=import_module, args=("pyarrow.parquet",)).start()
     records, images, thumbs, skipped = examine_all(
         records, source, recipe, run, skip_bad=options.skip_bad, progress=partial(progress, "decoding"), spool=spool,
         max_side=options.max_side,

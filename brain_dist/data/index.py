@@ -90,19 +90,20 @@ class Dataset:
         split = self.manifest["split"]
         return int(split["folds"]) if split["method"] == "kfold" else 0
 
-    def of_fold(self, fold: int | None) -> Dataset:
+    def of_fold(self, fold: int | None, setting: str = "data.fold") -> Dataset:
         """The dataset with train, val and test as fold number ``fold`` makes them; itself where it has no folds.
 
         Test is that fold, val the next one (after the last comes the first), train the others; the column ``split`` and
-        the manifest's counts say so. :class:`UserError` where folds need a number, or a number needs folds.
+        the manifest's counts say so. :class:`UserError` where folds need a number, or a number needs folds; it calls
+        the number by the ``setting`` that gave it.
         """
         if not self.folds:
             if fold is not None:
-                raise UserError(f"data.fold={fold}: {self.root} was built without folds; build it with --split kfold")
+                raise UserError(f"{setting}={fold}: {self.root} was built without folds; build it with --split kfold")
             return self
         if fold is None or not 0 <= fold < self.folds:
             given = " is not set" if fold is None else f"={fold} is out of range"
-            raise UserError(f"data.fold{given}: {self.root} has {self.folds} folds; give 0 to {self.folds - 1}")
+            raise UserError(f"{setting}{given}: {self.root} has {self.folds} folds; give 0 to {self.folds - 1}")
         role = {f"fold{number}": "train" for number in range(self.folds)}
         role |= {f"fold{fold}": "test", f"fold{(fold + 1) % self.folds}": "val"}
         counts = {split: dict.fromkeys(self.classes, 0) for split in SPLITS}
@@ -213,10 +214,18 @@ def arrow_schema() -> pa.Schema:
 def index_bytes(rows: list[dict[str, Any]]) -> bytes:
     """Index rows (one dict a sample, in the order of the file) → the bytes of ``index.parquet``."""
     import pyarrow as pa
+    import pyarrow.json as pj
     import pyarrow.parquet as pq
 
+    # By way of JSON: what else makes Arrow's arrays of Python's values imports pandas first, which takes a second
+    text = "\n".join(map(json.dumps, rows)).encode()
+    table = pj.read_json(
+        pa.BufferReader(text),
+        pj.ReadOptions(use_threads=False, block_size=len(text)),
+        pj.ParseOptions(explicit_schema=arrow_schema(), unexpected_field_behavior="error"),
+    ).cast(arrow_schema())  # which fields may be null gets lost on the way
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema()), sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()
 
 

@@ -8,7 +8,6 @@ than JPEG and PNG.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import struct
 import warnings
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import xxhash
 from PIL import Image, ImageOps
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp",
@@ -188,8 +188,11 @@ def _looks_like(data: bytes) -> str:
 
 
 def pixel_hash(pixels: np.ndarray) -> str:
-    """128-bit hex hash of gray pixels uint8 [H, W] together with their size."""
-    digest = hashlib.blake2b(struct.pack("<II", *pixels.shape), digest_size=16)
+    """128-bit hex hash (XXH3) of gray pixels uint8 [H, W] together with their size.
+
+    Nobody gains by forging a copy here: a hash that is 25 times faster than a cryptographic one will do.
+    """
+    digest = xxhash.xxh3_128(struct.pack("<II", *pixels.shape))
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
@@ -204,17 +207,21 @@ def perceptual_hash(thumb: np.ndarray) -> str:
 def thumbnails(gray: Image.Image, head: tuple[int, int, int, int]) -> np.ndarray:
     """uint8 [2, 64, 64]: the whole picture and its ``head`` box, area-averaged."""
     x, y, width, height = head
-    boxes = ((0, 0, gray.width, gray.height), (x, y, x + width, y + height))
-    return np.stack([np.asarray(gray.resize((THUMB, THUMB), Image.Resampling.BOX, box=box)) for box in boxes])
+    if gray.width % THUMB or gray.height % THUMB:
+        whole = gray.resize((THUMB, THUMB), Image.Resampling.BOX)
+    else:
+        whole = gray.reduce((gray.width // THUMB, gray.height // THUMB))  # the same in less than half the time
+    part = gray.resize((THUMB, THUMB), Image.Resampling.BOX, box=(x, y, x + width, y + height))
+    return np.stack([np.asarray(whole), np.asarray(part)])
 
 
 def head_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
     """The head's bounding box (x, y, width, height) in gray pixels uint8 [H, W]; the whole picture if none stands out.
 
     The background is the median of the four corners (some publishers' is gray), and foreground rises above it by 14 %
-    of the way to the 99.5th percentile. A row or column counts when 2 % of it is foreground, so that noise and
-    lettering do not stretch the box. The outermost 3 % are not looked at, where some pictures have a white frame; a
-    box that reaches them goes to the edge.
+    of the way to the 99.5th percentile of every other row. A row or column counts when 2 % of it is foreground, so that
+    noise and lettering do not stretch the box. The outermost 3 % are not looked at, where some pictures have a white
+    frame; a box that reaches them goes to the edge.
     """
     height, width = pixels.shape
     rim_y, rim_x = height * 3 // 100, width * 3 // 100
@@ -222,7 +229,7 @@ def head_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
     side_y, side_x = max(1, height // 14), max(1, width // 14)
     corners = [inner[:side_y, :side_x], inner[:side_y, -side_x:], inner[-side_y:, :side_x], inner[-side_y:, -side_x:]]
     background = sum(sorted(np.median(np.stack(corners).reshape(4, -1), axis=1).tolist())[1:3]) / 2
-    threshold = background + max(8.0, 0.14 * (_percentile(inner, 99.5) - background))
+    threshold = background + max(8.0, 0.14 * (_percentile(inner[::2], 99.5) - background))
     foreground = (inner > int(threshold)).view(
         np.uint8
     )  # of whole numbers the same as > threshold, in a third of the time

@@ -3,10 +3,8 @@
 The aligned comparison of :mod:`brain_dist.data.similarity` loses such pairs: a crop of a tenth leaves a correlation of
 0.07. They are found in two steps on the 64 x 64 thumbnails of the heads.
 
-**Candidates.** Each head is described by 48 numbers in which small shifts, scales and turns matter little and the
-person matters much: linear discriminant analysis (Fisher 1936) in which an image's own slightly moved versions are a
-class. It is fitted to the audited images themselves. Each head's 19 windows (cut by up to an eighth on each side) are
-compared with all whole heads, straight and mirrored, as matrix products.
+**Candidates.** Each head's 19 windows (cut by up to an eighth on each side) are compared with all whole heads,
+straight and mirrored, by the 48 numbers of :mod:`brain_dist.data.descriptor`: matrix products.
 
 **Confirmation.** A candidate pair is registered: six affine parameters by the inverse compositional Gauss-Newton method
 (Baker and Matthews 2004) on the local structure, first at 32 and then at 64 pixels, and the correlation after that
@@ -16,33 +14,26 @@ decides. :data:`REGISTERED` and what it rests on are explained in :mod:`brain_di
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from brain_dist.data.descriptor import WHOLE, Descriptor, field, slabs
 from brain_dist.data.pixels import THUMB
 from brain_dist.data.pool import in_threads
 from brain_dist.data.scratch import scratch
-from brain_dist.data.similarity import Pairs, above, detail, kernel_matrix, unit
-
-if TYPE_CHECKING:
-    import torch
+from brain_dist.data.similarity import Pairs, above
 
 REGISTERED = 0.90  # correlation after registration from which two images count as one picture
 CANDIDATE = (0.6, 0.82)  # range of the cosine of descriptors from which a pair is registered, see candidate_cosine
 _BUDGET = 3.0  # pairs of strangers that may be registered per image
-_SIDE = 32  # pixels a side of the descriptor's field
+_SMALL = 32
 # pixels a side, Gauss-Newton steps, and the correlation without which the next stage is not tried
-_STAGES = ((_SIDE, 3, 0.65), (THUMB, 1, 0.8), (THUMB, 4, REGISTERED))
-_DIMENSIONS = 48
+_STAGES = ((_SMALL, 3, 0.65), (THUMB, 1, 0.8), (THUMB, 4, REGISTERED))
 _CUTS = ((0.0, 0.0), (0.06, 0.06), (0.12, 0.12), (0.0, 0.1), (0.1, 0.0))  # of the two ends of an axis
 _BLOCK = 512  # images whose windows are compared at once, with
 _WHOLE = 2048  # whole heads: small enough for a processor's cache
-_SLAB = 128
-_WHOLE_HEAD = np.array([0.0, 0.0, 1.0, 1.0])
 _CHUNK = 256  # pairs registered at once
 _INSIDE = 0.75  # least share of a frame that must lie inside the other one
 
@@ -57,11 +48,10 @@ def moved_pairs(heads: np.ndarray, joined: np.ndarray, progress: Callable[[int, 
     if count < 2:
         return Pairs(*(np.zeros(0, dtype=kind) for kind in (np.int64, np.int64, np.float32, np.bool_)))
     descriptor, fields = Descriptor.fit(heads), whole_fields(heads)
-    whole = tuple(np.empty((count, descriptor.basis.shape[1]), dtype=np.float32) for _ in range(2))
-
-    def describe(low: int) -> None:
-        part = heads[low : low + _BLOCK]
-        whole[0][low : low + _BLOCK], whole[1][low : low + _BLOCK] = descriptor(part), descriptor(part[:, :, ::-1])
+    starts = range(0, count, _BLOCK)
+    described = np.concatenate(list(in_threads(lambda low: descriptor(heads[low : low + _BLOCK]), starts)))
+    whole = described, descriptor.mirrored(described)
+    least = candidate_cosine(heads, descriptor)
 
     def compare(low: int) -> list[tuple[int, int, float, bool]]:
         i, j, window, mirrored = _candidates(heads, descriptor, whole, low, least)
@@ -75,10 +65,6 @@ def moved_pairs(heads: np.ndarray, joined: np.ndarray, progress: Callable[[int, 
             agree += zip(*(column[value >= REGISTERED].tolist() for column in columns), strict=True)
         return agree
 
-    starts = range(0, count, _BLOCK)
-    for _ in in_threads(describe, starts):
-        pass
-    least = candidate_cosine(heads, descriptor)
     for done, block in enumerate(in_threads(compare, starts), 1):
         for one, other, value, mirrored in block:
             found[one, other] = max(found.get((one, other), (0.0, False)), (value, mirrored))
@@ -110,8 +96,16 @@ def candidate_cosine(heads: np.ndarray, descriptor: Descriptor) -> float:
     A small collection can afford to look at nearly all pairs; its descriptor, learnt from few images, needs it to.
     """
     some = heads[:: -(-len(heads) // 512)]
-    whole = [descriptor(side) for side in (some, some[:, :, ::-1])]
-    best = np.max([descriptor(some, window) @ other.T for window in windows() for other in whole], axis=0)
+    whole = descriptor(some)
+    sides = whole, descriptor.mirrored(whole)
+
+    def highest(window: np.ndarray) -> np.ndarray:
+        cut = descriptor(some, window)
+        return np.maximum(*(cut @ side.T for side in sides))
+
+    best = np.full((len(some), len(some)), -1, dtype=np.float32)
+    for cosine in in_threads(highest, list(windows())):
+        np.maximum(best, cosine, out=best)
     best[np.diag_indices(len(some))] = -1
     return float(np.clip(np.quantile(best, max(0.0, 1 - _BUDGET / len(heads))), *CANDIDATE))
 
@@ -143,96 +137,15 @@ def _candidates(
     return i, j, how // 2, how % 2 == 1
 
 
-@dataclass(frozen=True)
-class Descriptor:
-    """Head thumbnails → unit vectors float32 [N, <= 48]; see the module's text."""
-
-    mean: np.ndarray
-    basis: np.ndarray
-
-    @classmethod
-    def fit(cls, heads: np.ndarray) -> Descriptor:
-        """Learn it from up to 3,000 of ``heads`` uint8 [N, 64, 64] and their moved versions; always the same result."""
-        from scipy.linalg import solve_triangular
-        from scipy.sparse.linalg import svds
-
-        rng = np.random.default_rng(0)
-        sample = np.array(heads[:: -(-len(heads) // 3000)])
-        sample[1::2] = sample[1::2, :, ::-1]
-        moves = _WHOLE_HEAD + rng.uniform(-0.04, 0.04, (24, 4))
-        versions = []
-        for _ in range(6):
-            which = rng.integers(len(moves), size=len(sample))
-            version = np.empty((len(sample), _SIDE * _SIDE), dtype=np.float32)
-            for number, move in enumerate(moves):
-                version[which == number] = unit(field(sample[which == number], move, _SIDE))
-            versions.append(version)
-        centres = np.mean(versions, axis=0)
-        mean = centres.mean(axis=0)
-        between = centres - mean
-        within = sum(np.asarray((v - centres).T @ (v - centres)) for v in versions) / (len(versions) * len(sample))
-        size = len(mean)
-        # a ridge: with few images the scatter inside a class is not of full rank
-        within += 0.1 * np.trace(within) / size * np.eye(size) + 1e-9 * np.eye(size)
-        count = max(1, min(_DIMENSIONS, len(sample) - 1))
-        # Lanczos's method for the few largest: a tenth of the time of the dense solver
-        lower = np.linalg.cholesky(within)
-        half = solve_triangular(lower, between.T, lower=True) / np.sqrt(len(sample))
-        if np.linalg.norm(half) > 1e-6:
-            leading = svds(half, k=count, v0=rng.standard_normal(min(half.shape)), return_singular_vectors="u")[0]
-        else:  # flat pictures alone: any directions do, and the solver wants something to start from
-            leading = np.eye(size, count)
-        basis = solve_triangular(lower, leading, lower=True, trans="T")
-        return cls(mean, basis.astype(np.float32))
-
-    def __call__(self, heads: np.ndarray, window: np.ndarray | None = None) -> np.ndarray:
-        """Descriptors of a window of the heads (all of them without one)."""
-        made = unit(field(heads, _WHOLE_HEAD if window is None else window, _SIDE))
-        short = (made - self.mean) @ self.basis
-        length = np.linalg.norm(short, axis=1, keepdims=True)
-        return np.divide(short, length, out=np.zeros_like(short), where=length > 1e-6)
-
-
-def field(heads: np.ndarray, window: np.ndarray, side: int) -> np.ndarray:
-    """Local structure of a window of thumbnails uint8 [N, 64, 64]: float32 [N, side, side], smoothed a little."""
-    left, top, right, bottom = (float(edge) for edge in window)
-    size, smooth = heads.shape[-1], _gauss(side, 1.0)
-    down, across = _resample(top, bottom, size, side), _resample(left, right, size, side).T
-    made = np.empty((len(heads), side, side), dtype=np.float32)
-    for low in range(0, len(heads), _SLAB):
-        part = slice(low, low + _SLAB)
-        made[part] = smooth @ detail(down @ heads[part].astype(np.float32) @ across) @ smooth.T
-    return made
-
-
-@lru_cache(maxsize=256)
-def _resample(low: float, high: float, size: int, side: int) -> np.ndarray:
-    """float32 [side, size]: linear resampling of [low, high] of ``size`` pixels to ``side``, two samples a pixel."""
-    at = np.clip((low + (np.arange(2 * side) + 0.5) / (2 * side) * (high - low)) * size - 0.5, 0, size - 1)
-    first = np.minimum(at.astype(int), size - 2)
-    matrix = np.zeros((2 * side, size), dtype=np.float32)
-    rows = np.arange(2 * side)
-    matrix[rows, first] += 1 - (at - first)
-    matrix[rows, first + 1] += at - first
-    return matrix.reshape(side, 2, size).mean(axis=1)
-
-
-@lru_cache(maxsize=8)
-def _gauss(size: int, sigma: float) -> np.ndarray:
-    reach = np.arange(-4, 5)
-    weights = np.exp(-0.5 * (reach / sigma) ** 2)
-    return kernel_matrix(size, weights / weights.sum())
-
-
 def whole_fields(heads: np.ndarray) -> dict[int, np.ndarray]:
     """The local structure of all of ``heads`` at the sides that registration works at, on the disk: 10 KB a head."""
-    made = {side: scratch((len(heads), side, side), np.float16) for side in (_SIDE, THUMB)}
+    made = {side: scratch((len(heads), side, side), np.float16) for side in (_SMALL, THUMB)}
 
-    def fill(low: int) -> None:
+    def fill(part: slice) -> None:
         for side, fields in made.items():
-            fields[low : low + _SLAB] = field(heads[low : low + _SLAB], _WHOLE_HEAD, side)
+            fields[part] = field(heads[part], WHOLE, side)
 
-    for _ in in_threads(fill, range(0, len(heads), _SLAB)):
+    for _ in in_threads(fill, list(slabs(len(heads)))):
         pass
     return made
 
@@ -245,16 +158,14 @@ def confirm(
     ``fields`` as :func:`whole_fields` gives them. Pairs that are far from agreeing at a small size or after a step are
     given up; their value is what they had reached.
     """
-    import torch
-
     affine = _starting(windows()[window])
     result = np.zeros(len(i), dtype=np.float32)
     going = np.arange(len(i))
     for side, steps, enough in _STAGES:
-        image, template = (torch.from_numpy(fields[side][part[going]].astype(np.float32)) for part in (i, j))
-        template = torch.where(torch.from_numpy(mirrored[going])[:, None, None], template.flip(2), template)
-        best, better = _gauss_newton(image, template, torch.from_numpy(affine[going]), steps)
-        value, affine[going] = best.numpy(), better.numpy()
+        image, template = (fields[side][part[going]].astype(np.float32) for part in (i, j))
+        flipped = mirrored[going]
+        template[flipped] = template[flipped, :, ::-1]
+        value, affine[going] = _gauss_newton(image, template, affine[going], steps)
         result[going] = value if side == THUMB else np.minimum(value, REGISTERED - 0.01)
         going = going[value >= enough]
         if not len(going):
@@ -272,49 +183,91 @@ def _starting(window: np.ndarray) -> np.ndarray:
 
 
 def _gauss_newton(
-    image: torch.Tensor, template: torch.Tensor, affine: torch.Tensor, steps: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Register ``image`` to ``template``, both [M, S, S]; ``affine`` [M, 3, 3] maps template to image coordinates."""
-    import torch
-    from torch.nn.functional import grid_sample
-
+    image: np.ndarray, template: np.ndarray, affine: np.ndarray, steps: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Register ``image`` to ``template``, both float32 [M, S, S]; ``affine`` [M, 3, 3] maps template to image
+    coordinates. Returns the best correlation [M] and its map [M, 3, 3]."""
     count, side, _ = image.shape
-    # The fields are smooth: every other pixel of every other row tells as much, in a quarter of the time
-    line = (torch.arange(0, side, 2) + 0.5) / side * 2 - 1
-    y, x = torch.meshgrid(line, line, indexing="ij")
-    points = torch.stack([x, y, torch.ones_like(x)], dim=-1).reshape(-1, 3)
-    inner = ((x.abs() < 0.94) & (y.abs() < 0.94)).reshape(1, -1)  # the borders' structure is made up by reflection
-    fixed = template[:, ::2, ::2].reshape(count, -1)
-    down, across = torch.gradient(template, spacing=2 / side, dim=(1, 2))
-    slope = torch.stack([across, down], dim=-1)[:, ::2, ::2].reshape(count, -1, 2, 1) * points.reshape(1, -1, 1, 3)
-    slope = slope.reshape(count, -1, 6) * inner[..., None]
-    hessian = slope.transpose(1, 2) @ slope
-    # a little damping: flat structure along one direction must not throw the map away
-    hessian += torch.diag_embed(0.01 * hessian.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True).expand(-1, 6) + 1e-6)
-    factor = torch.linalg.cholesky(hessian)
-    best, best_affine = torch.full((count,), -1.0), affine.clone()
+    chosen, points = _points(side)
+    first, last = chosen.start, chosen.stop
+    fixed = template[:, chosen, chosen].reshape(count, -1)
+    after, before = slice(first + 1, last + 1, 2), slice(first - 1, last - 1, 2)
+    spacing = np.float32(side / 4)
+    across = ((template[:, chosen, after] - template[:, chosen, before]) * spacing).reshape(count, -1)
+    down = ((template[:, after, chosen] - template[:, before, chosen]) * spacing).reshape(count, -1)
+    inverse = np.linalg.inv(_hessian(across, down, points))
+    best, best_affine = np.full(count, -1, dtype=np.float32), affine.copy()
     for step in range(steps + 1):
-        grid = (points @ affine[:, :2].transpose(1, 2)).reshape(count, len(line), len(line), 2)
-        moved = grid_sample(image[:, None], grid, align_corners=False, padding_mode="border").reshape(count, -1)
-        seen = ((grid.abs() <= 1).all(dim=-1).reshape(count, -1) & inner).float()
-        a, b = _centred(moved, seen), _centred(fixed, seen)
-        product_ = (a * b).sum(dim=1)
-        value = product_ / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-6)
-        value = torch.where(seen.sum(dim=1) >= _INSIDE * inner.sum(), value, torch.full_like(value, -1.0))
+        moved, seen = _sampled(image, affine, points)
+        number = seen.sum(axis=1)
+        a, b = ((part - (np.vecdot(part, seen) / np.maximum(number, 1))[:, None]) * seen for part in (moved, fixed))
+        power, product_ = np.vecdot(a, a), np.vecdot(a, b)
+        value = product_ / np.maximum(np.sqrt(power * np.vecdot(b, b)), 1e-6)
+        value[number < _INSIDE * points.shape[1]] = -1
         better = value > best
-        best = torch.where(better, value, best)
-        best_affine[better] = affine[better]
+        best[better], best_affine[better] = value[better], affine[better]
         if step == steps:
             break
-        gain = product_ / a.square().sum(dim=1).clamp_min(1e-6)
-        error = (gain.clamp(0.2, 5.0)[:, None] * a - b) * seen
-        move = torch.cholesky_solve(slope.transpose(1, 2) @ error[..., None], factor)[..., 0].clamp(-0.1, 0.1)
-        change = torch.eye(3).repeat(count, 1, 1)
+        gain = np.clip(product_ / np.maximum(power, 1e-6), 0.2, 5.0)
+        a *= gain[:, None]
+        a -= b
+        slope = np.concatenate([(part * a) @ points.T for part in (across, down)], axis=1)
+        move = np.clip((inverse @ slope[..., None])[..., 0], -0.1, 0.1)
+        change = np.tile(np.eye(3, dtype=np.float32), (count, 1, 1))
         change[:, :2] += move.reshape(count, 2, 3)
-        affine = affine @ torch.linalg.inv(change)
+        affine = affine @ np.linalg.inv(change)
     return best, best_affine
 
 
-def _centred(values: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    mean = (values * seen).sum(dim=1, keepdim=True) / seen.sum(dim=1, keepdim=True).clamp_min(1)
-    return (values - mean) * seen
+@lru_cache(maxsize=4)
+def _points(side: int) -> tuple[slice, np.ndarray]:
+    """Which pixels of a row or column are compared, and homogeneous coordinates float32 [3, P] of those of a field.
+
+    The fields are smooth: every other pixel of every other row tells as much, in a quarter of the time. The borders'
+    structure is made up by reflection, so they are left out.
+    """
+    line = (np.arange(0, side, 2) + 0.5) / side * 2 - 1
+    used = np.flatnonzero(np.abs(line) < 0.94)
+    y, x = np.meshgrid(line[used], line[used], indexing="ij")
+    points = np.stack([x.ravel(), y.ravel(), np.ones(x.size)]).astype(np.float32)
+    return slice(2 * int(used[0]), 2 * int(used[-1]) + 1, 2), points
+
+
+def _hessian(across: np.ndarray, down: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """float32 [M, 6, 6] of the affine parameters, from a template's slopes [M, P] in both directions."""
+    squares = (points[:, None] * points[None]).reshape(9, -1).T
+    hessian = np.empty((len(across), 2, 3, 2, 3), dtype=np.float32)
+    for (row, one), (column, other) in product(enumerate((across, down)), repeat=2):
+        hessian[:, row, :, column] = ((one * other) @ squares).reshape(-1, 3, 3)
+    flat = hessian.reshape(-1, 6, 6)
+    # a little damping: flat structure along one direction must not throw the map away
+    diagonal = np.arange(6)
+    flat[:, diagonal, diagonal] += 0.01 * np.trace(flat, axis1=1, axis2=2)[:, None] / 6 + 1e-6
+    return flat
+
+
+def _sampled(image: np.ndarray, affine: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values float32 [M, P] of ``image`` [M, S, S] at mapped points, bilinear, and 1 where those lie inside it or 0."""
+    side = image.shape[1]
+    x, y = affine[:, 0] @ points, affine[:, 1] @ points
+    seen = ((np.abs(x) <= 1) & (np.abs(y) <= 1)).astype(np.float32)
+    for at in (x, y):
+        at += 1
+        at *= side / 2
+        at -= 0.5
+        np.clip(at, 0, side - 1.001, out=at)
+    column, row = x.astype(np.int32), y.astype(np.int32)
+    x -= column
+    y -= row
+    place = row * side + column + np.arange(0, image.size, side * side, dtype=np.int32)[:, None]
+    flat, lines = image.reshape(-1), []
+    for below in (0, side):
+        left, right = flat.take(place + below), flat.take(place + (below + 1))
+        right -= left
+        right *= x
+        left += right
+        lines.append(left)
+    lines[1] -= lines[0]
+    lines[1] *= y
+    lines[0] += lines[1]
+    return lines[0], seen

@@ -56,8 +56,9 @@ def aligned_pairs(
     done, total = 0, 2 * len(starts)
     # Full structures, 8 KB a thumbnail, wait in a file: memory stays small, and none is computed twice
     full = scratch((count, *thumbs.shape[2:]), np.float16)
-    for frame in range(thumbs.shape[1]):
-        short = _shortened(thumbs[:, frame], full)
+    frames = [thumbs[:, frame] for frame in range(thumbs.shape[1])]
+    for frame, bases in zip(frames, list(in_threads(_basis, frames)), strict=True):
+        short = _shortened(frame, bases, full)
 
         def rows(low: int, short: tuple[np.ndarray, np.ndarray] = short) -> list[tuple[np.ndarray, ...]]:
             return list(_block(full, short, low, same))
@@ -135,31 +136,51 @@ def kernel_matrix(size: int, weights: np.ndarray) -> np.ndarray:
     return matrix
 
 
-def _basis(thumbs: np.ndarray) -> np.ndarray:
-    """Orthonormal float32 [<= 256, 4096]: the main directions of up to 512 thumbnails, every other one mirrored."""
+def halves(fields: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fields [N, S, S] → their even and odd parts from left to right, as vectors [N, S² / 2] of the same lengths.
+
+    A mirrored field has the same even part and the negative odd one.
+    """
+    count, rows, columns = fields.shape
+    fields = fields * np.sqrt(np.float32(0.5))
+    left, right = fields[:, :, : columns // 2], fields[:, :, : columns // 2 - 1 : -1]
+    size = rows * columns // 2
+    return (left + right).reshape(count, size), (left - right).reshape(count, size)
+
+
+def _basis(thumbs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Orthonormal float32 [2048, K] and [2048, L], K + L <= 256: main directions of up to 512 thumbnails' halves."""
     sample = structure(thumbs[:: max(1, len(thumbs) // 512)][:512])
-    sample[1::2] = sample[1::2].reshape(-1, *thumbs.shape[1:])[:, :, ::-1].reshape(-1, sample.shape[1])
+    wide = [half.astype(np.float64) for half in halves(sample.reshape(-1, *thumbs.shape[1:]))]
     # The right singular vectors of the sample by way of its small Gram matrix: forty times faster than a plain SVD.
-    wide = sample.astype(np.float64)
-    power, mix = np.linalg.eigh(wide @ wide.T)
-    used = np.flatnonzero(power > 1e-6 * power[-1])[-_BASIS:]
-    return ((mix[:, used].T @ wide) / np.sqrt(power[used, None])).astype(np.float32)
+    solved = [np.linalg.eigh(half @ half.T) for half in wide]
+    powers = np.sort(np.concatenate([power for power, _ in solved]))[-_BASIS:]
+
+    def directions(half: np.ndarray, power: np.ndarray, mix: np.ndarray) -> np.ndarray:
+        used = (power >= powers[0]) & (power > 1e-6 * powers[-1])
+        return (half.T @ mix[:, used] / np.sqrt(power[used])).astype(np.float32)
+
+    even, odd = (directions(half, *pair) for half, pair in zip(wide, solved, strict=True))
+    return even, odd
 
 
-def _shortened(thumbs: np.ndarray, full: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Short vectors float32 [N, <= 257] of thumbnails and of their mirror images; fills ``full`` [N, 64, 64]."""
-    basis = _basis(thumbs)
-    made = np.empty((2, len(thumbs), len(basis) + 1), dtype=np.float32)
+def _shortened(
+    thumbs: np.ndarray, bases: tuple[np.ndarray, np.ndarray], full: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Short vectors float32 [N, <= 258] of thumbnails and of their mirror images; fills ``full`` [N, 64, 64]."""
+    even = bases[0].shape[1] + 1
+    made = np.empty((2, len(thumbs), even + bases[1].shape[1] + 1), dtype=np.float32)
 
     def fill(low: int) -> None:
         part = slice(low, low + _SLAB)
-        straight = structure(thumbs[part])
-        length = (straight * straight).sum(axis=1)
-        fields = straight.reshape(-1, *thumbs.shape[1:])
+        fields = structure(thumbs[part]).reshape(-1, *thumbs.shape[1:])
         full[part] = fields
-        for side, vectors in enumerate((straight, fields[:, :, ::-1].reshape(straight.shape))):
-            made[side, part, :-1] = vectors @ basis.T
-            made[side, part, -1] = np.sqrt(np.maximum(length - (made[side, part, :-1] ** 2).sum(axis=1), 0.0))
+        for half, basis, place in zip(halves(fields), bases, (made[0, part, :even], made[0, part, even:]), strict=True):
+            np.matmul(half, basis, out=place[:, :-1])
+            rest = np.vecdot(half, half) - np.vecdot(place[:, :-1], place[:, :-1])
+            place[:, -1] = np.sqrt(np.maximum(rest, 0.0))
+        made[1, part, :even], made[1, part, even:] = made[0, part, :even], -made[0, part, even:]
+        made[1, part, -1] *= -1  # what is left of two halves may agree either way
 
     for _ in in_threads(fill, range(0, len(thumbs), _SLAB)):
         pass

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, launch, losses, verb
+from conftest import TINY, in_process, launch, losses, verb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import CLASSES, draw, write_collection
@@ -250,11 +250,26 @@ def test_what_cannot_be_joined(sources, both, tmp_path):
 
 def test_the_verb_says_what_it_left_out(sources, both, tmp_path):
     words = ["join", *map(str, sources), "--out", str(tmp_path / "out"), "--workers", "1"]
-    done = verb("shard", *words)
+    done = in_process("shard", *words)
     assert "a: 1 images have a copy in b, 3 more a near copy; of 0 the patient is there" in done.out
     assert "left out of a: 3 of train" in done.out
     assert f"written to {tmp_path / 'out'}, dataset version {both.version[:12]}" in done.out
-    assert "nothing to do" in verb("shard", *words).out
+    assert done.err == ""
+    assert "nothing to do" in in_process("shard", *words).out
+
+
+def test_a_class_of_which_nothing_is_left_to_learn_from_is_told(tmp_path):
+    for name, part in (("a", "train"), ("b", "test")):
+        for kind in ("train", "test"):
+            (tmp_path / name / kind / "glioma").mkdir(parents=True)
+        for number in range(3):
+            draw(number).save(tmp_path / name / part / "glioma" / f"{number}.png")
+        draw(90).save(tmp_path / name / ({"train", "test"} - {part}).pop() / "glioma" / f"{name}.png")
+        make(tmp_path / name, tmp_path / f"{name}-shards", name, split="original")
+    words = [str(tmp_path / f"{name}-shards") for name in "ab"]
+    done = in_process("shard", "join", *words, "--out", str(tmp_path / "out"), "--workers", "1")
+    assert "left out of a: 3 of train" in done.out
+    assert done.err.startswith("warning: glioma has no images left in train: all share a group with images tested on.")
 
 
 def test_data_of_a_run_are_joined_once_and_found_again(sources, both, tmp_path, capfd):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import verb
+from conftest import in_process
 
 from brain_dist.data.index import open_dataset
 from brain_dist.data.planting import KINDS, score
@@ -22,7 +22,7 @@ SIZE = ["--patients", str(PATIENTS), "--slices", str(SLICES), "--size", "128", "
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """192 slices, each with one copy, 24 of each kind, under a published split."""
     folder = tmp_path_factory.mktemp("planted") / "collection"
-    verb("shard", "phantom", "--out", str(folder), *SIZE, "--plant", "1", "--published", "--workers", "1")
+    in_process("shard", "phantom", "--out", str(folder), *SIZE, "--plant", "1", "--published", "--workers", "1")
     return folder
 
 
@@ -62,7 +62,7 @@ def test_conflicts_and_leaks_are_counted(root: Path, found: Survey) -> None:
 
 def test_a_build_with_the_published_split_tells_of_the_leaks(root: Path, tmp_path: Path) -> None:
     options = ["--split", "original", "--fractions", "0.8,0,0.2", "--workers", "1"]
-    done = verb("shard", "build", "--source", str(root), "--out", str(tmp_path / "built"), *options)
+    done = in_process("shard", "build", "--source", str(root), "--out", str(tmp_path / "built"), *options)
     dataset = open_dataset(tmp_path / "built")
     assert dataset.name == "phantom"
     assert dataset.manifest["audit"]["test_with_copy_in_train"] == planted(root, "leak")

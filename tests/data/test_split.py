@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import verb
+from conftest import in_process
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import CLASSES, draw, write_collection
@@ -345,10 +345,10 @@ def test_the_verb_says_what_it_split(two, tmp_path):
     parts = [{"dataset": "a", "root": "a", **PATIENTS}, {"dataset": "b", "root": "b"}]
     recipe.write_text(json.dumps({"name": "two", "parts": parts}))
     words = ["build", "--recipe", str(recipe), "--source", str(two), "--workers", "1"]
-    done = verb("shard", *words, "--out", str(tmp_path / "lodo"), "--split", "leave-one-out", "--test-on", "b")
+    done = in_process("shard", *words, "--out", str(tmp_path / "lodo"), "--split", "leave-one-out", "--test-on", "b")
     assert "left out: 12 images that share a group with the images tested on" in done.out
     assert "off by" in done.out
-    done = verb("shard", *words, "--out", str(tmp_path / "k"), "--split", "kfold", "--folds", "3")
+    done = in_process("shard", *words, "--out", str(tmp_path / "k"), "--split", "kfold", "--folds", "3")
     assert "fold2" in done.out
     assert open_dataset(tmp_path / "k").folds == 3
     for more, says in (
