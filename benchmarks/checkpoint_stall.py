@@ -20,7 +20,7 @@ import torch
 
 from brain_dist import models
 from brain_dist.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
-from brain_dist.data.plan import MicroBatch
+from brain_dist.data import plan
 from brain_dist.dist import choose_device, discover, process_group
 from brain_dist.engine import Engine
 from brain_dist.loaders.batch import Batch
@@ -46,7 +46,7 @@ def main() -> None:
     with process_group(world, device), tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         engine = Engine(config, models.create(config.model, 4, seed=0), world, device)
         rows = np.arange(2)
-        micro = MicroBatch(0, 0, 0, rows, np.ones(2, dtype=bool), rows, 2)
+        micro = next(plan.training(rows, rows * 0, seed=0, epochs=1, global_batch=2, micro_batch=2, rank=0, world=1))
         batch = Batch.of(torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8, device=device), micro, rows)
 
         def step() -> float:

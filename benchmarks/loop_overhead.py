@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import chain
 from pathlib import Path
 
 from launch.local import environment, free_port, gpus
@@ -38,20 +39,24 @@ def main() -> None:
         bare(json.loads(arguments.settings), arguments.steps)
         return
     with tempfile.TemporaryDirectory() as folder:
-        seconds: dict[str, list[float]] = {"bare": [], "product": []}
+        seconds: dict[str, list[list[float]]] = {"bare": [], "product": []}
         shards = phantoms(Path(folder), arguments.ranks * arguments.batch * arguments.steps)
         for repeat in range(arguments.repeats):
             settings = words(arguments, shards, Path(folder), f"run-{repeat}")
             turns = ("bare", "product") if repeat % 2 else ("product", "bare")
             for kind in turns:
-                seconds[kind] += steps_of(kind, settings, arguments, Path(folder) / f"run-{repeat}")
-    medians = {kind: statistics.median(values) for kind, values in seconds.items()}
+                seconds[kind].append(steps_of(kind, settings, arguments, Path(folder) / f"run-{repeat}"))
+    medians = {kind: statistics.median(chain(*starts)) for kind, starts in seconds.items()}
+    each = [
+        statistics.median(p) / statistics.median(b) for p, b in zip(seconds["product"], seconds["bare"], strict=True)
+    ]
     print(
         f"{arguments.model} {arguments.size}², {arguments.ranks} ranks × {arguments.batch}, ZeRO {arguments.zero}, amp"
     )
     print(f"{'loop':9}{'median step':>14}{'of bare':>9}{'steps':>7}")
     for kind, median in medians.items():
-        print(f"{kind:9}{1000 * median:11.1f} ms{median / medians['bare']:9.3f}{len(seconds[kind]):7}")
+        print(f"{kind:9}{1000 * median:11.1f} ms{median / medians['bare']:9.3f}{sum(map(len, seconds[kind])):7}")
+    print(f"product / bare of each pair of starts: {', '.join(f'{ratio:.3f}' for ratio in each)}")
 
 
 def words(arguments: argparse.Namespace, shards: Path, runs: Path, name: str) -> list[str]:
