@@ -30,10 +30,10 @@ def draw(found: Sequence[Curve], path: Path) -> None:
         for line, label in enumerate(labels, 1):
             own = [curve for curve in found if (curve.mode, curve.label) == (mode, label)]
             _stages(grid[line, column], own[0] if own else None, f"{label}, {mode}", first=column == 0)
-    for line in grid[1:]:  # the two modes of a model on one scale
-        top = max(axes.get_ylim()[1] for axes in line)
+    for line in grid:  # the two modes on one scale
+        bottoms, tops = zip(*(axes.get_ylim() for axes in line), strict=True)
         for axes in line:
-            axes.set_ylim(0, top)
+            axes.set_ylim(min(bottoms), max(tops))
     handles, names = next(h for h in (axes.get_legend_handles_labels() for axes in grid[1]) if h[0])
     figure.legend(
         handles[::-1], names[::-1], loc="outside lower center", ncols=len(names), frameon=False, fontsize=9,
@@ -57,7 +57,18 @@ def _speedups(axes: Axes, own: Sequence[Curve], labels: Sequence[str], mode: str
             [r for r, _ in points], middle, yerr=reach, color=COLOURS[at % len(COLOURS)], capsize=3, linewidth=1.8,
             linestyle=STYLES[at % len(STYLES)], marker=MARKERS[at % len(MARKERS)], markersize=5, label=curve.label,
         )  # fmt: skip
-    dress(axes, f"Speed-up, {mode} scaling", "ranks", f"images/s against {ranks[0]} rank{'s' if ranks[0] > 1 else ''}")
+        last = curve.points[-1]
+        if last.efficiency and last.ranks > ranks[0] and len(own) <= 3:
+            axes.annotate(
+                f"{last.efficiency.median:.0%}".replace("%", " %"), (points[-1][0], middle[-1]), (-9, -15),
+                textcoords="offset points", ha="center", fontsize=9, color=COLOURS[at % len(COLOURS)],
+            )  # fmt: skip
+    dress(
+        axes,
+        f"Speed-up and efficiency, {mode} scaling",
+        "ranks",
+        f"images/s against {ranks[0]} rank{'s' if ranks[0] > 1 else ''}",
+    )
     if len(ranks) > 1:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
@@ -81,11 +92,12 @@ def _stages(axes: Axes, curve: Curve | None, title: str, *, first: bool) -> None
     for x, top, point in zip(at, bottom, points, strict=True):
         share = point.communication.median
         axes.annotate(
-            f"{top:,.0f} ms\n{share:.0%} comm.", (x, top), (0, 3), textcoords="offset points", ha="center", fontsize=8,
-            color=MUTED,
+            f"{top:,.{0 if top >= 100 else 1}f} ms\n{100 * share:.0f} % communication", (x, top), (0, 4),
+            textcoords="offset points", ha="center", fontsize=8, color=MUTED,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )  # fmt: skip
-    dress(axes, title, "ranks, × batch of the step", "ms a step" if first else "")
-    axes.set_xticks(at, [f"{point.ranks}\n× {point.global_batch}" for point in points])
+    dress(axes, title, "", "ms a step" if first else "")
+    axes.set_xticks(at, [f"{p.ranks} rank{'s' if p.ranks > 1 else ''}\nbatch {p.global_batch}" for p in points])
     axes.grid(axis="x", visible=False)
     if len(points):
         axes.set_xlim(-0.7, len(points) - 0.3)

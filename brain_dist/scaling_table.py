@@ -24,6 +24,7 @@ ALONE = {"forward": "forward", "backward": "backward", "optimiser": "optimiser",
          "communication": "communication"}  # fmt: skip
 RATES = ("nodes", "ranks", "batch = micro × accumulated × ranks", "images/s", "speed-up", "efficiency", "step, ms",
          "communication", "sent, MB a step", "optimiser, MB a rank", "peak, MB a rank")  # fmt: skip
+SHOWN = ("nodes", "ranks", "images/s", "speed-up", "efficiency", "step, ms", "communication", "peak, MB a rank")
 TEXT = ("name", "model", "mode", "precision", "device", "loader", "verdict")
 WHOLE = ("nodes", "ranks", "ranks_per_node", "zero_stage", "repeat", "global_batch", "micro_batch", "micros", "size",
          "parameters", "cores")  # fmt: skip
@@ -226,7 +227,7 @@ def _breakdown(point: Point) -> tuple[str, ...]:
     total = sum(point.stages.values())
     return (
         str(point.ranks),
-        *(f"{1e3 * s:.1f} ({s / total:.0%})" for s in point.stages.values()),
+        *(f"{1e3 * s:.1f} ({100 * s / total:.0f} %)" for s in point.stages.values()),
         f"{1e3 * total:.1f}",
     )
 
@@ -245,9 +246,10 @@ def show(found: Sequence[Curve]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 140)
     for curve in found:
         made = Table(title=f"{curve.mode} scaling: {curve.label}, {curve.device}", title_justify="left")
-        for name in RATES:
-            made.add_column(name, justify="right")
         most = max(point.repeats for point in curve.points)
+        for name in SHOWN:
+            made.add_column(name, justify="right", no_wrap=True)
         for point in curve.points:
-            made.add_row(*_rates(point, most))
+            cells = dict(zip(RATES, _rates(point, most), strict=True))
+            made.add_row(*(cells[name] for name in SHOWN))
         console.print(made)
