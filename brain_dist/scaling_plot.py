@@ -52,17 +52,13 @@ def _speedups(axes: Axes, own: Sequence[Curve], labels: Sequence[str], mode: str
         points = [(p.ranks, p.speedup) for p in curve.points if p.speedup]
         middle = np.array([s.median for _, s in points])
         reach = np.array([[s.median - s.low for _, s in points], [s.high - s.median for _, s in points]])
-        at = labels.index(curve.label)
+        at, last = labels.index(curve.label), curve.points[-1]
+        told = f": {100 * last.efficiency.median:.0f} % at {last.ranks} ranks" if last.efficiency else ""
         axes.errorbar(
             [r for r, _ in points], middle, yerr=reach, color=COLOURS[at % len(COLOURS)], capsize=3, linewidth=1.8,
-            linestyle=STYLES[at % len(STYLES)], marker=MARKERS[at % len(MARKERS)], markersize=5, label=curve.label,
+            linestyle=STYLES[at % len(STYLES)], marker=MARKERS[at % len(MARKERS)], markersize=5,
+            label=curve.label + told,
         )  # fmt: skip
-        last = curve.points[-1]
-        if last.efficiency and last.ranks > ranks[0] and len(own) <= 3:
-            axes.annotate(
-                f"{last.efficiency.median:.0%}".replace("%", " %"), (points[-1][0], middle[-1]), (-9, -15),
-                textcoords="offset points", ha="center", fontsize=9, color=COLOURS[at % len(COLOURS)],
-            )  # fmt: skip
     dress(
         axes,
         f"Speed-up and efficiency, {mode} scaling",
@@ -92,7 +88,7 @@ def _stages(axes: Axes, curve: Curve | None, title: str, *, first: bool) -> None
     for x, top, point in zip(at, bottom, points, strict=True):
         share = point.communication.median
         axes.annotate(
-            f"{top:,.{0 if top >= 100 else 1}f} ms\n{100 * share:.0f} % communication", (x, top), (0, 4),
+            f"{top:,.{0 if top >= 100 else 1}f} ms\n{100 * share:.0f} % comm.", (x, top), (0, 4),
             textcoords="offset points", ha="center", fontsize=8, color=MUTED,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )  # fmt: skip
