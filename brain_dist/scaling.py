@@ -126,7 +126,7 @@ def _numbers(text: str, option: str, *, least: int) -> list[int]:
 
 def _bases(given: argparse.Namespace, rest: Sequence[str]) -> list[Config]:
     """The checked settings of every model at every stage."""
-    models = [["--model.name", name] for name in given.models.split(",")] if given.models else [[]]
+    models = [["--model.name", name] for name in dict.fromkeys(given.models.split(","))] if given.models else [[]]
     stages = [["--train.zero_stage", str(z)] for z in _numbers(given.zero, "--zero", least=0)] if given.zero else [[]]
     return [load([*rest, *model, *stage], PROG) for model in models for stage in stages]
 
@@ -153,8 +153,11 @@ def _claim(out: Path, experiment: dict[str, Any]) -> None:
     file = out / EXPERIMENT
     experiment = json.loads(json.dumps(experiment))
     if not file.is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(experiment, indent=1) + "\n")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(experiment, indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
         return
     try:
         before = json.loads(file.read_text())

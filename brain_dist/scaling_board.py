@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 State = Literal["waiting", "queued", "running", "kept", "done", "failed"]
+WIDTH = 98  # of all columns but the last
 COLOUR = {"waiting": "dim", "queued": "dim", "running": "bold cyan", "kept": "green", "done": "green", "failed": "red"}
 
 
@@ -83,7 +84,8 @@ class Board:
         made = Table(title=title, title_justify="left")
         for name in ("scaling", "model", "ZeRO", "nodes", "ranks", "batch", "repeat", "state", "images/s"):
             made.add_column(name, justify="left" if name in ("scaling", "model", "state") else "right", no_wrap=True)
-        made.add_column("", overflow="ellipsis", no_wrap=True, ratio=1)
+        width = self.live.console.width if self.live else 200
+        made.add_column("", overflow="ellipsis", no_wrap=True, max_width=max(12, width - WIDTH))
         for case in self.cases[first : first + lines]:
             name, train = case.name, case.config.train
             state, rate = self.state[name], self.rate.get(name)

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -143,6 +143,7 @@ def _interruptible() -> Iterator[None]:
     """SIGTERM, which SLURM and service managers send, does what Ctrl-C does."""
 
     def interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough; a second one must not disturb the tidying up
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
@@ -206,7 +207,7 @@ def last_error(log: Path) -> str:
 
 
 def _jobs(cases: Sequence[Case], folder: Path, steps: int, board: Board) -> None:
-    """Submit all, so that they wait together; SLURM runs one at a time, as they would disturb each other."""
+    """Submit as many as SLURM takes, so that they wait together; one runs at a time, or they would disturb each other."""
     name = f"scaling-{folder.parent.name}"
     jobs: dict[str, Case] = {}
 
@@ -216,21 +217,23 @@ def _jobs(cases: Sequence[Case], folder: Path, steps: int, board: Board) -> None
         script = [str(JOB), *_words(case, folder, steps)]
         return _slurm("sbatch", *options, f"--job-name={name}", *size, *log, *script).strip()
 
+    left, waited = list(cases), dict[str, float]()
     if cases:
         submit(max(cases, key=lambda case: case.nodes), "--test-only")
     try:
-        for case in cases:
-            jobs[submit(case, "--parsable", "--dependency=singleton").split(";")[0]] = case
-            board.tell(case, "queued")
-        waited: dict[str, float] = {}
-        while jobs:
+        while jobs or left:
+            while left:
+                try:
+                    job = submit(left[0], "--parsable", "--dependency=singleton").split(";")[0]
+                except UserError:
+                    if not jobs:
+                        raise
+                    break  # a limit on jobs a user; the rest follows when one has ended
+                jobs[job] = left.pop(0)
+                board.tell(jobs[job], "queued")
             time.sleep(POLL)
-            asked = ["squeue", "--noheader", "--states=all", f"--jobs={','.join(jobs)}", "--format=%i %T"]
-            answer = subprocess.run(asked, capture_output=True, text=True, check=False)
-            states = dict(line.split() for line in answer.stdout.splitlines())
-            if answer.returncode and "Invalid job id" not in answer.stderr:
-                continue  # SLURM does not answer now
-            for job, case in list(jobs.items()):
+            states = _states(jobs)
+            for job, case in list(jobs.items()) if states is not None else ():
                 state = states.get(job)  # None: SLURM has forgotten it, so it ended
                 if state in OPEN:
                     board.tell(case, "queued" if state == "PENDING" else "running")
@@ -244,6 +247,15 @@ def _jobs(cases: Sequence[Case], folder: Path, steps: int, board: Board) -> None
         if jobs:
             subprocess.run(["scancel", *jobs], check=False)
         raise
+
+
+def _states(jobs: Iterable[str]) -> dict[str, str] | None:
+    """State of each job that SLURM still knows; None while SLURM does not answer."""
+    asked = ["squeue", "--noheader", "--states=all", f"--jobs={','.join(jobs)}", "--format=%i %T"]
+    answer = subprocess.run(asked, capture_output=True, text=True, check=False)
+    if answer.returncode and "Invalid job id" not in answer.stderr:
+        return None
+    return dict(line.split() for line in answer.stdout.splitlines())
 
 
 def _slurm(*words: str) -> str:
