@@ -207,7 +207,7 @@ def last_error(log: Path) -> str:
 
 
 def _jobs(cases: Sequence[Case], folder: Path, steps: int, board: Board) -> None:
-    """Submit as many as SLURM takes, so that they wait together; one runs at a time, or they would disturb each other."""
+    """Submit as many as SLURM takes, so that they wait together; one runs at a time, undisturbed by the others."""
     name = f"scaling-{folder.parent.name}"
     jobs: dict[str, Case] = {}
 
@@ -233,7 +233,9 @@ def _jobs(cases: Sequence[Case], folder: Path, steps: int, board: Board) -> None
                 board.tell(jobs[job], "queued")
             time.sleep(POLL)
             states = _states(jobs)
-            for job, case in list(jobs.items()) if states is not None else ():
+            if states is None:
+                continue
+            for job, case in list(jobs.items()):
                 state = states.get(job)  # None: SLURM has forgotten it, so it ended
                 if state in OPEN:
                     board.tell(case, "queued" if state == "PENDING" else "running")
