@@ -187,7 +187,7 @@ def _write(out: Path, found: Sequence[Any], command: str, note: str, failed: dic
 
     rows = [scaling_table.row(case, profile) for case, profile in found]
     curves = scaling_table.curves(rows)
-    page = scaling_table.markdown(curves, command=command, note=note, failed=failed)
+    page = scaling_table.markdown(curves, command=command, note=note, plot=PLOT, failed=failed)
     (out / PAGE).write_text(page)
     written = [out / PAGE]
     if rows:

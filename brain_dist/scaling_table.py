@@ -187,10 +187,11 @@ def _point(rows: Sequence[dict[str, Any]], base: dict[int, float], fewest: int) 
     )  # fmt: skip
 
 
-def markdown(found: Sequence[Curve], *, command: str, note: str, failed: dict[str, str]) -> str:
-    """The page: what was run where, two tables a curve, what failed (case → its last error)."""
+def markdown(found: Sequence[Curve], *, command: str, note: str, plot: str, failed: dict[str, str]) -> str:
+    """The page: what was run where, the picture ``plot``, two tables a curve, what failed (case → its last error)."""
     parts = ["# Scaling", f"```\n{command}\n```", note]
     if found:
+        parts.append(f"![speed-up against the ideal, and where a step's time goes]({plot})")
         parts.append(
             "Median over the repeats, smallest and largest in parentheses. Speed-up and efficiency are against the"
             " fewest ranks of the same repeat. The second table and the share of communication are measured with every"

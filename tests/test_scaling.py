@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -63,7 +64,7 @@ def test_speed_up_is_against_the_fewest_ranks_of_the_same_repeat() -> None:
     assert (many.repeats, many.rate.median) == (3, 300.0)
     alone = scaling_table.curves([_row(0, 2, 1.0), _row(1, 4, 2.0)])[0]
     assert alone.points[1].speedup is None
-    assert "no base" in scaling_table.markdown([alone], command="", note="", failed={})
+    assert "no base" in scaling_table.markdown([alone], command="", note="", plot="", failed={})
 
 
 def test_the_line_of_a_log_that_says_what_went_wrong(tmp_path: Path) -> None:
@@ -78,19 +79,18 @@ def test_the_line_of_a_log_that_says_what_went_wrong(tmp_path: Path) -> None:
     assert "said nothing" in last_error(tmp_path / "absent")
 
 
-def _kill(needle: str, seconds: float = 120) -> None:
-    """SIGKILL to the first rank whose command line names ``needle``."""
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
+def _kill(needle: str, count: int) -> None:
+    """SIGKILL to ``count`` ranks whose command lines name ``needle``, as they start."""
+    killed: set[int] = set()
+    limit = time.monotonic() + 120
+    while len(killed) < count and time.monotonic() < limit:
         for entry in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                words = entry.read_bytes()
-            except OSError:
-                continue
-            if needle.encode() in words and b"-m\0brain_dist.profile" in words:
-                return os.kill(int(entry.parent.name), signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                words, process = entry.read_bytes(), int(entry.parent.name)
+                if process not in killed and needle.encode() in words and b"-m\0brain_dist.profile" in words:
+                    os.kill(process, signal.SIGKILL)
+                    killed.add(process)
         time.sleep(0.02)
-    raise AssertionError(f"no process of {needle}")
 
 
 def test_a_killed_case_is_told_and_only_that_one_runs_again(
@@ -103,7 +103,7 @@ def test_a_killed_case_is_told_and_only_that_one_runs_again(
     words += ["--out", str(out), *TINY, "--data.shards", str(phantom_shards), "--train.precision", "fp32"]
     words += ["--train.global_batch", "8", "--train.micro_batch", "4"]
     one, two = (f"weak-test_convnext-zero2-{n}x1-r0" for n in (1, 2))
-    killer = threading.Thread(target=_kill, args=(f"{two}.json",))
+    killer = threading.Thread(target=_kill, args=(f"{two}.json", 2))
     killer.start()
     done = in_process("scaling", *words, expect=1)
     killer.join()
