@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,11 +65,16 @@ def find_place(where: str, per_node: int | None, nodes: Sequence[int], device: s
     has = int(env.get("SLURM_JOB_NUM_NODES", "1"))
     if max(nodes) > has:
         raise UserError(f"--nodes {max(nodes)}: this allocation has {has}; give sbatch --nodes={max(nodes)}")
-    gpus = int(env.get("SLURM_GPUS_ON_NODE", "0"))
+    gpus = _gpus_a_node(env)
     if gpus and per_node and per_node > gpus:
         raise UserError(f"--per-node {per_node}: this allocation has {gpus} GPUs a node")
     ranks = per_node or gpus or int(env.get("SLURM_NTASKS_PER_NODE", "1"))
     return Place("steps", ranks, f"steps of SLURM's job {env['SLURM_JOB_ID']}, which has {has} nodes")
+
+
+def _gpus_a_node(env: Mapping[str, str]) -> int:
+    """Of the allocation; salloc's shell is on no node of it and knows only what was asked for, such as a100:4."""
+    return int((env.get("SLURM_GPUS_ON_NODE") or env.get("SLURM_GPUS_PER_NODE", "0")).rpartition(":")[2])
 
 
 def _slurm_is_here() -> bool:
@@ -163,7 +168,7 @@ def _process(case: Case, place: Place, folder: Path, words: list[str], most: int
         command = ["bash", "-c", STEP, "scaling", "profile", *words]
         env["SLURM_NNODES"] = str(case.nodes)
         env.setdefault("SLURM_CPUS_ON_NODE", env.get("SLURM_JOB_CPUS_PER_NODE", "1").split("(")[0])  # salloc's shell
-        env["SLURM_GPUS_ON_NODE" if "SLURM_GPUS_ON_NODE" in env else "SLURM_NTASKS_PER_NODE"] = str(place.per_node)
+        env["SLURM_GPUS_ON_NODE" if _gpus_a_node(env) else "SLURM_NTASKS_PER_NODE"] = str(place.per_node)
     board.tell(case, "running")
     with (folder / f"{case.name}.log").open("wb") as log:
         process = subprocess.Popen(
