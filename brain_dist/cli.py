@@ -16,6 +16,7 @@ VERBS = {
     "shortcut": "how well the label can be guessed without looking at the disease",
     "report": "one self-contained HTML page of a run",
     "profile": "where a training step's time goes, what binds, and what to change",
+    "scaling": "how a training step speeds up over nodes (run, predict)",
     "sync": "upload offline W&B runs, from where there is a network",
     "weights": "cache ImageNet weights on a machine with network access",
 }

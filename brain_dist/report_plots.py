@@ -23,13 +23,13 @@ INK, MUTED, GRID = "#1f2a37", "#5b6b7c", "#dfe5ec"
 MOST_POINTS = 400  # of one drawn line: a long run's log would otherwise be most of the page
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _style(axes: Axes, title: str, x: str, y: str) -> None:
+def dress(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_title(title, loc="left", fontsize=10.5, color=INK, fontweight="bold")
     axes.set_xlabel(x, color=MUTED, fontsize=9.5)
     axes.set_ylabel(y, color=MUTED, fontsize=9.5)
@@ -64,7 +64,7 @@ def roc(label: np.ndarray, prob: np.ndarray, names: Sequence[str], auc: Sequence
     """ROC curves of each class against the rest; a class without an AUC has no curve."""
     from sklearn.metrics import roc_curve
 
-    figure = _figure(4.6, 4.3)
+    figure = new_figure(4.6, 4.3)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#9aa7b4", linewidth=1, linestyle=(0, (2, 3)))
     for c, (name, area) in enumerate(zip(names, auc, strict=True)):
@@ -75,7 +75,7 @@ def roc(label: np.ndarray, prob: np.ndarray, names: Sequence[str], auc: Sequence
         style: dict[str, Any] = {"color": COLOURS[c % len(COLOURS)], "linestyle": STYLES[c % len(STYLES)]}
         axes.plot(false, true, linewidth=1.8, label=f"{name}  {shown}", **style)
     axes.set(xlim=(-0.01, 1), ylim=(0, 1.01), aspect="equal")
-    _style(axes, "ROC, each class against the rest", "1 − specificity", "sensitivity")
+    dress(axes, "ROC, each class against the rest", "1 − specificity", "sensitivity")
     if any(area is not None for area in auc):
         axes.legend(
             loc="lower right",
@@ -98,7 +98,7 @@ def reliability_diagram(label: np.ndarray, prob: np.ndarray, ece: float) -> str:
     used = bins["count"] > 0
     count, x, y = bins["count"][used], bins["confidence"][used], bins["accuracy"][used]
     limits = np.array([wilson_interval(round(a * n), int(n)) for a, n in zip(y, count, strict=True)])
-    figure = _figure(4.6, 4.3)
+    figure = new_figure(4.6, 4.3)
     upper, lower = figure.subplots(2, 1, height_ratios=(3.2, 1), sharex=True)
     upper.plot([0, 1], [0, 1], color="#9aa7b4", linewidth=1, linestyle=(0, (2, 3)))
     whiskers = np.maximum(np.abs(limits.T - y), 0)
@@ -106,10 +106,10 @@ def reliability_diagram(label: np.ndarray, prob: np.ndarray, ece: float) -> str:
     # The area of a point tells how many images it stands for; a bin of three says little
     upper.scatter(x, y, s=12 + 160 * count / len(label), color=COLOURS[0], zorder=3, clip_on=False)
     upper.set(xlim=(0, 1.01), ylim=(0, 1.03))
-    _style(upper, "Reliability", "", "share right")
+    dress(upper, "Reliability", "", "share right")
     share = bins["count"] / bins["count"].sum()
     lower.bar(bins["edges"][:-1], share, width=np.diff(bins["edges"]), align="edge", color="#9cc3df", edgecolor="white")
-    _style(lower, "", "confidence (probability of the named class)", "share")
+    dress(lower, "", "confidence (probability of the named class)", "share")
     lower.set_title("")
     text = f"Reliability diagram over {np.count_nonzero(used)} filled bins. Expected calibration error {ece:.3f}."
     return _svg(figure, "reliability", text)
@@ -159,9 +159,9 @@ def learning_curves(train: Sequence[dict[str, Any]], evals: Sequence[dict[str, A
 def _panel(title: str, y: str) -> tuple[Figure, Axes]:
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(4.0, 2.9)
+    figure = new_figure(4.0, 2.9)
     axes = figure.subplots()
-    _style(axes, title, "optimiser step", y)
+    dress(axes, title, "optimiser step", y)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     return figure, axes
 

@@ -3,12 +3,14 @@
 #
 #   on_gpus VERB [ARGUMENT …]    one task a GPU on all nodes (one task a node where there are no GPUs)
 #   on_one VERB [ARGUMENT …]     one task
+#   here VERB [ARGUMENT …]       in the batch shell itself, for a verb that starts steps of its own
 #   finish CODE                  ends the job: 75 (stopped after a clean save) and a lost node put it back in the queue
 #
 # An operator sets, in the environment or in launch/site.sh (sourced below where it exists, not kept in git):
 #   PYTHON                 the interpreter on the nodes; default .venv/bin/python of this checkout, else python3
 #   BRAIN_DIST_CONTAINER   "apptainer:IMAGE" runs each task by `apptainer exec --nv IMAGE`, "pyxis:IMAGE" by srun's
 #                          --container-image; PYTHON is then looked up inside, and is python3 unless set
+#   BRAIN_DIST_HOST_PYTHON an interpreter outside the container that has the project's packages, for `here` alone
 #   NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME   the network between the nodes, where the first one found is the wrong one
 
 set -uo pipefail
@@ -41,12 +43,22 @@ echo "== job $SLURM_JOB_ID, attempt $((${SLURM_RESTART_COUNT:-0} + 1)), $SLURM_J
 
 on_gpus() {
   local tasks=${SLURM_GPUS_ON_NODE:-${SLURM_NTASKS_PER_NODE:-1}}
-  step --nodes="$SLURM_NNODES" --ntasks=$((SLURM_NNODES * tasks)) --ntasks-per-node="$tasks" \
+  # on the first nodes, also where there are more: rank 0's address is told above
+  step --relative=0 --nodes="$SLURM_NNODES" --ntasks=$((SLURM_NNODES * tasks)) --ntasks-per-node="$tasks" \
     --cpus-per-task=$((SLURM_CPUS_ON_NODE / tasks > 0 ? SLURM_CPUS_ON_NODE / tasks : 1)) -- "$@"
 }
 
 on_one() {
   step --nodes=1 --ntasks=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" -- "$@"
+}
+
+here() { # srun is at hand outside a container only
+  local python=$PYTHON
+  if [[ -n ${BRAIN_DIST_CONTAINER:-} ]]; then
+    python=${BRAIN_DIST_HOST_PYTHON:-python3}
+    [[ -z ${BRAIN_DIST_HOST_PYTHON:-} && -x .venv/bin/python ]] && python=.venv/bin/python
+  fi
+  "$python" -m "brain_dist.$1" "${@:2}"
 }
 
 step() { # OPTION … -- VERB [ARGUMENT …]

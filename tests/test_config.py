@@ -69,14 +69,15 @@ def test_an_unknown_key_in_yaml_is_named(tmp_path: Path) -> None:
         config.load(["--config", str(file)])
 
 
-@pytest.mark.parametrize("name", ["shard", "train", "evaluate", "shortcut", "report", "weights"])
+@pytest.mark.parametrize("name", ["shard", "train", "evaluate", "shortcut", "report", "scaling run", "weights"])
 def test_help_reads_well_and_imports_nothing_heavy(name: str) -> None:
+    name, *words = name.split()
     heavy = "{'torch', 'deepspeed', 'timm', 'nvidia', 'scipy', 'sklearn', 'matplotlib', 'pyarrow', 'wandb', 'nilearn'}"
     script = (
         "import sys, contextlib\n"
         f"from brain_dist.{name} import main\n"
         "with contextlib.suppress(SystemExit):\n"
-        "    main(['--help'])\n"
+        f"    main([*{words}, '--help'])\n"
         f"found = {heavy} & set(sys.modules)\n"
         "sys.exit(f'imported {found}' if found else 0)"
     )

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ import yaml
 from conftest import ROOT, TINY, command, losses
 from private_slurm import Cluster, missing, wait_for
 from wandb_files import history
+
+from brain_dist import scaling_table
 
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
 TRAINING = [
@@ -198,6 +201,52 @@ def test_a_container_is_one_variable(jobs: Jobs, phantom_shards: Path, tmp_path:
     ]
     jobs.end(jobs.cluster.sbatch(*words), "docker", "FAILED")
     assert "needs apptainer:IMAGE or pyxis:IMAGE" in jobs.said("docker")
+
+
+def scaling(out: Path, shards: Path, *words: str) -> list[str]:
+    """Words of the verb: strong scaling of one model, measured once over one step."""
+    few = ["--mode", "strong", "--steps", "1", "--repeats", "1", "--train.micro_batch", "24"]
+    return [*words, "--out", str(out), *TRAINING, *few, "--data.shards", str(shards)]
+
+
+def test_a_scaling_experiment_is_one_job_whose_cases_are_its_steps(jobs: Jobs) -> None:
+    out, log = jobs.at / "scaling", f"--output={jobs.log('scaling')}"
+    words = scaling(out, jobs.shards, "--nodes", "1,2")
+    job = jobs.cluster.sbatch("--nodes=2", "--gpus-per-node=1", log, "slurm/scaling.sh", *words)
+    jobs.end(job, "scaling")
+    rows = scaling_table.read(out / "scaling.parquet")
+    cut = [(r["nodes"], r["ranks"], r["global_batch"], r["micro_batch"], r["micros"]) for r in rows]
+    assert cut == [(1, 1, 24, 24, 1), (2, 2, 24, 12, 1)]
+    assert [row["bytes_sent"] > 0 for row in rows] == [False, True]
+    assert "| 2 | 2 | 24 = 12 × 1 × 2 |" in (out / "scaling.md").read_text()
+    # step 0 was on the first node alone, whose address all ranks have
+    first, second = jobs.cluster.nodes(job).replace("n[", "").rstrip("]").replace("-", ",").split(",")
+    took = [(jobs.cluster.at / f"slurmd-n{n}.log").read_text() for n in (first, second)]
+    assert [[f"StepId={job}.{step}" in text for step in (0, 1)] for text in took] == [[True, True], [False, True]]
+
+
+def test_from_a_login_node_each_case_is_a_job_that_goes_with_an_interrupted_verb(jobs: Jobs) -> None:
+    out = jobs.at / "login"
+    words = scaling(out, jobs.shards, "--nodes", "1", "--per-node", "1")
+    began = [sys.executable, "-m", "brain_dist.scaling", "run", *words]
+    asked = ["squeue", "--noheader", "--states=all", "--name=scaling-login", "--format=%i"]
+
+    def jobs_of_it() -> list[str]:
+        return jobs.cluster.run(*asked).split()
+
+    interrupted = subprocess.Popen(began, cwd=ROOT, env=jobs.cluster.env, stderr=subprocess.PIPE, text=True)
+    wait_for(jobs_of_it, 120, "a job of the experiment")
+    interrupted.send_signal(signal.SIGTERM)
+    assert "interrupted: 0 of 1 cases are kept" in interrupted.communicate(timeout=60)[1]
+    assert interrupted.returncode == 130
+    (job,) = jobs_of_it()
+    wait_for(lambda: jobs.cluster.state(job) == "CANCELLED", 60, f"the end of job {job}")
+
+    done = command(began, **jobs.cluster.env)
+    assert "strong-test_convnext-zero2-1x1-r0 done" in done.err
+    (row,) = scaling_table.read(out / "scaling.parquet")
+    assert row["images_per_s"] > 0
+    assert len(jobs_of_it()) == 2
 
 
 def test_preempted_by_a_better_partition_it_saves_and_comes_back(jobs: Jobs, undisturbed: Path) -> None:
