@@ -13,8 +13,8 @@
 
 A ring of consecutive ranks crosses each node's network once in and once out, so the ranks of a node share it by sending
 one stream through it, and the slowest of its links sets the pace of them all: between nodes the network's α and β hold,
-inside one node the link's. Wire bytes a rank are 2(p−1)/p·M for an all-reduce of M bytes among p ranks and (p−1)/p·M for
-an all-gather or a reduce-scatter, in 2(p−1) and (p−1) hops (Patarasuk and Yuan 2009).
+inside one node the link's. Wire bytes a rank are 2(p−1)/p·M for an all-reduce of M bytes among p ranks and (p−1)/p·M
+for an all-gather or a reduce-scatter, in 2(p−1) and (p−1) hops (Patarasuk and Yuan 2009).
 
 Communication that was measured inside a step includes waiting for the slower rank, which no network explains. So the
 three unknowns α, β and w are fitted at once, and an all-reduce that was measured by itself, where the ranks come
@@ -39,19 +39,24 @@ Key = tuple[str, int, str]  # network, size [pixels], precision
 # --- what crosses the wires -------------------------------------------------------------------------------------------
 
 
-def passes(collective: str) -> int:
-    """How often a ring carries a message around: 2 for an all-reduce, 1 for what gathers, scatters or sends it."""
-    return 2 if collective.startswith("all_reduce") else 1
+def passes(collective: str, device: str = "cuda") -> int:
+    """How often a ring carries a message around: 2 for an all-reduce, 1 for what gathers, scatters or sends it.
+
+    ``device``: on the CPU, gloo scatters by reducing everything everywhere and keeping a share (``benchmarks.network``
+    counts it).
+    """
+    scattered = device == "cpu" and collective.startswith("reduce_scatter")
+    return 2 if scattered or collective.startswith("all_reduce") else 1
 
 
-def ring_bytes(collective: str, message: float, ranks: int) -> float:
+def ring_bytes(collective: str, message: float, ranks: int, device: str = "cuda") -> float:
     """Bytes that each of ``ranks`` sends, and receives, for a message of that many bytes (the whole, not a share)."""
-    return passes(collective) * (ranks - 1) / ranks * message
+    return passes(collective, device) * (ranks - 1) / ranks * message
 
 
-def ring_hops(collective: str, ranks: int) -> int:
+def ring_hops(collective: str, ranks: int, device: str = "cuda") -> int:
     """Steps of the ring, each of which waits for the one before."""
-    return passes(collective) * (ranks - 1)
+    return passes(collective, device) * (ranks - 1)
 
 
 @dataclass(frozen=True)
@@ -90,17 +95,18 @@ def zero(stage: int, parameters: float, ranks: int, precision: str, *, master: b
                 sent * size * parameters)  # fmt: skip
 
 
-def exchange(stage: int, micros: int) -> tuple[float, float]:
+def exchange(stage: int, micros: int, device: str = "cuda") -> tuple[float, float]:
     """What DeepSpeed 0.19 really exchanges a step: messages' elements in Ψ, and how often a ring carries them, in Ψ.
 
     It does not do what the paper counts. Stages 1 and 2 all-reduce every bucket of gradients and keep a share of it,
-    then gather the weights; stage 2 does so after each micro-batch. Stage 3 gathers the weights for each micro-batch
-    and scatters its gradients.
+    then gather the weights; stage 2 reduces after each micro-batch. Stage 3 reduces and scatters the gradients of each
+    micro-batch and gathers the weights for it once, as long as they are fewer than stage3_max_reuse_distance; small
+    ones (stage3_param_persistence_threshold) once a step.
     """
     if stage == 0:
         return 1.0, 2.0
     if stage == 3:
-        return 2.0 * micros, 2.0 * micros
+        return 2.0 * micros, (1.0 + passes("reduce_scatter_tensor", device)) * micros
     reduced = micros if stage == 2 else 1
     return reduced + 1.0, 2.0 * reduced + 1.0
 
@@ -154,13 +160,13 @@ class Case:
     @property
     def around(self) -> float:
         """How often the ring carries a message of this stage, on the average over its messages."""
-        elements, carried = exchange(self.zero_stage, self.micros)
+        elements, carried = exchange(self.zero_stage, self.micros, self.device)
         return carried / elements
 
     @property
     def of_gradients(self) -> float:
         """Share of what the ring carries that is gradients; the rest is weights."""
-        carried = exchange(self.zero_stage, self.micros)[1]
+        carried = exchange(self.zero_stage, self.micros, self.device)[1]
         weights = {0: 0.0, 3: 1.0 * self.micros}.get(self.zero_stage, 1.0)
         return (carried - weights) / carried
 
@@ -335,6 +341,12 @@ def _compute(rows: Sequence[Measured]) -> Compute:
         per_step=per_step,
         other=float(np.median([max(0.0, row.other) for row in rows] / micros)),
     )
+
+
+def latency(rows: Sequence[tuple[float, float, float]]) -> float:
+    """α, at least 0, of rows (hops, wire bytes / β [s], measured [s]) whose β is known: least relative squares."""
+    hops, wire, seconds = np.array(rows, dtype=float).T
+    return max(0.0, float((hops * (seconds - wire) / seconds**2).sum() / (hops**2 / seconds**2).sum()))
 
 
 def _affine(ones: Any, slopes: Any, target: Any, told_apart: bool) -> tuple[float, float]:

@@ -289,7 +289,8 @@ def _traced(path: str | None, world: World) -> Iterator[None]:
 def memory(engine: Engine, device: torch.device) -> dict[str, int]:
     """Bytes on this rank of weights and of optimiser states (with master weights) between two steps.
 
-    Gradients are gone by then: :func:`gradients` looks while they are there. ``peak``: on a GPU the allocator's highest mark, elsewhere the highest resident size of the process.
+    Gradients are gone by then: :func:`gradients` looks while they are there. ``peak``: on a GPU the allocator's
+    highest mark, elsewhere the highest resident size of the process.
     """
     import resource
 

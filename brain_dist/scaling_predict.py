@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("--nodes", type=_numbers, default=_numbers(NODES), help=f"default: {NODES}")
     options.add_argument("--micro-batch", type=int, metavar="N", help="images a rank computes at once in weak scaling"
                          " (default: as measured)")  # fmt: skip
-    options.add_argument("--deepspeed", type=Path, metavar="JSON", help="the run's train.deepspeed, for overlap_comm and"
-                         " reduce_bucket_size (default: DeepSpeed's own)")  # fmt: skip
+    options.add_argument("--deepspeed", type=Path, metavar="JSON", help="the run's train.deepspeed, for"
+                         " overlap_comm and reduce_bucket_size (default: DeepSpeed's own)")  # fmt: skip
     options.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: the first OUT)")
     given = options.parse_args(argv)
     if given.micro_batch is not None and given.micro_batch < 1:
