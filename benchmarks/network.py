@@ -1,10 +1,10 @@
 """The cost model's communication against networks of known bandwidth, its bytes against the interface's counters.
 
-``python -m benchmarks.network [--ranks 2,4] [--rates 50,100,200,500] [--stages 0,2,3]`` (root) gives each rank a
+``python -m benchmarks.network [--ranks 2,4] [--rates 50,100,200,500] [--stages 2,3]`` (root) gives each rank a
 network namespace, joins them by veth pairs and a bridge, limits each to a rate by tbf, and trains a small ConvNeXt on
-noise. β is the rate that was set, less Ethernet's and TCP's headers: it is not fitted. Only α is, at every other rate; the
-other rates are held back, and their error is the check. A collective ends for all ranks at once, so the rank that came
-last waited for nobody: a step's communication is taken from the rank that had the least of it.
+noise. β is the rate that was set, less Ethernet's and TCP's headers: it is not fitted. Only α is, at every other rate;
+the other rates are held back, and their error is the check. A collective ends for all ranks at once, so the rank that
+came last waited for nobody: a step's communication is taken from the rank that had the least of it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--ranks", type=numbers, default=[2, 4])
     parser.add_argument("--rates", type=numbers, default=[50, 100, 200, 500], help="Mbit/s; unlimited comes last")
-    parser.add_argument("--stages", type=numbers, default=[0, 2, 3])
+    parser.add_argument("--stages", type=numbers, default=[2, 3])
     parser.add_argument("--model", default="convnext_zepto_rms_ols")
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--batch", type=int, default=8, help="images a rank")

@@ -44,6 +44,8 @@ def measure(job: dict[str, Any], world: Any, device: Any) -> dict[str, Any]:
     dataset = open_data(config.data, Path(config.run.dir))
     model = models.create(config.model, len(dataset.classes), seed=0)
     engine = Engine(config, model, world, device)
+    # the first steps exchange more: stage 3 learns in which order the weights are needed
+    profiling.together(config, dataset, engine, world, device, 1, None)
     namespaces.shape(job["rate"])
     alone, bytes_alone = _all_reduce(engine.parameters)
     dist.barrier()

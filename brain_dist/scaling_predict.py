@@ -142,9 +142,10 @@ def curves(table: Sequence[dict[str, Any]]) -> list[Curve]:
     """One for each network, stage, mode and batch a rank; of its numbers of ranks the largest, the nearest to go on."""
     found: dict[tuple[Any, ...], Curve] = {}
     for row in table:
-        batch = row["micro_batch"] * row["micros"] * (row["ranks"] if row["mode"] == "strong" else 1)
+        each = (row["micro_batch"], row["micros"])
+        batch = each if row["mode"] == "weak" else (row["micro_batch"] * row["micros"] * row["ranks"],)
         case = case_of(row)
-        key = (*case.key, case.zero_stage, case.loader, case.device, row["mode"], batch)
+        key = (*case.key, case.zero_stage, case.loader, case.device, row["mode"], *batch)
         if key not in found or found[key].case.ranks < case.ranks:
             found[key] = Curve(case, row["mode"], row["flops_per_image"])
     return list(found.values())
