@@ -93,8 +93,10 @@ def run(command: Sequence[str], ranks: int) -> None:
                     words = ["ip", "netns", "exec", name, *command]
                     started.append(subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL,
                                                     stderr=subprocess.PIPE, text=True))  # fmt: skip
-                while any(process.poll() is None for process in started) and not any(p.returncode for p in started):
+                codes: list[int | None] = [None]
+                while None in codes and not any(codes):
                     time.sleep(0.1)
+                    codes = [process.poll() for process in started]
             finally:
                 for process in started:
                     if process.poll() is None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks import namespaces
 from benchmarks.loop_overhead import phantoms
-from brain_dist import cost
+from brain_dist import cost, cost_fit
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def show(rows: list[Row], arguments: argparse.Namespace) -> None:
     """α, the table of seconds, the table of bytes."""
     shaped = [row for row in rows if row.rate]
     taken = sorted({row.rate for row in shaped if row.rate})[::2]
-    alpha = cost.latency([(row.hops, row.wire, row.seconds) for row in shaped if row.rate in taken])
+    alpha = cost_fit.latency([(row.hops, row.wire, row.seconds) for row in shaped if row.rate in taken])
     print(f"{arguments.model} {arguments.size}², fp32, batch {arguments.batch} a rank")
     print(f"α {1e6 * alpha:.0f} µs a hop, fitted at {', '.join(f'{rate:g}' for rate in taken)} Mbit/s; β known\n")
     print(f"{'ranks':>5} {'what':20}{'Mbit/s':>10}{'measured, ms':>14}{'predicted, ms':>15}{'error':>8}")

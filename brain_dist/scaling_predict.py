@@ -9,17 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from brain_dist import cost, machines
-from brain_dist.cost import Case, HeldBack, Measured, Model
+from brain_dist import cost, cost_fit, machines
+from brain_dist.cost import Case, Measured, Model
 from brain_dist.errors import UserError, run
 from brain_dist.machines import Machine
+from brain_dist.scaling_predict_show import report
 
 BUCKET = 5e8  # elements, DeepSpeed's default of reduce_bucket_size
 NODES = "1,2,4,8,16,32,64"
@@ -35,6 +35,14 @@ class Curve:
     case: Case
     mode: str
     flops: float
+
+    def name(self, grown: Case) -> str:
+        """Told apart from every other curve; ``grown`` is the case on some number of nodes."""
+        own = self.case
+        batch = f"{own.images * own.ranks} images" if self.mode == "strong" else f"{grown.micro_batch} images a rank"
+        if self.mode == "weak" and grown.micros > 1:
+            batch = f"{grown.micros} × {batch}"
+        return f"{own.model} {own.size}² {own.precision}, ZeRO {own.zero_stage}, {self.mode}, {batch}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{given.machine}: 'compute: measured' on a {machine.device}, but the rows were measured on a"
             f" {rows[0].case.device}; describe its compute, or measure there"
         )
-    fitted = cost.fit(rows)
-    tested = cost.held_back(rows)  # together, every collective was waited for: there was nothing to overlap
+    fitted = cost_fit.fit(rows)
+    tested = cost_fit.held_back(rows)  # together, every collective was waited for: there was nothing to overlap
     found = extrapolate(curves(table), fitted, machine, given.nodes, given.micro_batch, overlap)
     report(found, rows, fitted, tested, machine, given.out or given.measured[0])
     return 0
@@ -197,15 +205,15 @@ def extrapolate(
                              or cost.BYTES[case.precision] == 2)  # fmt: skip
             if count in nodes:
                 rows.append({
-                    "machine": machine.name, "model": case.model, "size": case.size, "precision": case.precision,
-                    "zero_stage": case.zero_stage, "mode": curve.mode, "loader": case.loader, "nodes": count,
-                    "ranks": case.ranks, "global_batch": case.images * case.ranks, "micro_batch": case.micro_batch,
-                    "micros": case.micros, "images_per_s": rate, "step": parts.step, "speedup": rate / first,
+                    "curve": curve.name(case), "machine": machine.name, "model": case.model, "size": case.size,
+                    "precision": case.precision, "zero_stage": case.zero_stage, "mode": curve.mode,
+                    "loader": case.loader, "nodes": count, "ranks": case.ranks,
+                    "global_batch": case.images * case.ranks, "micro_batch": case.micro_batch, "micros": case.micros,
+                    "images_per_s": rate, "step": parts.step, "speedup": rate / first,
                     "efficiency": rate / first / count, "compute": parts.compute,
                     "communication": parts.communication, "exposed": parts.exposed, "waiting": parts.waiting,
                     "optimiser": parts.optimiser, "other": parts.other, "alone_loader": parts.loader,
-                    "memory_states": held.weights + held.gradients + held.optimiser,
-                    "source": machine.source,
+                    "memory_states": held.weights + held.gradients + held.optimiser, "source": machine.source,
                 })  # fmt: skip
     if not rows:
         raise UserError(
@@ -227,102 +235,6 @@ def _grown(curve: Curve, machine: Machine, nodes: int, micro_batch: int | None) 
     grown = case.on(ranks=ranks, nodes=nodes, micro_batch=micro, micros=micros)
     cores = machine.cores if machine.compute is not None else machine.cores or case.cores
     return replace(grown, device=machine.device, cores=cores, threads=case.threads)
-
-
-def report(
-    found: Sequence[dict[str, Any]],
-    rows: Sequence[Measured],
-    fitted: Model,
-    tested: HeldBack,
-    machine: Machine,
-    folder: Path,
-) -> None:
-    """Print what was fitted, how far off it was, the table and what it rests on; write predict.parquet and .png."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from rich.console import Console
-    from rich.table import Table
-
-    from brain_dist.scaling_predict_plot import draw
-
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    for line in [*told(rows, fitted), error_line(tested)]:
-        console.print(line, highlight=False, markup=False)
-    table = Table(title=f"{machine.name}: extrapolated", title_justify="left")
-    for name in ("network", "ZeRO", "mode", "nodes", "ranks", "batch", "images/s", "speed-up", "efficiency", "step, ms",
-                 "communication", "memory"):  # fmt: skip
-        table.add_column(name, justify="left" if name in ("network", "mode") else "right")
-    for row in found:
-        table.add_row(
-            f"{row['model']} {row['size']}² {row['precision']}", str(row["zero_stage"]), row["mode"],
-            f"{row['nodes']}", f"{row['ranks']:,}", f"{row['global_batch']:,}", f"{row['images_per_s']:,.0f}",
-            f"{row['speedup']:.2f}", f"{row['efficiency']:.0%}", f"{1e3 * row['step']:,.2f}",
-            f"{row['exposed'] / row['step']:.0%}", f"{row['memory_states'] / 1e6:,.1f} MB",
-        )  # fmt: skip
-    console.print(table)
-    for line in assumptions(machine, rows):
-        console.print(line, highlight=False, markup=False)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(list(found)), folder / "predict.parquet")
-        draw(found, machine.name, error_line(tested), folder / "predict.png")
-    except OSError as error:
-        raise UserError(f"--out {folder}: {error.strerror}; choose another folder") from None
-    print(f"written: {folder}/predict.parquet, {folder}/predict.png")
-
-
-def told(rows: Sequence[Measured], fitted: Model) -> list[str]:
-    """The fitted unknowns in words."""
-    ranks = sorted({row.case.ranks for row in rows})
-    lines = [f"fitted to {len(rows)} measurements on {', '.join(map(str, ranks))} ranks:"]
-    for (model, size, precision), own in fitted.compute.items():
-        lines.append(
-            f"  {model} {size}² {precision}: {1e3 * own.fixed:.2f} ms a micro-batch + {1e3 * own.per_image:.3f} ms an"
-            f" image, optimiser {1e3 * own.per_step:.2f} ms + {1e9 * own.per_parameter:.2f} ms a million parameters"
-        )
-    for name, link in (("inside a machine", fitted.link), ("between machines", fitted.network)):
-        if link is not None:
-            speed = f"{link.bandwidth / 1e6:,.0f} MB/s" if math.isfinite(link.bandwidth) else "no bound seen"
-            lines.append(f"  wires {name}: α {1e6 * link.latency:,.0f} µs a hop, β {speed}")
-    if any(row.case.ranks > 1 for row in rows):
-        lines.append(f"  waiting for the slower rank: {fitted.waiting:.1%} of forward and backward")
-    return lines
-
-
-def error_line(tested: HeldBack) -> str:
-    """How far off the fit was where it had not looked."""
-    if not tested.errors:
-        return f"held-back error: unknown, the rest told too little ({tested.how}); measure more numbers of ranks"
-    line = (
-        f"held-back error of the step time: median {statistics.median(tested.errors):.1%}, worst"
-        f" {max(tested.errors):.1%} of {len(tested.errors)} measurements ({tested.how}"
-    )
-    if tested.untold:
-        line += f"; {tested.untold} more could not be predicted from the rest"
-    return line + ")"
-
-
-def assumptions(machine: Machine, rows: Sequence[Measured]) -> list[str]:
-    """What the table rests on."""
-    most = max(row.case.ranks for row in rows)
-    lines = [
-        f"These are extrapolations, not measurements: nothing ran on {machine.name}, and nothing on more than {most}"
-        f" rank{'s' if most > 1 else ''}. The held-back error above is that of the machine that was measured.",
-        f"Source of the machine's numbers: {machine.source}.",
-    ]
-    if machine.compute is not None:
-        lines.append(
-            "Compute is the described device's, not fitted: images × FLOP / (rate × MFU), or its images/s where the"
-            " file gives them; the optimiser is bound by memory. No rank is assumed slower than another."
-        )
-    if machine.loader is None:
-        real = machine.compute is None and any(row.loader is not None for row in rows)
-        lines.append("The loader is as fast as it was alone." if real else "The loader is assumed never to bind.")
-    lines.append(
-        "Communication: a ring over consecutive ranks at the pace of its slowest link, DeepSpeed's messages as counted;"
-        " memory: weights, gradients and optimiser states by the ZeRO paper, no activations."
-    )
-    return lines
 
 
 if __name__ == "__main__":

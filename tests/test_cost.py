@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from brain_dist import cost
+from brain_dist import cost, cost_fit
 from brain_dist.cost import Case, Compute, Link, Measured, Model
 
 MB = 1_000_000
@@ -96,7 +96,7 @@ def test_deepspeed_sends_half_as_much_again_as_the_paper_counts() -> None:
 
 
 def test_fit_finds_the_numbers_that_made_the_rows() -> None:
-    found = cost.fit([row(each) for each in MANY])
+    found = cost_fit.fit([row(each) for each in MANY])
     own = found.compute[case().key]
     for name, value in vars(TRUTH).items():
         assert getattr(own, name) == pytest.approx(value, rel=1e-6), name
@@ -110,7 +110,7 @@ def test_fit_finds_the_numbers_that_made_the_rows() -> None:
 
 def test_both_kinds_of_wires_are_told_apart() -> None:
     between = [case(ranks, nodes=ranks // 2, stage=2) for ranks in (4, 8, 16)]
-    found = cost.fit([row(each) for each in [*MANY, *between]])
+    found = cost_fit.fit([row(each) for each in [*MANY, *between]])
     assert found.link is not None
     assert found.network is not None
     assert [found.link.latency, found.network.latency] == pytest.approx([ALPHA, 10 * ALPHA], rel=1e-6)
@@ -118,7 +118,7 @@ def test_both_kinds_of_wires_are_told_apart() -> None:
 
 
 def test_noise_moves_the_fit_by_no_more_than_itself() -> None:
-    found = cost.fit([row(each, noise=0.05, seed=seed) for each in MANY for seed in range(5)])
+    found = cost_fit.fit([row(each, noise=0.05, seed=seed) for each in MANY for seed in range(5)])
     own = found.compute[case().key]
     assert own.per_image == pytest.approx(TRUTH.per_image, rel=0.05)
     assert found.link is not None
@@ -128,7 +128,7 @@ def test_noise_moves_the_fit_by_no_more_than_itself() -> None:
 
 def test_waiting_does_not_pass_for_a_slow_network_once_an_all_reduce_was_measured_alone() -> None:
     same = [case(2, micros=micros) for micros in (1, 2)]  # what waits and what is sent would grow together
-    with_it = cost.fit([row(each) for each in same])
+    with_it = cost_fit.fit([row(each) for each in same])
     assert with_it.link is not None
     wires = with_it.link.seconds(2, 4 * MB)
     assert wires == pytest.approx(Link(ALPHA, BETA).seconds(2, 4 * MB), rel=1e-3)
@@ -136,7 +136,7 @@ def test_waiting_does_not_pass_for_a_slow_network_once_an_all_reduce_was_measure
 
 
 def test_one_micro_batch_puts_all_on_the_images() -> None:
-    own = cost.fit([row(case(1)), row(case(2))]).compute[case().key]
+    own = cost_fit.fit([row(case(1)), row(case(2))]).compute[case().key]
     assert own.fixed == 0
     assert own.per_image == pytest.approx(TRUTH.per_image + TRUTH.fixed / 8)
 
@@ -144,10 +144,10 @@ def test_one_micro_batch_puts_all_on_the_images() -> None:
 def test_no_coefficient_is_negative_where_rows_would_have_it_so() -> None:
     rows = [row(case(1, micro_batch=size)) for size in (4, 8, 16)]
     bent = [replace(each, forward=each.forward * each.case.micro_batch**2 / 16) for each in rows]
-    own = cost.fit(bent).compute[case().key]
+    own = cost_fit.fit(bent).compute[case().key]
     assert own.fixed >= 0
     assert own.per_image > 0
-    assert cost.nnls([[1.0, 2.0]], [-1.0, -2.0]) == [0.0]
+    assert cost_fit.nnls([[1.0, 2.0]], [-1.0, -2.0]) == [0.0]
 
 
 def test_processes_that_share_a_core_take_turns() -> None:
@@ -161,24 +161,24 @@ def test_processes_that_share_a_core_take_turns() -> None:
 
 def test_the_largest_number_of_ranks_is_held_back() -> None:
     rows = [row(each) for each in MANY]
-    tested = cost.held_back(rows)
+    tested = cost_fit.held_back(rows)
     assert "largest number of ranks, 4" in tested.how
     assert len(tested.errors) == 4
     assert max(tested.errors) < 1e-6
     # the fit has not seen them: a step of four ranks that is twice as long is off by half, and changes no other
     slow = [replace(each, step=2 * each.step) if each.case.ranks == 4 else each for each in rows]
-    assert cost.held_back(slow).errors == pytest.approx([0.5] * 4, rel=1e-5)
+    assert cost_fit.held_back(slow).errors == pytest.approx([0.5] * 4, rel=1e-5)
 
 
 def test_with_two_numbers_of_ranks_each_configuration_is_held_back_with_its_repeats() -> None:
     rows = [row(each, seed=seed) for each in MANY if each.ranks < 4 for seed in range(2)]
-    tested = cost.held_back(rows)
+    tested = cost_fit.held_back(rows)
     assert "each configuration" in tested.how
     assert len(tested.errors) == len(rows) == 16
     assert max(tested.errors) < 1e-6
-    bare = cost.held_back([row(case(1)), row(case(2))])
+    bare = cost_fit.held_back([row(case(1)), row(case(2))])
     assert (len(bare.errors), bare.untold) == (1, 1)  # nothing is left to tell of the wires
-    assert cost.held_back([row(case(1))]).untold == 1
+    assert cost_fit.held_back([row(case(1))]).untold == 1
 
 
 def test_overlap_hides_no_more_than_backward_and_no_less_than_a_bucket_remains() -> None:
@@ -229,5 +229,5 @@ def test_other_ranks_send_what_the_stage_sends() -> None:
 
 def test_latency_with_a_known_bandwidth() -> None:
     rows = [(hops, wire / BETA, ALPHA * hops + wire / BETA) for hops, wire in ((2, 4e6), (6, 6e6), (300, 1e6))]
-    assert cost.latency(rows) == pytest.approx(ALPHA, rel=1e-9)
-    assert cost.latency([(2, 1.0, 0.5)]) == 0
+    assert cost_fit.latency(rows) == pytest.approx(ALPHA, rel=1e-9)
+    assert cost_fit.latency([(2, 1.0, 0.5)]) == 0
