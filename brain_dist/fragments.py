@@ -113,6 +113,23 @@ def weights_follow(deepspeed: Any) -> None:
                 low.data.copy_(high.data)
 
 
+def gradients(deepspeed: Any) -> list[torch.Tensor]:
+    """Every gradient that this rank holds between the last backward pass of a step and the optimiser's part of it."""
+    optimizer = deepspeed.optimizer
+    found = [t for p in deepspeed.module.parameters() for t in (p.grad, getattr(p, "grad_accum", None))]
+    found.append(getattr(optimizer, "grad_partitions_flat_buffer", None))  # stage 3
+    for group in getattr(optimizer, "averaged_gradients", {}).values():  # stages 1 and 2; at 3 views of the above
+        found.extend(group or [])
+    return [tensor for tensor in found if tensor is not None]
+
+
+def buckets(deepspeed: Any) -> list[torch.Tensor]:
+    """What gradients are copied into to be sent together, where DeepSpeed keeps it between the steps (stage 3)."""
+    made = getattr(deepspeed.optimizer, "ipg_buckets", {}).values()
+    found = [getattr(bucket, "buffer", None) for bucket in made]
+    return [t for each in found for t in (each if isinstance(each, list) else [each]) if t is not None]
+
+
 def counters(deepspeed: Any) -> dict[str, Any]:
     """Numbers beside the fragments: Adam's steps taken, and the loss scale's state in fp16."""
     states = deepspeed.basic_optimizer.state.values()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,6 +72,8 @@ def measure(
 
     Times are seconds an optimiser step, the mean over the ranks. ``alone`` counts every micro-batch of the step.
     """
+    import torch
+
     from brain_dist import models, power, profiling
     from brain_dist.dist import gather_objects
     from brain_dist.engine import Engine
@@ -81,7 +85,8 @@ def measure(
     engine = Engine(endless, model, world, device)
     with power.watching(device) as watched:
         both = profiling.together(endless, dataset, engine, world, device, steps, trace)
-    own = {**alone, **both, "memory": profiling.memory(engine, device), "power": watched}
+    held = {**profiling.memory(engine, device), **{name: both[name] for name in ("gradients", "buckets")}}
+    own = {**alone, **both, "memory": held, "power": watched, "host": platform.node()}
     ranks = gather_objects(own, world)
 
     def mean(values: Sequence[float]) -> float:
@@ -102,10 +107,13 @@ def measure(
         "parameters": alone["parameters"], "alone": seconds, "step": step, "images_per_s": batch / step,
         "measured_step": mean([rank["measured_step"] for rank in ranks]),
         "together": {name: mean([rank["stages"].get(name, 0.0) for rank in ranks]) for name in names},
-        "bytes_sent": mean([rank["bytes"] for rank in ranks]),
+        "collectives": both["collectives"],
+        "bytes_sent": mean([sum(size for _, size in rank["collectives"].values()) for rank in ranks]),
+        "messages": mean([sum(count for count, _ in rank["collectives"].values()) for rank in ranks]),
         "flops_per_image": alone["flops_per_image"], "matrix_rate": mean([rank["matrix_rate"] for rank in ranks]),
         "memory": {name: max(rank["memory"][name] for rank in ranks) for name in own["memory"]},
-        "power": ranks[0]["power"],
+        "power": ranks[0]["power"], "hosts": len({rank["host"] for rank in ranks}),
+        "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(),
         "joules_per_image": sum(watts) * step / batch if all(watts) else None,
     }  # fmt: skip
     found["mfu"] = found["flops_per_image"] * found["images_per_s"] / (world.size * found["matrix_rate"])
@@ -178,8 +186,9 @@ def summary(found: dict[str, Any]) -> list[str]:
         f"{found['images_per_s']:,.1f} images/s undisturbed, {1e3 * found['step']:.1f} ms a step;"
         f" {found['flops_per_image'] / 1e9:.2f} GFLOP an image, forward and backward",
         f"MFU {found['mfu']:.1%} of the measured matrix rate, {found['matrix_rate'] / 1e9:,.0f} GFLOP/s a device",
-        f"a rank: weights {memory['weights'] / 1e6:.1f} MB, optimiser {memory['optimiser'] / 1e6:.1f} MB,"
-        f" peak {memory['peak'] / 1e6:,.0f} MB; collectives of {found['bytes_sent'] / 1e6:.2f} MB a step",
+        f"a rank: weights {memory['weights'] / 1e6:.1f} MB, gradients {memory['gradients'] / 1e6:.1f} MB, optimiser"
+        f" {memory['optimiser'] / 1e6:.1f} MB, peak {memory['peak'] / 1e6:,.0f} MB",
+        f"{found['messages']:.0f} collectives of {found['bytes_sent'] / 1e6:.2f} MB a step",
     ]
     if power:
         lines.append(

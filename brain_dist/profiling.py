@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ class Stopwatch:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds: dict[str, float] = {}
-        self.bytes = 0
+        self.messages: dict[str, list[int]] = {}  # of a collective: how many, and their bytes
         self.inside: list[float] = []
 
     def settle(self) -> float:
@@ -65,7 +65,9 @@ class Stopwatch:
             with self.stage(stage):
                 made = plain(*words, **named)
                 if stage == "communication":
-                    self.bytes += _bytes([*words, *named.values()])
+                    told = self.messages.setdefault(name, [0, 0])
+                    told[0] += 1
+                    told[1] += _bytes([*words, *named.values()])
                     if named.get("async_op") and made is not None:
                         made.wait()
                 return made
@@ -198,7 +200,8 @@ def together(
 
     Returns:
         step: seconds an optimiser step, undisturbed; stages: mean seconds a step of each stage (``other`` is what is
-        left); measured_step: their sum; bytes: of all collectives' messages, a step.
+        left); measured_step: their sum; collectives: of each kind how many a step and their messages' bytes;
+        gradients and buckets: bytes, see :func:`gradients`.
     """
     from deepspeed.comm import comm
 
@@ -222,7 +225,7 @@ def together(
     undo += [watch.wrap(engine.deepspeed, "forward", "forward")]
     if world.size > 1:
         undo += [watch.wrap(comm.cdb, name, "communication") for name in COLLECTIVES if hasattr(comm.cdb, name)]
-    watch.seconds, watch.bytes = {}, 0
+    watch.seconds, watch.messages = {}, {}
     with _traced(trace, world):
         began = watch.settle()
         for _ in range(steps):
@@ -232,7 +235,42 @@ def together(
         take_away()
     stages = {name: seconds / steps for name, seconds in watch.seconds.items()}
     stages["other"] = measured - sum(stages.values())
-    return {"step": undisturbed, "measured_step": measured, "stages": stages, "bytes": watch.bytes / steps}
+    sent = {name: [each / steps for each in counted] for name, counted in watch.messages.items()}
+    both = {"step": undisturbed, "measured_step": measured, "stages": stages, "collectives": sent}
+    return {**both, **gradients(engine, step)}
+
+
+def gradients(engine: Engine, step: Callable[[], None]) -> dict[str, int]:
+    """Take one more step, and look between its last backward pass and the optimiser's part of it.
+
+    Returns:
+        gradients: bytes of all gradients that this rank holds then; buckets: of what they are copied into to be sent.
+    """
+    from brain_dist import fragments
+
+    plain, found = engine.deepspeed.step, {}
+
+    def looking(*words: Any, **named: Any) -> Any:
+        if engine.deepspeed.is_gradient_accumulation_boundary():
+            for name, held in (("gradients", fragments.gradients), ("buckets", fragments.buckets)):
+                found[name] = _storage(held(engine.deepspeed))
+        return plain(*words, **named)
+
+    engine.deepspeed.step = looking
+    try:
+        step()
+    finally:
+        del engine.deepspeed.step
+    return found
+
+
+def _storage(tensors: Iterable[Any]) -> int:
+    """Bytes of the memory behind tensors, each piece once: a view keeps all of what it looks at."""
+    import torch
+
+    return sum({
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if torch.is_tensor(t)
+    }.values())  # fmt: skip
 
 
 @contextmanager
@@ -249,22 +287,21 @@ def _traced(path: str | None, world: World) -> Iterator[None]:
 
 
 def memory(engine: Engine, device: torch.device) -> dict[str, int]:
-    """Bytes on this rank of the tensors that ZeRO shards: weights, gradients, optimiser states (with master weights).
+    """Bytes on this rank of weights and of optimiser states (with master weights) between two steps.
 
-    ``peak``: on a GPU the allocator's highest mark, elsewhere the highest resident size of the process.
+    Gradients are gone by then: :func:`gradients` looks while they are there. ``peak``: on a GPU the allocator's
+    highest mark, elsewhere the highest resident size of the process.
     """
     import resource
 
     import torch
 
-    def size(tensors: Iterator[Any]) -> int:
-        seen = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if torch.is_tensor(t)}
-        return sum(seen.values())
-
     inner = getattr(engine.deepspeed.optimizer, "optimizer", engine.deepspeed.optimizer)
     states = [value for state in inner.state.values() for value in state.values()]
     masters = [p for group in inner.param_groups for p in group["params"]]
-    weights = [getattr(p, "ds_tensor", p) for p in engine.module.parameters()]
+    masters += getattr(engine.deepspeed.optimizer, "fp32_partitioned_groups_flat", [])  # stage 3 keeps them elsewhere
+    # stage 3: this rank's part, and the small parameters that stay whole
+    weights = [t for p in engine.module.parameters() for t in (p, getattr(p, "ds_tensor", p))]
     own = {t.untyped_storage().data_ptr() for t in weights}
     masters = [p for p in masters if p.untyped_storage().data_ptr() not in own]
     peak = (
@@ -272,4 +309,4 @@ def memory(engine: Engine, device: torch.device) -> dict[str, int]:
         if device.type == "cuda"
         else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     )
-    return {"weights": size(iter(weights)), "optimiser": size(iter([*states, *masters])), "peak": peak}
+    return {"weights": _storage(weights), "optimiser": _storage([*states, *masters]), "peak": peak}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -28,7 +29,16 @@ def test_two_ranks_measure_every_stage_and_the_parts_add_up(phantom_shards: Path
     assert all(seconds > 0 for seconds in found["together"].values())
     # ZeRO-2 exchanges all gradients and gathers all weights, once a step at least
     assert found["bytes_sent"] >= 2 * 4 * found["parameters"]
-    assert found["memory"]["weights"] == 4 * found["parameters"]
+    sent = found["collectives"].values()
+    assert (found["messages"], found["bytes_sent"]) == (sum(n for n, _ in sent), sum(size for _, size in sent))
+    assert found["messages"] >= 3
+    assert found["cores"] == len(os.sched_getaffinity(0))
+    assert (found["hosts"], found["threads"]) == (1, 1)
+    memory, size = found["memory"], 4 * found["parameters"]
+    assert memory["weights"] == size
+    # each rank holds half of the gradients, and the whole of the one that the ranks' border runs through
+    assert size / 2 <= memory["gradients"] < 0.6 * size
+    assert size / 2 <= memory["optimiser"] / 3 < 0.51 * size  # Adam's two states and the weights of its own
     assert 0 < found["mfu"] < 1
     assert set(found["loaders"]) == {"dali", "torch", "synthetic"}
     assert found["joules_per_image"] is None
@@ -54,3 +64,6 @@ def test_slow_storage_is_named(world: World, phantom_shards: Path, monkeypatch: 
     assert found["verdict"] == "storage"
     assert "data.cache_dir" in found["advice"]
     assert found["alone"]["storage read"] >= 8 * 0.02
+    # alone at stage 0: all gradients beside all weights, and nothing to say to anybody
+    assert found["memory"]["gradients"] == found["memory"]["weights"] == 4 * found["parameters"]
+    assert (found["messages"], found["bytes_sent"], found["memory"]["buckets"]) == (0, 0, 0)

@@ -1,0 +1,296 @@
+"""A stated cost model of a training step, and the formulas of the ZeRO paper. Pure; :mod:`brain_dist.cost_fit` fits it.
+
+::
+
+    step          = max(loader, forward + backward + exposed communication + waiting + optimiser + other)
+    forward + backward = micros · (a + b · micro_batch) · crowd          a, b: of a network at a size and precision
+    optimiser     = (c · own parameters + d) · crowd                     own: all at stage 0, else a rank's share
+    other         = micros · e · crowd
+    communication = hops · α + wire bytes / β                            α: s a hop, β: bytes/s of the slowest link
+    waiting       = w · (forward + backward), with more than one rank    for the slower rank
+    loader        = l · images of the rank · crowd
+    crowd         = max(1 / threads, ranks on the node / cores)          on the CPU; on a GPU 1
+
+A ring of consecutive ranks crosses each node's network once in and once out, so the ranks of a node share it by sending
+one stream through it, and the slowest of its links sets the pace of them all: between nodes the network's α and β hold,
+inside one node the link's. Wire bytes a rank are 2(p−1)/p·M for an all-reduce of M bytes among p ranks and (p−1)/p·M
+for an all-gather or a reduce-scatter, in 2(p−1) and (p−1) hops (Patarasuk and Yuan 2009).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+ADAM = 2  # states of fp32 a parameter: the mean of gradients and of their squares
+BYTES = {"fp32": 4, "amp": 4, "bf16": 2, "fp16": 2}  # of a weight and of a gradient, by train.precision
+Key = tuple[str, int, str]  # network, size [pixels], precision
+
+
+# --- what crosses the wires -------------------------------------------------------------------------------------------
+
+
+def passes(collective: str, device: str = "cuda") -> int:
+    """How often a ring carries a message around: 2 for an all-reduce, 1 for what gathers, scatters or sends it.
+
+    ``device``: on the CPU, gloo scatters by reducing everything everywhere and keeping a share (``benchmarks.network``
+    counts it).
+    """
+    scattered = device == "cpu" and collective.startswith("reduce_scatter")
+    return 2 if scattered or collective.startswith("all_reduce") else 1
+
+
+def ring_bytes(collective: str, message: float, ranks: int, device: str = "cuda") -> float:
+    """Bytes that each of ``ranks`` sends, and receives, for a message of that many bytes (the whole, not a share)."""
+    return passes(collective, device) * (ranks - 1) / ranks * message
+
+
+def ring_hops(collective: str, ranks: int, device: str = "cuda") -> int:
+    """Steps of the ring, each of which waits for the one before."""
+    return passes(collective, device) * (ranks - 1)
+
+
+@dataclass(frozen=True)
+class Zero:
+    """What the ZeRO paper (Rajbhandari et al. 2020, sections 5 and 7) gives a rank: memory and traffic, in bytes."""
+
+    weights: float
+    gradients: float
+    optimiser: float
+    traffic: float  # sent a step, of one micro-batch
+
+
+def zero(stage: int, parameters: float, ranks: int, precision: str, *, master: bool | None = None) -> Zero:
+    """The paper's formulas for Adam: what a stage shares out is divided by the number of ranks.
+
+    Args:
+        stage: 0 shares nothing out, 1 the optimiser's states, 2 also gradients, 3 also weights.
+        parameters: Ψ.
+        ranks: N_d.
+        precision: bf16 and fp16 keep 2-byte weights and gradients and K = 12 bytes of states (the paper's case: fp32
+            weights, mean, variance); fp32 and amp 4 and 4 and K = 8.
+        master: whether the optimiser keeps fp32 weights of its own; unset: in 16 bits only. DeepSpeed keeps them at
+            stages 1 to 3 whatever the precision.
+
+    Returns:
+        Bytes a rank. Traffic is that of a ring: Ψ elements reduced and scattered and Ψ gathered (2Ψ) at stages 0 to 2,
+        and at stage 3 gathered once more (3Ψ), each times (p−1)/p, which the paper takes for 1.
+    """
+    if stage not in (0, 1, 2, 3):
+        raise ValueError(f"no ZeRO stage {stage}")
+    size = BYTES[precision]
+    states = 4 * (ADAM + (size == 2 if master is None else master))
+    share = [1 / ranks if stage >= first else 1.0 for first in (3, 2, 1)]
+    sent = (3 if stage == 3 else 2) * (ranks - 1) / ranks
+    return Zero(size * parameters * share[0], size * parameters * share[1], states * parameters * share[2],
+                sent * size * parameters)  # fmt: skip
+
+
+def exchange(stage: int, micros: int, device: str = "cuda") -> tuple[float, float]:
+    """What DeepSpeed 0.19 really exchanges a step: messages' elements in Ψ, and how often a ring carries them, in Ψ.
+
+    It does not do what the paper counts. Stages 1 and 2 all-reduce every bucket of gradients and keep a share of it,
+    then gather the weights; stage 2 reduces after each micro-batch. Stage 3 reduces and scatters the gradients of each
+    micro-batch and gathers the weights for it once, as long as they are fewer than stage3_max_reuse_distance; small
+    ones (stage3_param_persistence_threshold) once a step.
+    """
+    if stage == 0:
+        return 1.0, 2.0
+    if stage == 3:
+        return 2.0 * micros, (1.0 + passes("reduce_scatter_tensor", device)) * micros
+    reduced = micros if stage == 2 else 1
+    return reduced + 1.0, 2.0 * reduced + 1.0
+
+
+# --- one configuration ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration, measured or to be predicted; the numbers of a rank unless said otherwise."""
+
+    model: str
+    size: int
+    precision: str
+    zero_stage: int
+    ranks: int
+    nodes: int
+    micro_batch: int
+    micros: int
+    parameters: int
+    bytes_sent: float = 0.0  # of all messages a step
+    messages: float = 0.0
+    device: str = "cpu"
+    loader: str = "synthetic"
+    cores: int | None = None  # of a node
+    threads: int | None = None  # of a rank; unset: its share of the cores, as launch/local.py gives
+
+    @property
+    def key(self) -> Key:
+        """What the compute time of a micro-batch depends on."""
+        return self.model, self.size, self.precision
+
+    @property
+    def images(self) -> int:
+        """A step, of one rank."""
+        return self.micro_batch * self.micros
+
+    @property
+    def own_parameters(self) -> float:
+        """Parameters whose optimiser states this rank steps."""
+        return self.parameters / (self.ranks if self.zero_stage else 1)
+
+    @property
+    def crowd(self) -> float:
+        """Factor on everything a rank computes, against one thread that has a core to itself."""
+        if self.device != "cpu" or not self.cores:
+            return 1.0
+        here = math.ceil(self.ranks / self.nodes)
+        return max(1 / (self.threads or max(1, self.cores // here)), here / self.cores)
+
+    @property
+    def around(self) -> float:
+        """How often the ring carries a message of this stage, on the average over its messages."""
+        elements, carried = exchange(self.zero_stage, self.micros, self.device)
+        return carried / elements
+
+    @property
+    def of_gradients(self) -> float:
+        """Share of what the ring carries that is gradients; the rest is weights."""
+        carried = exchange(self.zero_stage, self.micros, self.device)[1]
+        weights = {0: 0.0, 3: 1.0 * self.micros}.get(self.zero_stage, 1.0)
+        return (carried - weights) / carried
+
+    @property
+    def wire(self) -> float:
+        """Bytes that this rank sends a step."""
+        return self.around * (self.ranks - 1) / self.ranks * self.bytes_sent
+
+    @property
+    def hops(self) -> float:
+        """Steps of the ring a step of training."""
+        return self.around * (self.ranks - 1) * self.messages
+
+    def on(self, *, ranks: int, nodes: int, micro_batch: int, micros: int) -> Case:
+        """The same training on other ranks: its messages follow the number of micro-batches.
+
+        One rank sends none: what it would send is then all gradients and weights, each in one message.
+        """
+        before, after = exchange(self.zero_stage, self.micros)[0], exchange(self.zero_stage, micros)[0]
+        size = self.bytes_sent or before * BYTES[self.precision] * self.parameters
+        count = self.messages or before
+        return replace(self, ranks=ranks, nodes=nodes, micro_batch=micro_batch, micros=micros,
+                       bytes_sent=size * after / before, messages=count * after / before)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A case and the seconds a step that were measured: the parts, each alone where it was, and the whole."""
+
+    case: Case
+    forward: float
+    backward: float
+    optimiser: float
+    communication: float
+    other: float
+    step: float
+    loader: float | None = None
+    all_reduce: float | None = None  # of all parameters in one message, by itself
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Link:
+    """α [s a hop] and β [bytes/s]."""
+
+    latency: float
+    bandwidth: float
+
+    def seconds(self, hops: float, wire: float) -> float:
+        """Of that many hops and bytes a rank."""
+        return hops * self.latency + wire / self.bandwidth
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Seconds of one network: forward and backward a micro-batch, the optimiser a step, the rest a micro-batch."""
+
+    fixed: float
+    per_image: float
+    backward: float  # share of forward and backward
+    per_parameter: float
+    per_step: float
+    other: float
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Predicted seconds of a step."""
+
+    compute: float
+    communication: float
+    exposed: float
+    waiting: float
+    optimiser: float
+    other: float
+    loader: float
+
+    @property
+    def step(self) -> float:
+        """The whole."""
+        return max(self.loader, self.compute + self.exposed + self.waiting + self.optimiser + self.other)
+
+
+@dataclass(frozen=True)
+class Model:
+    """Everything that a prediction needs; None where no row told."""
+
+    compute: Mapping[Key, Compute]
+    link: Link | None
+    network: Link | None
+    waiting: float = 0.0
+    loader: Mapping[tuple[Key, str], float] = field(default_factory=dict)  # seconds an image
+
+    def parts(self, case: Case, *, buckets: int = 0) -> Parts:
+        """Seconds of a step of ``case``; ``buckets`` > 0 overlaps the communication with backward in so many.
+
+        Raises:
+            KeyError: nothing is known of the network, or of the wires, that the case needs.
+        """
+        if case.key not in self.compute:
+            raise KeyError(f"nothing measured of {case.model} {case.size}² {case.precision}")
+        own, crowd = self.compute[case.key], case.crowd
+        compute = case.micros * (own.fixed + own.per_image * case.micro_batch) * crowd
+        communication = waiting = 0.0
+        if case.ranks > 1:
+            link = self.network if case.nodes > 1 else self.link
+            if link is None:
+                raise KeyError(f"nothing known of the wires {'between nodes' if case.nodes > 1 else 'inside a node'}")
+            communication, waiting = link.seconds(case.hops, case.wire), self.waiting * compute
+        exposed = communication
+        if buckets:  # gradients only, of each micro-batch that sends them; weights are gathered when they are needed
+            share, rounds = case.of_gradients, case.micros if case.zero_stage > 1 else 1
+            one = overlapped(share * communication / rounds, compute * own.backward / case.micros, buckets)
+            exposed = (1 - share) * communication + rounds * one
+        return Parts(
+            compute=compute,
+            communication=communication,
+            exposed=exposed,
+            waiting=waiting,
+            optimiser=(own.per_parameter * case.own_parameters + own.per_step) * crowd,
+            other=case.micros * own.other * crowd,
+            loader=self.loader.get((case.key, case.loader), 0.0) * case.images * crowd,
+        )
+
+
+def overlapped(communication: float, backward: float, buckets: int) -> float:
+    """Seconds of communication that stick out of the backward pass, when each bucket is sent as soon as it is full.
+
+    The buckets are of one size and fill evenly while backward runs; the last one is full when it ends. So what sticks
+    out is never less than one bucket's, and never more than all of it.
+    """
+    one = communication / buckets
+    return max(one, communication - backward * (buckets - 1) / buckets)
