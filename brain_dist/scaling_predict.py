@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from brain_dist import cost, cost_fit, machines
+from brain_dist import cost, cost_fit, machines, scaling_table
 from brain_dist.cost import Case, Measured, Model
 from brain_dist.errors import UserError, run
 from brain_dist.machines import Machine
@@ -23,9 +23,6 @@ from brain_dist.scaling_predict_show import report
 
 BUCKET = 5e8  # elements, DeepSpeed's default of reduce_bucket_size
 NODES = "1,2,4,8,16,32,64"
-NEEDED = ("model", "mode", "nodes", "ranks", "zero_stage", "micro_batch", "micros", "size", "precision", "device",
-          "loader", "parameters", "step", "t_forward", "t_backward", "t_optimiser", "t_communication", "t_other",
-          "alone_loader", "alone_communication", "bytes_sent", "messages", "flops_per_image", "cores")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--micro-batch {given.micro_batch}: needs at least 1")
     machine = machines.load(given.machine)
     overlap = _overlap(given.deepspeed)
-    table = [row for folder in given.measured for row in read(folder / "scaling.parquet")]
+    table = [row for folder in given.measured for row in scaling_table.read(folder / "scaling.parquet")]
     rows = [measured(row) for row in table]
     if machine.compute is None and any(row.case.device != machine.device for row in rows):
         raise UserError(
@@ -109,34 +106,11 @@ def _overlap(path: Path | None) -> Callable[[Case], int]:
     return buckets
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Rows of a scaling.parquet."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not path.is_file():
-        raise UserError(f"{path} is not there: make it with `python -m brain_dist.scaling run`")
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowException as error:
-        raise UserError(f"{path} is no Parquet file ({error}): make it again") from None
-    lacking = [name for name in NEEDED if name not in table.column_names]
-    if lacking:
-        raise UserError(f"{path} is no table of a scaling experiment: it lacks {', '.join(lacking)}")
-    rows = table.to_pylist()
-    if not rows:
-        raise UserError(f"{path} has no row: measure with `python -m brain_dist.scaling run`")
-    if any(row["messages"] is None for row in rows):
-        raise UserError(f"{path} comes from profiles that did not count messages: measure again")
-    return rows
-
-
 def case_of(row: dict[str, Any]) -> Case:
-    """The configuration of a row. Nodes are the machines that its ranks really ran on, where the row tells."""
+    """The configuration of a row. Nodes are the machines that its ranks really ran on."""
     names = ("model", "size", "precision", "zero_stage", "ranks", "micro_batch", "micros", "parameters", "bytes_sent",
-             "messages", "device", "loader", "cores")  # fmt: skip
-    nodes = row.get("hosts") or row["nodes"]
-    return Case(**{name: row[name] for name in names}, nodes=nodes, threads=row.get("threads"))
+             "messages", "device", "loader", "cores", "threads")  # fmt: skip
+    return Case(**{name: row[name] for name in names}, nodes=row["hosts"])
 
 
 def measured(row: dict[str, Any]) -> Measured:

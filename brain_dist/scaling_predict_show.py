@@ -125,11 +125,9 @@ def assumptions(machine: Machine, rows: Sequence[Measured]) -> list[str]:
 
 def draw(rows: Sequence[dict[str, Any]], machine: str, error: str, path: Path) -> None:
     """One line a configuration, dotted its ideal: the rate of the fewest nodes times the number of nodes."""
-    from matplotlib.figure import Figure
+    from brain_dist.report_plots import COLOURS, STYLES, dress, new_figure
 
-    from brain_dist.report_plots import COLOURS, GRID, INK, MUTED, STYLES
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = new_figure(8, 5)
     axes = figure.subplots()
     names = list(dict.fromkeys(row["curve"] for row in rows))
     for number, name in enumerate(names):
@@ -145,11 +143,6 @@ def draw(rows: Sequence[dict[str, Any]], machine: str, error: str, path: Path) -
     ticks = sorted({row["ranks"] for row in rows})
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
-    axes.set_title(f"{machine}: extrapolated, not measured", loc="left", fontsize=11, color=INK, fontweight="bold")
-    axes.set_xlabel(f"ranks (dotted: ideal)\n{error}", color=MUTED, fontsize=8.5)
-    axes.set_ylabel("images/s", color=MUTED)
-    axes.grid(color=GRID)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    dress(axes, f"{machine}: extrapolated, not measured", f"ranks (dotted: ideal)\n{error}", "images/s")
     axes.legend(frameon=False, fontsize=8.5)
     figure.savefig(path, dpi=130)

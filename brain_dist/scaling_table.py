@@ -27,7 +27,7 @@ RATES = ("nodes", "ranks", "batch = micro × accumulated × ranks", "images/s", 
 SHOWN = ("nodes", "ranks", "images/s", "speed-up", "efficiency", "step, ms", "communication", "peak, MB a rank")
 TEXT = ("name", "model", "mode", "precision", "device", "loader", "verdict")
 WHOLE = ("nodes", "ranks", "ranks_per_node", "zero_stage", "repeat", "global_batch", "micro_batch", "micros", "size",
-         "parameters", "cores")  # fmt: skip
+         "parameters", "hosts", "cores", "threads")  # fmt: skip
 REAL = (
     *("images_per_s", "step", "measured_step"),
     *(f"t_{name}" for name in TOGETHER),
@@ -39,20 +39,16 @@ REAL = (
 
 def row(case: Case, found: dict[str, Any]) -> dict[str, Any]:
     """One row of the Parquet file, from what the case's profile holds; null for what it does not."""
-    memory = found["memory"]
+    same = ("model", "zero_stage", "global_batch", "micros", "size", "precision", "device", "loader", "parameters",
+            "images_per_s", "step", "measured_step", "bytes_sent", "messages", "flops_per_image", "matrix_rate", "mfu",
+            "joules_per_image", "verdict", "hosts", "cores", "threads")  # fmt: skip
     return {
-        "name": case.name, "model": found["model"], "mode": case.mode, "nodes": case.nodes, "ranks": found["world"],
-        "ranks_per_node": case.ranks_per_node, "zero_stage": found["zero_stage"], "repeat": case.repeat,
-        "global_batch": found["global_batch"], "micro_batch": case.config.train.micro_batch,
-        "micros": found["micros"], "size": found["size"], "precision": found["precision"],
-        "device": found["device"], "loader": found["loader"], "parameters": found["parameters"],
-        "images_per_s": found["images_per_s"], "step": found["step"], "measured_step": found["measured_step"],
+        "name": case.name, "mode": case.mode, "nodes": case.nodes, "ranks_per_node": case.ranks_per_node,
+        "repeat": case.repeat, "micro_batch": case.config.train.micro_batch, "ranks": found["world"],
+        **{name: found[name] for name in same},
         **{f"t_{name}": found["together"].get(stage, 0.0) for name, stage in TOGETHER.items()},
         **{f"alone_{name}": found["alone"].get(stage) for name, stage in ALONE.items()},
-        "bytes_sent": found["bytes_sent"], "messages": found.get("messages"),
-        **{f"memory_{name}": memory.get(name) for name in ("weights", "optimiser", "gradients", "peak")},
-        "flops_per_image": found["flops_per_image"], "matrix_rate": found["matrix_rate"], "mfu": found["mfu"],
-        "joules_per_image": found["joules_per_image"], "verdict": found["verdict"], "cores": found.get("cores"),
+        **{f"memory_{name}": found["memory"][name] for name in ("weights", "optimiser", "gradients", "peak")},
     }  # fmt: skip
 
 
@@ -66,17 +62,16 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         **dict.fromkeys(WHOLE, pa.int64()),
         **dict.fromkeys(REAL, pa.float64()),
     }
-    names = list(rows[0])
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        pq.write_table(pa.Table.from_pylist(list(rows), pa.schema([(name, kinds[name]) for name in names])), part)
+        pq.write_table(pa.Table.from_pylist(list(rows), pa.schema(list(kinds.items()))), part)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a scaling.parquet; UserError if it is none."""
+    """The rows of a scaling.parquet, at least one; UserError if it is none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -89,7 +84,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     lacking = [name for name in (*TEXT, *WHOLE, *REAL) if name not in table.column_names]
     if lacking:
         raise UserError(f"{path} is no table of a scaling experiment: it lacks {', '.join(lacking)}")
-    return table.to_pylist()
+    if not table.num_rows:
+        raise UserError(f"{path} has no row: measure with `python -m brain_dist.scaling run`")
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, TINY, in_process, launch
 
-from brain_dist import machines
+from brain_dist import machines, scaling_table
+from brain_dist.config import load
+from brain_dist.scaling_cases import Case
 
 MACHINES = ROOT / "configs" / "machines"
 GIVEN = sorted(MACHINES.glob("*.yaml"))
@@ -29,20 +31,10 @@ def out(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         words += ["--train.global_batch", str(8 * ranks), "--train.micro_batch", str(micro_batch)]
         words += ["--train.precision", "fp32", "--train.zero_stage", "1", "--run.device", "cpu"]
         launch(ranks, "profile", *TINY, *words, "--steps", "3", "--out", str(path))
-        rows.append(row(json.loads(path.read_text()), micro_batch))
-    pq.write_table(pa.Table.from_pylist(rows), folder / "scaling.parquet")
+        case = Case("weak", nodes=ranks, ranks_per_node=1, repeat=0, config=load([*TINY, *words], "profile"))
+        rows.append(scaling_table.row(case, json.loads(path.read_text())))
+    scaling_table.write(folder / "scaling.parquet", rows)
     return folder
-
-
-def row(found: dict[str, Any], micro_batch: int) -> dict[str, Any]:
-    """A case's row, weak scaling on one machine."""
-    same = ("model", "zero_stage", "micros", "size", "precision", "device", "loader", "parameters", "step",
-            "bytes_sent", "messages", "flops_per_image", "cores", "threads", "hosts", "global_batch")  # fmt: skip
-    parts = {f"t_{name}": found["together"].get(name, 0.0)
-             for name in ("forward", "backward", "optimiser", "communication", "other")}  # fmt: skip
-    alone = {f"alone_{name}": found["alone"].get(name) for name in ("loader", "communication")}
-    return {**{name: found[name] for name in same}, **parts, **alone, "mode": "weak", "ranks": found["world"],
-            "nodes": found["world"], "micro_batch": micro_batch}  # fmt: skip
 
 
 def predict(out: Path, machine: Path, *words: str, expect: int = 0) -> Any:
@@ -158,10 +150,9 @@ def test_other_mistakes_are_one_line(out: Path, tmp_path: Path) -> None:
     lacking.mkdir()
     table = pq.read_table(out / "scaling.parquet")
     pq.write_table(table.drop_columns(["t_other"]), lacking / "scaling.parquet")
-    uncounted = tmp_path / "uncounted"
-    uncounted.mkdir()
-    rows = [{**r, "messages": None} for r in table.to_pylist()]
-    pq.write_table(pa.Table.from_pylist(rows), uncounted / "scaling.parquet")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    pq.write_table(table.slice(0, 0), empty / "scaling.parquet")
     alone = tmp_path / "alone"
     alone.mkdir()
     pq.write_table(table.filter(pc.equal(table["ranks"], 1)), alone / "scaling.parquet")
@@ -174,7 +165,7 @@ def test_other_mistakes_are_one_line(out: Path, tmp_path: Path) -> None:
         (tmp_path, machine, [], "is not there: make it with"),
         (bad, machine, [], "is no Parquet file"),
         (lacking, machine, [], "it lacks t_other"),
-        (uncounted, machine, [], "did not count messages"),
+        (empty, machine, [], "has no row"),
         (alone, machine, [], "two or more ranks"),
         (out, gpu, [], "measured on a cpu"),
         (out, words, [], "is not YAML"),

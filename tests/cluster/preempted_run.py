@@ -70,7 +70,7 @@ def jobs(cluster: Cluster, shards: Path, run: Path, step: int, settings: list[st
     for name in ("train", "evaluate"):
         print(f"\n---- {name}: {states[name]}")
         print(logs[name].read_text() if logs[name].exists() else "no log")
-    print(f"job {train} was requeued {restarts} time(s); {time.monotonic() - began:.0f} s from its submission to the end")
+    print(f"requeues of job {train}: {restarts}; {time.monotonic() - began:.0f} s from its submission to the end")
     return int(any(state != "COMPLETED" for state in states.values()) or restarts != 1)
 
 
