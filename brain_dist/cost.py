@@ -3,7 +3,7 @@
 ::
 
     step          = max(loader, forward + backward + exposed communication + waiting + optimiser + other)
-    forward + backward = micros · (a + b · micro_batch) · crowd          a, b: of a network at a size and precision
+    forward + backward = micros · (a + b · micro_batch) · crowd          a, b: of a network, size, precision and stage
     optimiser     = (c · own parameters + d) · crowd                     own: all at stage 0, else a rank's share
     other         = micros · e · crowd
     communication = hops · α + wire bytes / β                            α: s a hop, β: bytes/s of the slowest link
@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 
 ADAM = 2  # states of fp32 a parameter: the mean of gradients and of their squares
 BYTES = {"fp32": 4, "amp": 4, "bf16": 2, "fp16": 2}  # of a weight and of a gradient, by train.precision
-Key = tuple[str, int, str]  # network, size [pixels], precision
+Key = tuple[str, int, str, int]  # network, size [pixels], precision, ZeRO stage
 
 
 # --- what crosses the wires -------------------------------------------------------------------------------------------
@@ -128,8 +128,8 @@ class Case:
 
     @property
     def key(self) -> Key:
-        """What the compute time of a micro-batch depends on."""
-        return self.model, self.size, self.precision
+        """What the compute time of a micro-batch depends on: stages differ in the hooks that they put into it."""
+        return self.model, self.size, self.precision, self.zero_stage
 
     @property
     def images(self) -> int:
@@ -261,7 +261,7 @@ class Model:
             KeyError: nothing is known of the network, or of the wires, that the case needs.
         """
         if case.key not in self.compute:
-            raise KeyError(f"nothing measured of {case.model} {case.size}² {case.precision}")
+            raise KeyError(f"nothing measured of {case.model} {case.size}² {case.precision}, ZeRO {case.zero_stage}")
         own, crowd = self.compute[case.key], case.crowd
         compute = case.micros * (own.fixed + own.per_image * case.micro_batch) * crowd
         communication = waiting = 0.0

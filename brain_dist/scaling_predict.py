@@ -127,7 +127,7 @@ def curves(table: Sequence[dict[str, Any]]) -> list[Curve]:
         each = (row["micro_batch"], row["micros"])
         batch = each if row["mode"] == "weak" else (row["micro_batch"] * row["micros"] * row["ranks"],)
         case = case_of(row)
-        key = (*case.key, case.zero_stage, case.loader, case.device, row["mode"], *batch)
+        key = (*case.key, case.loader, case.device, row["mode"], *batch)
         if key not in found or found[key].case.ranks < case.ranks:
             found[key] = Curve(case, row["mode"], row["flops_per_image"])
     return list(found.values())

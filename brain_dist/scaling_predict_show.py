@@ -68,11 +68,12 @@ def told(rows: Sequence[Measured], fitted: Model) -> list[str]:
     """The fitted unknowns in words."""
     ranks = sorted({row.case.ranks for row in rows})
     lines = [f"fitted to {len(rows)} measurements on {', '.join(map(str, ranks))} ranks:"]
-    for (model, size, precision), own in fitted.compute.items():
-        lines.append(
-            f"  {model} {size}² {precision}: {1e3 * own.fixed:.2f} ms a micro-batch + {1e3 * own.per_image:.3f} ms an"
-            f" image, optimiser {1e3 * own.per_step:.2f} ms + {1e9 * own.per_parameter:.2f} ms a million parameters"
-        )
+    for (model, size, precision, stage), own in fitted.compute.items():
+        lines += [
+            f"  {model} {size}² {precision}, ZeRO {stage}:",
+            f"    {1e3 * own.fixed:.2f} ms a micro-batch + {1e3 * own.per_image:.3f} ms an image, optimiser"
+            f" {1e3 * own.per_step:.2f} ms + {1e9 * own.per_parameter:.2f} ms a million parameters",
+        ]
     for name, link in (("inside a machine", fitted.link), ("between machines", fitted.network)):
         if link is not None:
             speed = f"{link.bandwidth / 1e6:,.0f} MB/s" if math.isfinite(link.bandwidth) else "no bound seen"

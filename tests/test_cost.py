@@ -28,10 +28,11 @@ def case(ranks: int = 1, *, nodes: int = 1, stage: int = 0, micro_batch: int = 8
 
 
 def truth(**links: Link | None) -> Model:
-    """What makes the rows."""
-    key = case().key
+    """What makes the rows, at every stage."""
+    keys = [case(stage=stage).key for stage in range(4)]
     found = {"link": Link(ALPHA, BETA), "network": Link(10 * ALPHA, BETA / 10), **links}
-    return Model({key: TRUTH}, **found, waiting=0.05, loader={(key, "synthetic"): 1e-4})  # type: ignore[arg-type]
+    loader = {(key, "synthetic"): 1e-4 for key in keys}
+    return Model(dict.fromkeys(keys, TRUTH), **found, waiting=0.05, loader=loader)  # type: ignore[arg-type]
 
 
 def row(of: Case, *, noise: float = 0.0, seed: int = 0, alone: bool = True) -> Measured:
@@ -97,7 +98,7 @@ def test_deepspeed_sends_half_as_much_again_as_the_paper_counts() -> None:
 
 def test_fit_finds_the_numbers_that_made_the_rows() -> None:
     found = cost_fit.fit([row(each) for each in MANY])
-    own = found.compute[case().key]
+    own = found.compute[case(stage=2).key]
     for name, value in vars(TRUTH).items():
         assert getattr(own, name) == pytest.approx(value, rel=1e-6), name
     assert found.link is not None
@@ -106,6 +107,16 @@ def test_fit_finds_the_numbers_that_made_the_rows() -> None:
     assert found.waiting == pytest.approx(0.05, rel=1e-6)
     assert found.network is None
     assert found.loader[case().key, "synthetic"] == pytest.approx(1e-4)
+    # at stage 0 every rank steps all parameters, so nothing tells what one costs from what a step does
+    plain = found.compute[case().key]
+    assert (plain.per_step, plain.per_parameter) == pytest.approx((0, 3e-9 + 0.001 / MB), rel=1e-6)
+
+
+def test_a_stage_is_fitted_by_itself() -> None:
+    slower = [replace(row(each), forward=2 * row(each).forward) if each.zero_stage else row(each) for each in MANY]
+    plain, sharded = (cost_fit.fit(slower).compute[case(stage=stage).key] for stage in (0, 2))
+    assert sharded.per_image == pytest.approx(TRUTH.per_image * 4 / 3)
+    assert plain.per_image == pytest.approx(TRUTH.per_image)
 
 
 def test_both_kinds_of_wires_are_told_apart() -> None:
@@ -118,7 +129,7 @@ def test_both_kinds_of_wires_are_told_apart() -> None:
 
 
 def test_noise_moves_the_fit_by_no_more_than_itself() -> None:
-    found = cost_fit.fit([row(each, noise=0.05, seed=seed) for each in MANY for seed in range(5)])
+    found = cost_fit.fit([row(each, noise=0.05, seed=seed) for each in MANY for seed in range(10)])
     own = found.compute[case().key]
     assert own.per_image == pytest.approx(TRUTH.per_image, rel=0.05)
     assert found.link is not None
