@@ -10,19 +10,24 @@ from pathlib import Path
 TICK = 0.05  # seconds between two looks
 
 
-def watch(process: subprocess.Popen[bytes]) -> tuple[dict[int, int], float]:
-    """Wait for a process; the peak memory in bytes of it and of each of its descendants, and CPU seconds of them all.
+def watch(process: subprocess.Popen[bytes]) -> tuple[dict[int, int], dict[int, int], float]:
+    """Wait for a process, and tell what it and its descendants used.
+
+    Returns:
+        Peak memory in bytes by process, pages of mapped files among it, which the kernel takes back when it needs room;
+        the same without those, as the highest of many looks; CPU seconds of all processes.
 
     Processes that live for less than two looks (tools that a package asks something) are left out.
     """
     peaks: dict[int, int] = {}
+    own: dict[int, int] = {}
     looks: dict[int, int] = {}
     while True:
         done, status, usage = os.wait4(process.pid, os.WNOHANG)
         if done:
             process.returncode = os.waitstatus_to_exitcode(status)
             kept = {pid: peak for pid, peak in peaks.items() if looks[pid] > 1}
-            return kept, usage.ru_utime + usage.ru_stime
+            return kept, {pid: own[pid] for pid in kept}, usage.ru_utime + usage.ru_stime
         for pid in family(process.pid):
             try:
                 lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -32,6 +37,8 @@ def watch(process: subprocess.Popen[bytes]) -> tuple[dict[int, int], float]:
                 if line.startswith("VmHWM:"):  # of the running program: what was there before an exec is forgotten
                     peaks[pid] = 1024 * int(line.split()[1])
                     looks[pid] = looks.get(pid, 0) + 1
+                elif line.startswith("RssAnon:"):
+                    own[pid] = max(own.get(pid, 0), 1024 * int(line.split()[1]))
         time.sleep(TICK)
 
 

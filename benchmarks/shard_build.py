@@ -139,7 +139,7 @@ def measure(name: str, source: Path, recipe: Path | None, workers: int) -> dict[
         with Path(scratch, "log").open("w+") as log:
             before, start = busy(), time.perf_counter()
             process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-            peaks, usage = watch(process)
+            peaks, unmapped, usage = watch(process)
             whole, used = time.perf_counter() - start, busy() - before
             if process.returncode:
                 log.seek(0)
@@ -151,6 +151,7 @@ def measure(name: str, source: Path, recipe: Path | None, workers: int) -> dict[
         "whole": whole,
         "others": max(0.0, (used - usage - measured["unwaited"]) / whole),
         "peak": own,
+        "peak_unmapped": unmapped[process.pid],
         "peak_worker": max(peaks.values(), default=0),
         "peak_all": own + sum(peaks.values()),
     }
@@ -225,20 +226,19 @@ def memory(args: argparse.Namespace) -> int:
             f"--memory {args.memory} must be two or more numbers of images of at least 20, as in 1000,10000"
         )
     rounds = {}
-    print(
-        f"{'images':>8}{'seconds':>10}{'peak MB':>10}{'largest worker MB':>20}"
-        "   (a worker holds no more than a few images)"
-    )
+    print(f"{'images':>8}{'seconds':>10}{'peak MB':>10}{'without mapped files':>22}{'largest worker MB':>20}")
     for count in counts:
         with tempfile.TemporaryDirectory(prefix="shard_build-") as scratch:
             draw_collection(Path(scratch), count)
             one = rounds[str(count)] = measure("ours", Path(scratch), None, args.workers)
-        print(f"{count:8,}{one['seconds']:10.1f}{one['peak'] / MB:10.0f}{one['peak_worker'] / MB:20.0f}", flush=True)
+        print(f"{count:8,}{one['seconds']:10.1f}{one['peak'] / MB:10.0f}{one['peak_unmapped'] / MB:22.0f}"
+              f"{one['peak_worker'] / MB:20.0f}", flush=True)  # fmt: skip
     few, many = rounds[str(counts[0])], rounds[str(counts[-1])]
-    grown = (many["peak"] - few["peak"]) / (counts[-1] - counts[0])
+    times = {name: many[name] / max(1, few[name]) for name in ("peak", "peak_unmapped", "peak_worker")}
+    grown = (many["peak_unmapped"] - few["peak_unmapped"]) / (counts[-1] - counts[0])
     print(
-        f"{counts[-1] / counts[0]:.0f} times the images: {many['peak'] / few['peak']:.2f} times the memory, "
-        f"{grown / 1e3:.1f} kB an image; workers {many['peak_worker'] / max(1, few['peak_worker']):.2f} times"
+        f"{counts[-1] / counts[0]:.0f} times the images: {times['peak']:.2f} times the memory; without mapped files"
+        f" {times['peak_unmapped']:.2f} times, {grown / 1e3:.1f} kB an image; workers {times['peak_worker']:.2f} times"
     )
     _save(args, rounds)
     return 0
