@@ -34,8 +34,8 @@ demo: .venv/ready ## phantoms (or DATA=DIR [RECIPE=FILE]) → shards → trainin
 test: .venv/ready ## the tests, under ten minutes on 2 cores
 	$(PY) -m pytest
 
-soak: .venv/ready ## faults of every kind at random moments, each followed by a resume: about half an hour, as root
-	$(PY) tests/faults/soak.py --table results/faults.md
+soak: .venv/ready ## 128 faults of 16 kinds at random moments, each followed by a resume: a quarter of an hour, as root
+	$(PY) tests/faults/soak.py --table runs/faults.md
 
 check: .venv/ready ## formatter, linter, type checker
 	$(PY) -m ruff format --check .

@@ -1,6 +1,6 @@
 """Faults of every kind at random moments, each followed by a resume: ``make soak``.
 
-``python tests/faults/soak.py [--faults N] [--seed S] [--table FILE]``; its last line counts what was injected,
+``python tests/faults/soak.py [--each N] [--seed S] [--table FILE]``; its last line counts what was injected,
 recovered, lost and wrong. Needs the right to mount (root), for the full disk and the read-only folder.
 """
 
@@ -29,7 +29,7 @@ Totals = dict[str, list[Outcome]]
 def main() -> int:
     """Inject, resume, compare, count."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--faults", type=int, default=128, help="faults to inject (default: 128, eight of each kind)")
+    parser.add_argument("--each", type=int, default=8, help="faults of each kind (default: 8, a quarter of an hour)")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     parser.add_argument("--kind", choices=KINDS, help="this kind only")
     parser.add_argument("--table", type=Path, help="Markdown file for the counts by kind")
@@ -44,9 +44,13 @@ def main() -> int:
         references = {name: undisturbed(nursery, shards, base / name[:6], name) for name in SETTINGS}
         # every kind meets every setting in turn
         plan = itertools.cycle([(k, s) for r in range(len(SETTINGS)) for k, s in zip(kinds, rotated(r), strict=False)])
-        for number, (kind, setting) in enumerate(plan):
-            if sum(o.injected for outcomes in done.values() for o in outcomes) >= wanted.faults:
+        most = 4 * wanted.each * len(kinds)  # some come too late, and don't count
+        for number, (kind, setting) in enumerate(itertools.islice(plan, most)):
+            enough = [k for k in kinds if sum(o.injected for o in done[k]) >= wanted.each]
+            if len(enough) == len(kinds):
                 break
+            if kind in enough:
+                continue
             trial = Trial(nursery, shards, base / f"trial-{number}", setting, wanted.seed * 1_000_000 + number)
             try:
                 outcome = KINDS[kind](trial, references[setting])
@@ -63,6 +67,7 @@ def main() -> int:
         nursery.close()
     table = markdown(done)
     if wanted.table:
+        wanted.table.parent.mkdir(parents=True, exist_ok=True)
         wanted.table.write_text(table)
     print(f"\n{table}\n{(time.monotonic() - began) / 60:.1f} minutes")
     found = [o for outcomes in done.values() for o in outcomes if o.injected]
