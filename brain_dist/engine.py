@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import logging
 import math
@@ -101,12 +102,28 @@ def import_deepspeed(world: World, device: torch.device) -> Any:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed|deepspeed")
     import deepspeed
 
+    with _no_compiler():  # any start loads its Muon optimiser, and that all of torch's compiler: a second, for nothing
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
     logging.getLogger("DeepSpeed").setLevel(level.upper())
     if device.type == "cpu":
         # Its shared-memory collectives are compiled at the first start of every machine (a minute, and a C++ compiler)
         # and choose their kernels by the processor; gloo is there already and sums in one order everywhere.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+@contextmanager
+def _no_compiler() -> Iterator[None]:
+    """torch.compile, as a decorator, leaves functions as they are."""
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
 def compute_dtype(precision: str) -> torch.dtype:

@@ -248,10 +248,9 @@ def read_columns(data: bytes) -> dict[str, np.ndarray]:
 
 def _strings(column: pa.ChunkedArray) -> np.ndarray:
     # Dictionary-encoding first: a column of 100,000 splits or groups then holds few Python strings, shared.
-    values = column.combine_chunks().dictionary_encode()
-    lookup = np.empty(len(values.dictionary) + 1, dtype=object)
-    lookup[:-1] = values.dictionary.to_pylist()
-    return lookup[values.indices.fill_null(len(lookup) - 1).to_numpy(zero_copy_only=False)]
+    values = column.combine_chunks().dictionary_encode(null_encoding="encode")
+    lookup = np.array(values.dictionary.to_pylist(), dtype=object)
+    return lookup[values.indices.to_numpy()]
 
 
 def shard_path(root: Path, sources: Sequence[Path], shard: str) -> Path:
