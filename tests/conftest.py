@@ -29,8 +29,15 @@ if TYPE_CHECKING:
     from brain_dist.dist import World
 
 ROOT = Path(__file__).resolve().parent.parent
+# The longest files, to begin with: a worker that takes one of them last keeps the others waiting
+LONGEST = ("test_slurm.py", "test_faults.py", "test_train.py", "test_elastic.py", "test_hosts.py", "test_scaling.py")
 # Small enough that two processes take a step in a blink; real enough to have ConvNeXt's layers
 TINY = ["--model.name", "test_convnext", "--data.size", "32", "--data.threads", "1", "--track.wandb", "off"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, the others as they come."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
