@@ -143,6 +143,8 @@ class Engine:
         import torch
 
         deepspeed = import_deepspeed(world, device)
+        if config.train.precision == "fp16" and not deepspeed.accelerator.get_accelerator().is_fp16_supported():
+            raise UserError("train.precision=fp16: DeepSpeed has none on this device; use bf16, or amp")
         has_statistics = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
         if has_statistics and config.train.precision in ("bf16", "fp16"):
             raise UserError(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from test_engine import CONFIG, CPU, data
 
-from brain_dist import fragments, models
+from brain_dist import checkpoint, fragments, models
 from brain_dist.config import Config, ModelConfig
 from brain_dist.dist import World
 from brain_dist.engine import Engine
+from brain_dist.errors import UserError
+from brain_dist.saving import Saver
 
 
 def config(stage: int, precision: str, network: str) -> Config:
@@ -77,3 +80,55 @@ def test_a_step_that_is_no_number_is_skipped_and_counted(
     moved = state(engine)
     assert any(not torch.equal(moved[name], value) for name, value in before.items())
     assert all(bool(value.isfinite().all()) for value in moved.values())
+
+
+def allow_fp16(monkeypatch: pytest.MonkeyPatch, answer: bool) -> None:
+    """What DeepSpeed believes of this processor: torch computes in fp16 on any, slowly."""
+    from deepspeed.accelerator import get_accelerator
+
+    kind, known = type(get_accelerator()), get_accelerator().supported_dtypes()
+    monkeypatch.setattr(kind, "is_fp16_supported", lambda self: answer)
+    monkeypatch.setattr(kind, "supported_dtypes", lambda self: [*known, torch.float16])
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_fp16_scales_its_loss_and_a_resumed_run_goes_on_with_the_same_scale(
+    world: World, stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allow_fp16(monkeypatch, True)
+    settings = config(stage, "fp16", "test_convnext")
+    engine = Engine(settings, models.create(settings.model, 4, seed=0), world, CPU)
+    batches = data(60)
+    engine.step(batches[0:3], lr=1e-3)
+    assert engine.grad_norm
+    assert engine.grad_norm < 100, "it is that of the loss, not of the scaled one"
+    before, scales = state(engine), [engine.loss_scale]
+    for step in (1, 2):
+        spoiling = spoil(engine, "gradient")
+        engine.step(batches[3 * step : 3 * step + 3], lr=1e-3)
+        spoiling.remove()
+        scales.append(engine.loss_scale)
+    # DeepSpeed halves the scale at the second overflow; without ZeRO at every one
+    assert scales == [2.0**16, *((2.0**16, 2.0**15) if stage else (2.0**15, 2.0**14))]
+    assert engine.skips.total == 2
+    assert all(torch.equal(value, before[name]) for name, value in state(engine).items())
+
+    saver = Saver(tmp_path, engine, {}, keep=1)
+    saver.begin(3)
+    saver.finish()
+    resumed = Engine(settings, models.create(settings.model, 4, seed=1), world, CPU)
+    checkpoint.load(tmp_path, 3, resumed)
+    assert resumed.loss_scale == scales[-1]
+    for each in (engine, resumed):
+        for step in (3, 4):
+            each.step(batches[3 * step : 3 * step + 3], lr=1e-3)
+    after = state(engine)
+    assert all(torch.equal(value, after[name]) for name, value in state(resumed).items())
+    assert any(not torch.equal(value, before[name]) for name, value in after.items())
+
+
+def test_fp16_where_there_is_none_is_told_in_a_line(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    allow_fp16(monkeypatch, False)
+    settings = config(1, "fp16", "test_convnext")
+    with pytest.raises(UserError, match="use bf16, or amp"):
+        Engine(settings, models.create(settings.model, 4, seed=0), world, CPU)
