@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,7 @@ def draw(rows: Sequence[dict[str, Any]], machine: str, error: str, path: Path) -
     ticks = sorted({row["ranks"] for row in rows})
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
-    dress(axes, f"{machine}: extrapolated, not measured", f"ranks (dotted: ideal)\n{error}", "images/s")
+    below = "\n".join(["ranks (dotted: ideal)", *textwrap.wrap(error, 100)])
+    dress(axes, f"{machine}: extrapolated, not measured", below, "images/s")
     axes.legend(frameon=False, fontsize=8.5)
     figure.savefig(path, dpi=130)
