@@ -14,7 +14,7 @@ import json
 import statistics
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +109,8 @@ def measure(jobs: list[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
 
 def exchanged(found: dict[str, Any], ranks: int) -> tuple[float, float]:
     """(hops, wire bytes a rank) of a step by the ring, from the messages that were counted."""
-    hops = wire = 0.0
-    for name, (count, size) in found["ranks"][0]["collectives"].items():
-        hops += count * cost.ring_hops(name, ranks, "cpu")
-        wire += cost.ring_bytes(name, size, ranks, "cpu")
-    return hops, wire
+    sent = cost.Traffic.of(found["ranks"][0]["collectives"])
+    return sent.hops(ranks, "cpu"), sent.wire(ranks, "cpu")
 
 
 def rows_of(found: dict[str, Any], ranks: int) -> list[Row]:
@@ -163,11 +160,14 @@ def show(rows: list[Row], arguments: argparse.Namespace) -> None:
 
 
 def _medians(rows: list[Row]) -> list[Row]:
-    """The all-reduce alone was measured before each stage: one row of them."""
+    """The all-reduce alone was measured before each stage: one row of them, with the median of their seconds."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.ranks, -1 if row.stage is None else row.stage, row.rate or 1e9), []).append(row)
-    return [sorted(group, key=lambda row: row.seconds)[len(group) // 2] for _, group in sorted(groups.items())]
+    return [
+        replace(group[0], seconds=statistics.median(row.seconds for row in group))
+        for _, group in sorted(groups.items())
+    ]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ for an all-gather or a reduce-scatter, in 2(p−1) and (p−1) hops (Patarasuk a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 ADAM = 2  # states of fp32 a parameter: the mean of gradients and of their squares
@@ -87,20 +87,61 @@ def zero(stage: int, parameters: float, ranks: int, precision: str, *, master: b
                 sent * size * parameters)  # fmt: skip
 
 
-def exchange(stage: int, micros: int, device: str = "cuda") -> tuple[float, float]:
-    """What DeepSpeed 0.19 really exchanges a step: messages' elements in Ψ, and how often a ring carries them, in Ψ.
+@dataclass(frozen=True)
+class Traffic:
+    """What a rank exchanges in a step: how many messages of a kind, and the bytes of all of them, each the whole."""
 
-    It does not do what the paper counts. Stages 1 and 2 all-reduce every bucket of gradients and keep a share of it,
-    then gather the weights; stage 2 reduces after each micro-batch. Stage 3 reduces and scatters the gradients of each
-    micro-batch and gathers the weights for it once, as long as they are fewer than stage3_max_reuse_distance; small
-    ones (stage3_param_persistence_threshold) once a step.
-    """
-    if stage == 0:
-        return 1.0, 2.0
-    if stage == 3:
-        return 2.0 * micros, (1.0 + passes("reduce_scatter_tensor", device)) * micros
-    reduced = micros if stage == 2 else 1
-    return reduced + 1.0, 2.0 * reduced + 1.0
+    gathered: tuple[float, float] = (0.0, 0.0)  # weights, which a ring carries around once
+    reduced: tuple[float, float] = (0.0, 0.0)  # gradients, twice
+    scattered: tuple[float, float] = (0.0, 0.0)  # gradients: once, by gloo twice
+
+    @classmethod
+    def of(cls, collectives: Mapping[str, Sequence[float]]) -> Traffic:
+        """From counted collectives: name → (messages, bytes)."""
+        sums = {"gathered": (0.0, 0.0), "reduced": (0.0, 0.0), "scattered": (0.0, 0.0)}
+        for name, (count, size) in collectives.items():
+            kind = "reduced" if name.startswith("all_reduce") else "scattered" if "reduce" in name else "gathered"
+            sums[kind] = (sums[kind][0] + count, sums[kind][1] + size)
+        return cls(**sums)
+
+    @classmethod
+    def expected(cls, stage: int, micros: int, parameters: float, precision: str) -> Traffic:
+        """What DeepSpeed 0.19 exchanges, each kind in one message, where nothing was counted.
+
+        It does not do what the paper counts. Stages 1 and 2 all-reduce every bucket of gradients and keep a share of
+        it, then gather the weights; stage 2 reduces after each micro-batch, and so does stage 3, which reduces and
+        scatters, and keeps gathered weights for the whole step as long as they fit into stage3_max_live_parameters.
+        Autocast's gradients have 2 bytes, but at stage 0.
+        """
+        weights = (1.0, BYTES[precision] * parameters)
+        rounds = micros if stage >= 2 else 1
+        gradients = (float(rounds), rounds * (2 if precision == "amp" and stage else BYTES[precision]) * parameters)
+        if stage == 0:
+            return cls(reduced=gradients)
+        return cls(weights, scattered=gradients) if stage == 3 else cls(weights, gradients)
+
+    def _carried(self, which: int, device: str) -> tuple[float, float]:
+        """(gradients, weights) times how often a ring carries them; ``which``: 0 messages, 1 bytes."""
+        scattered = self.scattered[which] * passes("reduce_scatter_tensor", device)
+        return self.reduced[which] * passes("all_reduce") + scattered, self.gathered[which]
+
+    def hops(self, ranks: int, device: str) -> float:
+        """Steps of the ring."""
+        return (ranks - 1) * sum(self._carried(0, device))
+
+    def wire(self, ranks: int, device: str) -> float:
+        """Bytes that each rank sends."""
+        return (ranks - 1) / ranks * sum(self._carried(1, device))
+
+    def of_gradients(self, device: str) -> float:
+        """Share of what the ring carries that is gradients; the rest is weights."""
+        gradients, weights = self._carried(1, device)
+        return gradients / (gradients + weights) if gradients else 0.0
+
+    def with_gradients(self, times: float) -> Traffic:
+        """The same with gradients sent that many times as often."""
+        more = [(count * times, size * times) for count, size in (self.reduced, self.scattered)]
+        return Traffic(self.gathered, *more)
 
 
 # --- one configuration ------------------------------------------------------------------------------------------------
@@ -119,8 +160,7 @@ class Case:
     micro_batch: int
     micros: int
     parameters: int
-    bytes_sent: float = 0.0  # of all messages a step
-    messages: float = 0.0
+    traffic: Traffic = Traffic()
     device: str = "cpu"
     loader: str = "synthetic"
     cores: int | None = None  # of a node
@@ -150,38 +190,31 @@ class Case:
         return max(1 / (self.threads or max(1, self.cores // here)), here / self.cores)
 
     @property
-    def around(self) -> float:
-        """How often the ring carries a message of this stage, on the average over its messages."""
-        elements, carried = exchange(self.zero_stage, self.micros, self.device)
-        return carried / elements
-
-    @property
     def of_gradients(self) -> float:
-        """Share of what the ring carries that is gradients; the rest is weights."""
-        carried = exchange(self.zero_stage, self.micros, self.device)[1]
-        weights = {0: 0.0, 3: 1.0 * self.micros}.get(self.zero_stage, 1.0)
-        return (carried - weights) / carried
+        """Share of what the ring carries that is gradients."""
+        return self.traffic.of_gradients(self.device)
 
     @property
     def wire(self) -> float:
         """Bytes that this rank sends a step."""
-        return self.around * (self.ranks - 1) / self.ranks * self.bytes_sent
+        return self.traffic.wire(self.ranks, self.device)
 
     @property
     def hops(self) -> float:
         """Steps of the ring a step of training."""
-        return self.around * (self.ranks - 1) * self.messages
+        return self.traffic.hops(self.ranks, self.device)
 
     def on(self, *, ranks: int, nodes: int, micro_batch: int, micros: int) -> Case:
-        """The same training on other ranks: its messages follow the number of micro-batches.
+        """The same training on other ranks: from stage 2 on its gradients are sent after each micro-batch.
 
-        One rank sends none: what it would send is then all gradients and weights, each in one message.
+        One rank sends none: what it would send is what DeepSpeed is expected to.
         """
-        before, after = exchange(self.zero_stage, self.micros)[0], exchange(self.zero_stage, micros)[0]
-        size = self.bytes_sent or before * BYTES[self.precision] * self.parameters
-        count = self.messages or before
-        return replace(self, ranks=ranks, nodes=nodes, micro_batch=micro_batch, micros=micros,
-                       bytes_sent=size * after / before, messages=count * after / before)  # fmt: skip
+        traffic = self.traffic
+        if traffic == Traffic():
+            traffic = Traffic.expected(self.zero_stage, micros, self.parameters, self.precision)
+        elif self.zero_stage >= 2:
+            traffic = traffic.with_gradients(micros / self.micros)
+        return replace(self, ranks=ranks, nodes=nodes, micro_batch=micro_batch, micros=micros, traffic=traffic)
 
 
 @dataclass(frozen=True)

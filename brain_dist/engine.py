@@ -10,7 +10,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +102,10 @@ def import_deepspeed(world: World, device: torch.device) -> Any:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed|deepspeed")
     import deepspeed
 
-    with _no_compiler():  # any start loads its Muon optimiser, and that all of torch's compiler: a second, for nothing
+    with (
+        _no_compiler(),
+        suppress(ImportError),
+    ):  # any start loads its Muon optimiser, and that all of torch's compiler: a second, for nothing
         importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
     logging.getLogger("DeepSpeed").setLevel(level.upper())
     if device.type == "cpu":

@@ -86,7 +86,8 @@ def measure(
     with power.watching(device) as watched:
         both = profiling.together(endless, dataset, engine, world, device, steps, trace)
     held = {**profiling.memory(engine, device), **{name: both[name] for name in ("gradients", "buckets")}}
-    own = {**alone, **both, "memory": held, "power": watched, "host": platform.node()}
+    place = {"host": platform.node(), "cores": os.sched_getaffinity(0)}
+    own = {**alone, **both, "memory": held, "power": watched, **place}
     ranks = gather_objects(own, world)
 
     def mean(values: Sequence[float]) -> float:
@@ -113,7 +114,9 @@ def measure(
         "flops_per_image": alone["flops_per_image"], "matrix_rate": mean([rank["matrix_rate"] for rank in ranks]),
         "memory": {name: max(rank["memory"][name] for rank in ranks) for name in own["memory"]},
         "power": ranks[0]["power"], "hosts": len({rank["host"] for rank in ranks}),
-        "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(),
+        # a scheduler may give each task of a node cores of its own
+        "cores": len(set().union(*(rank["cores"] for rank in ranks if rank["host"] == ranks[0]["host"]))),
+        "threads": torch.get_num_threads(),
         "joules_per_image": sum(watts) * step / batch if all(watts) else None,
     }  # fmt: skip
     found["mfu"] = found["flops_per_image"] * found["images_per_s"] / (world.size * found["matrix_rate"])

@@ -98,7 +98,9 @@ def _local(per_node: int | None, most: int, device: str) -> Place:
             raise UserError(f"--nodes {most} × {each} ranks: this machine has {gpus} GPUs; give --per-node or --nodes")
         return Place("local", each, f"one machine with {gpus} GPUs; a node is {each} of them")
     note = f"one machine with {cores} cores and no GPU; a node is {each} process{'es' if each > 1 else ''} of it"
-    threads = os.environ.get("OMP_NUM_THREADS", str(_threads(ranks)))
+    threads = os.environ.get("OMP_NUM_THREADS", "").split(",")[0] or str(_threads(ranks))  # OpenMP: one a level
+    if not threads.isdecimal() or threads == "0":
+        raise UserError(f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}: is no number of threads")
     note += f", each with {threads} thread{'s' if threads != '1' else ''}"
     if ranks * int(threads) > cores:
         note += f"; {ranks} ranks share {cores} cores, so these figures show the machinery and no scaling"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from brain_dist import cost, cost_fit, machines, scaling_table
-from brain_dist.cost import Case, Measured, Model
+from brain_dist.cost import Case, Measured, Model, Traffic
 from brain_dist.errors import UserError, run
 from brain_dist.machines import Machine
 from brain_dist.scaling_predict_show import report
@@ -84,7 +84,7 @@ def _numbers(words: str) -> list[int]:
 
 def _overlap(path: Path | None) -> Callable[[Case], int]:
     """Buckets that overlap with backward in a case, 0 where DeepSpeed is not asked to; its defaults without a file."""
-    zero: dict[str, Any] = {}
+    zero: Any = {}
     if path is not None:
         try:
             found = json.loads(path.read_text())
@@ -92,7 +92,9 @@ def _overlap(path: Path | None) -> Callable[[Case], int]:
             raise UserError(f"--deepspeed {path}: {error.strerror}; configs/deepspeed/ holds examples") from None
         except ValueError as error:
             raise UserError(f"--deepspeed {path} is not JSON: {error}") from None
-        zero = found.get("zero_optimization", {}) if isinstance(found, dict) else {}
+        zero = found.get("zero_optimization", {}) if isinstance(found, dict) else None
+        if not isinstance(zero, dict):
+            raise UserError(f"--deepspeed {path}: 'zero_optimization' is no object")
     size = zero.get("reduce_bucket_size", BUCKET)
     if not isinstance(size, (int, float)) or size < 1:
         raise UserError(f"--deepspeed {path}: reduce_bucket_size={size!r} is no number of elements")
@@ -108,9 +110,10 @@ def _overlap(path: Path | None) -> Callable[[Case], int]:
 
 def case_of(row: dict[str, Any]) -> Case:
     """The configuration of a row. Nodes are the machines that its ranks really ran on."""
-    names = ("model", "size", "precision", "zero_stage", "ranks", "micro_batch", "micros", "parameters", "bytes_sent",
-             "messages", "device", "loader", "cores", "threads")  # fmt: skip
-    return Case(**{name: row[name] for name in names}, nodes=row["hosts"])
+    names = ("model", "size", "precision", "zero_stage", "ranks", "micro_batch", "micros", "parameters", "device",
+             "loader", "cores", "threads")  # fmt: skip
+    sent = {kind: (row[f"{kind}_messages"], row[f"{kind}_bytes"]) for kind in scaling_table.KINDS}
+    return Case(**{name: row[name] for name in names}, nodes=row["hosts"], traffic=Traffic(**sent))
 
 
 def measured(row: dict[str, Any]) -> Measured:
@@ -139,7 +142,9 @@ def model_on(machine: Machine, fitted: Model, curve: Curve) -> Model:
     own = fitted.compute[key]
     loader = dict(fitted.loader) if machine.compute is None else {}
     if machine.loader is not None:
-        loader = {(key, case.loader): machine.ranks_per_node / machine.loader}
+        there = replace(case, device=machine.device, cores=_cores(machine, case), ranks=machine.ranks_per_node, nodes=1)
+        # what is described is what a node of that machine gives, however crowded it is
+        loader = {(key, case.loader): machine.ranks_per_node / machine.loader / there.crowd}
     for name, known in (("link", machine.link or fitted.link), ("network", machine.network or fitted.network)):
         if known is None:
             raise UserError(
@@ -164,17 +169,17 @@ def extrapolate(
     micro_batch: int | None,
     overlap: Callable[[Case], int],
 ) -> list[dict[str, Any]]:
-    """A row for each curve and number of nodes; a global batch that does not reach all ranks ends a strong curve."""
+    """A row for each curve and number of nodes that its global batch divides among."""
     rows = []
     for curve in found:
-        model, first = model_on(machine, fitted, curve), None
+        model, first = model_on(machine, fitted, curve), (0.0, 0)  # images/s and nodes
         for count in sorted({1, *nodes}):
             case = _grown(curve, machine, count, micro_batch)
             if case is None:
-                break
+                continue
             parts = model.parts(case, buckets=overlap(case))
             rate = case.images * case.ranks / parts.step
-            first = first or rate
+            first = first if first[1] else (rate, count)
             held = cost.zero(case.zero_stage, case.parameters, case.ranks, case.precision, master=case.zero_stage > 0
                              or cost.BYTES[case.precision] == 2)  # fmt: skip
             if count in nodes:
@@ -183,32 +188,36 @@ def extrapolate(
                     "precision": case.precision, "zero_stage": case.zero_stage, "mode": curve.mode,
                     "loader": case.loader, "nodes": count, "ranks": case.ranks,
                     "global_batch": case.images * case.ranks, "micro_batch": case.micro_batch, "micros": case.micros,
-                    "images_per_s": rate, "step": parts.step, "speedup": rate / first,
-                    "efficiency": rate / first / count, "compute": parts.compute,
+                    "images_per_s": rate, "step": parts.step, "speedup": rate / first[0],
+                    "efficiency": rate / first[0] / count * first[1], "compute": parts.compute,
                     "communication": parts.communication, "exposed": parts.exposed, "waiting": parts.waiting,
                     "optimiser": parts.optimiser, "other": parts.other, "alone_loader": parts.loader,
                     "memory_states": held.weights + held.gradients + held.optimiser, "source": machine.source,
                 })  # fmt: skip
     if not rows:
         raise UserError(
-            f"no rank of {nodes[0]} nodes of {machine.name} gets an image of the measured global batches; fewer --nodes"
+            f"none of --nodes {', '.join(map(str, nodes))} of {machine.name} divides a measured global batch so that"
+            " every rank gets an image; give others"
         )
     return rows
 
 
 def _grown(curve: Curve, machine: Machine, nodes: int, micro_batch: int | None) -> Case | None:
-    """The curve's case on that many nodes: as many images a rank, or, strong, as many in all."""
+    """The curve's case on that many nodes: as many images a rank, or, strong, as many in all; None if they can't."""
     case, ranks = curve.case, nodes * machine.ranks_per_node
     micro, micros = micro_batch or case.micro_batch, case.micros
     if curve.mode == "strong":
-        each = case.images * case.ranks // ranks
-        if not each:
+        each, left = divmod(case.images * case.ranks, ranks)
+        if left or not each:
             return None
-        micro = min(case.micro_batch, each)
-        micros = math.ceil(each / micro)
+        micro = max(size for size in range(1, case.micro_batch + 1) if each % size == 0)  # as `scaling run` takes it
+        micros = each // micro
     grown = case.on(ranks=ranks, nodes=nodes, micro_batch=micro, micros=micros)
-    cores = machine.cores if machine.compute is not None else machine.cores or case.cores
-    return replace(grown, device=machine.device, cores=cores, threads=case.threads)
+    return replace(grown, device=machine.device, cores=_cores(machine, case), threads=case.threads)
+
+
+def _cores(machine: Machine, case: Case) -> int | None:
+    return machine.cores if machine.compute is not None else machine.cores or case.cores
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def report(
             table.add_row(
                 f"{row['nodes']}", f"{row['ranks']:,}", f"{row['global_batch']:,}", f"{row['images_per_s']:,.0f}",
                 f"{row['speedup']:.2f}", f"{row['efficiency']:.0%}", f"{1e3 * row['step']:,.2f}",
-                f"{row['exposed'] / row['step']:.0%}", f"{row['memory_states'] / 1e6:,.1f} MB",
+                f"{(row['exposed'] + row['waiting']) / row['step']:.0%}", f"{row['memory_states'] / 1e6:,.1f} MB",
             )  # fmt: skip
         console.print(table)
     for line in assumptions(machine, rows):
@@ -114,8 +114,9 @@ def assumptions(machine: Machine, rows: Sequence[Measured]) -> list[str]:
         real = machine.compute is None and any(row.loader is not None for row in rows)
         lines.append("The loader is as fast as it was alone." if real else "The loader is assumed never to bind.")
     lines.append(
-        "Communication: a ring over consecutive ranks at the pace of its slowest link, DeepSpeed's messages as counted;"
-        " memory: weights, gradients and optimiser states by the ZeRO paper, no activations."
+        "Communication, in the table with waiting for the slower rank: a ring over consecutive ranks at the pace of its"
+        " slowest link, DeepSpeed's messages as counted; memory: weights, gradients and optimiser states by the ZeRO"
+        " paper, no activations."
     )
     if machine.device == "cuda":
         lines.append(

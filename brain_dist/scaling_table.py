@@ -11,10 +11,11 @@ import os
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from brain_dist.cost import Traffic
 from brain_dist.errors import UserError
 from brain_dist.scaling_cases import Case
 
@@ -25,6 +26,7 @@ ALONE = {"forward": "forward", "backward": "backward", "optimiser": "optimiser",
 RATES = ("nodes", "ranks", "batch = micro × accumulated × ranks", "images/s", "speed-up", "efficiency", "step, ms",
          "communication", "sent, MB a step", "optimiser, MB a rank", "peak, MB a rank")  # fmt: skip
 SHOWN = ("nodes", "ranks", "images/s", "speed-up", "efficiency", "step, ms", "communication", "peak, MB a rank")
+KINDS = [field.name for field in fields(Traffic)]  # of collectives
 TEXT = ("name", "model", "mode", "precision", "device", "loader", "verdict")
 WHOLE = ("nodes", "ranks", "ranks_per_node", "zero_stage", "repeat", "global_batch", "micro_batch", "micros", "size",
          "parameters", "hosts", "cores", "threads")  # fmt: skip
@@ -32,7 +34,8 @@ REAL = (
     *("images_per_s", "step", "measured_step"),
     *(f"t_{name}" for name in TOGETHER),
     *(f"alone_{name}" for name in ALONE),
-    *("bytes_sent", "messages", "memory_weights", "memory_optimiser", "memory_gradients", "memory_peak"),
+    *("bytes_sent", "messages", *(f"{kind}_{what}" for kind in KINDS for what in ("messages", "bytes"))),
+    *("memory_weights", "memory_optimiser", "memory_gradients", "memory_peak"),
     *("flops_per_image", "matrix_rate", "mfu", "joules_per_image"),
 )
 
@@ -42,12 +45,15 @@ def row(case: Case, found: dict[str, Any]) -> dict[str, Any]:
     same = ("model", "zero_stage", "global_batch", "micros", "size", "precision", "device", "loader", "parameters",
             "images_per_s", "step", "measured_step", "bytes_sent", "messages", "flops_per_image", "matrix_rate", "mfu",
             "joules_per_image", "verdict", "hosts", "cores", "threads")  # fmt: skip
+    sent = Traffic.of(found["collectives"])
     return {
         "name": case.name, "mode": case.mode, "nodes": case.nodes, "ranks_per_node": case.ranks_per_node,
         "repeat": case.repeat, "micro_batch": case.config.train.micro_batch, "ranks": found["world"],
         **{name: found[name] for name in same},
         **{f"t_{name}": found["together"].get(stage, 0.0) for name, stage in TOGETHER.items()},
         **{f"alone_{name}": found["alone"].get(stage) for name, stage in ALONE.items()},
+        **{f"{kind}_messages": getattr(sent, kind)[0] for kind in KINDS},
+        **{f"{kind}_bytes": getattr(sent, kind)[1] for kind in KINDS},
         **{f"memory_{name}": found["memory"][name] for name in ("weights", "optimiser", "gradients", "peak")},
     }  # fmt: skip
 
@@ -79,14 +85,14 @@ def read(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} is not there: make it with `python -m brain_dist.scaling run`")
     try:
         table = pq.ParquetFile(path, pre_buffer=False).read(use_threads=False)  # as in data.index: no threads
-    except pa.ArrowException as error:
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:  # a flipped byte may show as any of them
         raise UserError(f"{path} is no Parquet file ({error}): make it again") from error
     lacking = [name for name in (*TEXT, *WHOLE, *REAL) if name not in table.column_names]
     if lacking:
         raise UserError(f"{path} is no table of a scaling experiment: it lacks {', '.join(lacking)}")
-    if not table.num_rows:
+    if not rows:
         raise UserError(f"{path} has no row: measure with `python -m brain_dist.scaling run`")
-    rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
 

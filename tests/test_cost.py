@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from brain_dist import cost, cost_fit
-from brain_dist.cost import Case, Compute, Link, Measured, Model
+from brain_dist.cost import Case, Compute, Link, Measured, Model, Traffic
 
 MB = 1_000_000
 # 10 ms a micro-batch and 2 ms an image, two thirds of it backward; 3 ns a parameter and 1 ms; 0.5 ms
@@ -20,10 +20,11 @@ ALPHA, BETA = 150e-6, 40e6
 
 def case(ranks: int = 1, *, nodes: int = 1, stage: int = 0, micro_batch: int = 8, micros: int = 2) -> Case:
     """A network of a million parameters in fp32, on nodes of eight cores."""
-    sent = cost.exchange(stage, micros, "cpu")[0] * 4 * MB if ranks > 1 else 0.0
+    sent = Traffic.expected(stage, micros, MB, "fp32") if ranks > 1 else Traffic()
+    sent = replace(sent, gathered=(3 * sent.gathered[0], sent.gathered[1]))  # short messages tell α from β
     return Case(
         model="a", size=64, precision="fp32", zero_stage=stage, ranks=ranks, nodes=nodes, micro_batch=micro_batch,
-        micros=micros, parameters=MB, bytes_sent=sent, messages=3.0 if ranks > 1 else 0.0, cores=8, threads=1,
+        micros=micros, parameters=MB, traffic=sent, cores=8, threads=1,
     )  # fmt: skip
 
 
@@ -87,13 +88,26 @@ def test_traffic_and_memory_of_four_byte_weights_and_the_limits() -> None:
 
 
 def test_deepspeed_sends_half_as_much_again_as_the_paper_counts() -> None:
-    assert cost.exchange(0, 3) == (1, 2)
-    assert cost.exchange(1, 3) == cost.exchange(2, 1) == (2, 3)
-    assert cost.exchange(2, 3) == (4, 7)  # three times reduced, once gathered
-    assert cost.exchange(3, 1) == (2, 2)
-    assert cost.exchange(3, 1, "cpu") == (2, 3)
-    # at two ranks half of what goes around goes over each rank's wire
+    # at two ranks half of what goes around goes over each rank's wire; gloo reduces all before it scatters
     assert [case(2, stage=stage, micros=1).wire for stage in (0, 1, 2, 3)] == [4 * MB, 6 * MB, 6 * MB, 6 * MB]
+    assert replace(case(2, stage=3, micros=1), device="cuda").wire == 4 * MB
+    assert case(2, stage=1, micros=3).wire == 6 * MB
+    assert case(2, stage=2, micros=3).wire == 14 * MB  # three times reduced, once gathered
+    # autocast's gradients have two bytes where ZeRO sends them
+    assert [Traffic.expected(stage, 2, MB, "amp").wire(2, "cpu") for stage in (0, 1, 2, 3)] == [
+        4 * MB, 4 * MB, 6 * MB, 6 * MB
+    ]  # fmt: skip
+
+
+def test_counted_collectives_keep_how_often_a_ring_carries_each() -> None:
+    counted = {"all_gather_into_tensor": [94, 7e6], "reduce_scatter_tensor": [4, 8e6], "all_reduce": [2, 16.0]}
+    sent = Traffic.of(counted)
+    assert (sent.gathered, sent.scattered, sent.reduced) == ((94, 7e6), (4, 8e6), (2, 16))
+    assert (sent.hops(3, "cuda"), sent.hops(3, "cpu")) == (2 * (94 + 4 + 4), 2 * (94 + 8 + 4))
+    assert sent.wire(2, "cpu") == (7e6 + 2 * 8e6 + 32) / 2
+    assert sent.of_gradients("cpu") == pytest.approx(16e6 / 23e6, rel=1e-5)
+    twice = sent.with_gradients(2)
+    assert (twice.gathered, twice.scattered, twice.reduced) == ((94, 7e6), (8, 16e6), (4, 32))
 
 
 def test_fit_finds_the_numbers_that_made_the_rows() -> None:
@@ -223,7 +237,7 @@ def test_more_ranks_slower_wires_and_longer_messages_never_shorten_a_step() -> N
     of = case(4)
     for slower in (Link(2 * ALPHA, BETA), Link(ALPHA, BETA / 2)):
         assert truth(link=slower).parts(of).step > truth().parts(of).step
-    assert truth().parts(replace(of, bytes_sent=2 * of.bytes_sent)).step > truth().parts(of).step
+    assert truth().parts(replace(of, traffic=of.traffic.with_gradients(2))).step > truth().parts(of).step
     assert truth(link=Link(0.0, math.inf)).parts(of).communication == 0
     assert truth(link=None).parts(case(1)).communication == 0  # alone it needs no wires
     with pytest.raises(KeyError, match="wires inside"):
@@ -232,10 +246,11 @@ def test_more_ranks_slower_wires_and_longer_messages_never_shorten_a_step() -> N
 
 def test_other_ranks_send_what_the_stage_sends() -> None:
     one = case(1, stage=2).on(ranks=4, nodes=2, micro_batch=8, micros=1)
-    assert (one.bytes_sent, one.messages) == (8 * MB, 2)  # gradients and weights
+    assert one.traffic == Traffic(gathered=(1, 4 * MB), reduced=(1, 4 * MB))
     three = case(2, stage=2, micros=1).on(ranks=8, nodes=2, micro_batch=4, micros=3)
-    assert three.bytes_sent == 16 * MB
-    assert case(2, stage=0, micros=1).on(ranks=8, nodes=2, micro_batch=4, micros=3).bytes_sent == 4 * MB
+    assert three.traffic == Traffic(gathered=(3, 4 * MB), reduced=(3, 12 * MB))
+    plain = case(2, stage=0, micros=1).on(ranks=8, nodes=2, micro_batch=4, micros=3)
+    assert plain.traffic == Traffic(reduced=(1, 4 * MB))
 
 
 def test_latency_with_a_known_bandwidth() -> None:
