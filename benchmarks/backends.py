@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 
-from launch.local import environment, free_port, gpus
+from launch.local import Part, gpus, start
 
 UNTIL_THE_END = contextlib.ExitStack()  # a process group that is collected is a group that is gone
 BACKENDS = ("accelerate", "zero0", "zero1", "zero2")
@@ -50,20 +50,10 @@ def main() -> None:
 
 def measure(backend: str, arguments: argparse.Namespace) -> float:
     """Images/s over all ranks of one start of ``backend``."""
-    port = free_port()
     words = [sys.executable, "-m", "benchmarks.backends", "--worker", backend, "--ranks", str(arguments.ranks)]
     for name in ("model", "size", "batch", "steps"):
         words += [f"--{name}", str(getattr(arguments, name))]
-    started = [
-        subprocess.Popen(
-            words,
-            env=environment(rank, arguments.ranks, port),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        for rank in range(arguments.ranks)
-    ]
+    started = start(words, Part(arguments.ranks), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     printed = [process.communicate()[0] for process in started]
     if any(process.returncode for process in started):
         raise SystemExit(f"{backend} failed; run it by hand to see why: {' '.join(words)}")

@@ -19,7 +19,7 @@ import time
 from itertools import chain
 from pathlib import Path
 
-from launch.local import environment, free_port, gpus
+from launch.local import Part, gpus, start
 
 WARM = 5  # steps that are not counted
 
@@ -87,17 +87,12 @@ def phantoms(folder: Path, images: int) -> Path:
 
 def steps_of(kind: str, settings: list[str], arguments: argparse.Namespace, run: Path) -> list[float]:
     """Seconds of each step after the warm ones of one start, on the main rank."""
-    port = free_port()
     if kind == "product":
         command = [sys.executable, "-m", "brain_dist.train", *settings]
     else:
         command = [sys.executable, "-m", "benchmarks.loop_overhead", "--settings", json.dumps(settings)]
         command += ["--steps", str(arguments.steps)]
-    ranks = [
-        subprocess.Popen(command, env=environment(r, arguments.ranks, port), stdout=subprocess.PIPE,
-                         stderr=subprocess.PIPE, text=True)
-        for r in range(arguments.ranks)
-    ]  # fmt: skip
+    ranks = start(command, Part(arguments.ranks), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     printed = [rank.communicate() for rank in ranks]
     if any(rank.returncode for rank in ranks):
         raise SystemExit(f"the {kind} loop failed:\n{printed[0][1]}")

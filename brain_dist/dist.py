@@ -26,7 +26,10 @@ _TORCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_P
 
 @dataclass(frozen=True)
 class World:
-    """rank of size processes, local_rank of local_size on this node; address and port of the rendezvous."""
+    """rank of size processes, local_rank of local_size on this node; address and port of the rendezvous.
+
+    ``meeting`` names this start of the run there: a rank that another start left behind meets nobody.
+    """
 
     rank: int
     size: int
@@ -35,6 +38,7 @@ class World:
     address: str
     port: int
     launcher: str
+    meeting: str = ""
 
     @property
     def is_main(self) -> bool:
@@ -86,6 +90,8 @@ def discover(env: Mapping[str, str] | None = None) -> World:
             else "deepspeed"
             if "CROSS_RANK" in env
             else "environment",
+            # torchrun's store outlives the workers that it starts anew
+            meeting=env.get("BRAIN_DIST_MEETING") or env.get("TORCHELASTIC_RESTART_COUNT", ""),
         )
     elif (
         "SLURM_STEP_NUM_TASKS" in env
@@ -99,8 +105,11 @@ def discover(env: Mapping[str, str] | None = None) -> World:
             local_rank=_number(env, "SLURM_LOCALID"),
             local_size=-(-tasks // nodes),
             address=env.get("MASTER_ADDR") or ("127.0.0.1" if tasks == 1 else _slurm_address(env)),
-            port=_number(env, "MASTER_PORT") if "MASTER_PORT" in env else 20000 + job % 20000,
+            port=_number(env, "MASTER_PORT")
+            if "MASTER_PORT" in env
+            else 20000 + job % 12000,  # below those that Linux gives away
             launcher="srun",
+            meeting=f"{job}.{env.get('SLURM_STEP_ID', '')}.{env.get('SLURM_RESTART_COUNT', '')}",
         )
     elif env.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
         raise UserError("mpirun's variables are not read; start with torchrun, deepspeed or srun")
@@ -173,9 +182,7 @@ def process_group(world: World, device: torch.device, timeout: float = 600.0) ->
     if world.size == 1:
         store: Any = dist.HashStore()
     else:
-        store = dist.TCPStore(
-            world.address, world.port, world.size, is_master=_hosts_store(world), wait_for_workers=False
-        )
+        store = rendezvous(world, serve=True)
     for name, value in (
         ("RANK", world.rank),
         ("WORLD_SIZE", world.size),
@@ -200,9 +207,29 @@ def process_group(world: World, device: torch.device, timeout: float = 600.0) ->
             dist.destroy_process_group()
 
 
-def _hosts_store(world: World) -> bool:
-    """Whether this process serves the rendezvous; torchrun's agent already does for its workers."""
-    return world.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+def rendezvous(world: World, *, serve: bool = False) -> Any:
+    """A connection to where the ranks of this start meet: torch's store, its keys under the start's own name.
+
+    ``serve``: on rank 0, be that place; UserError where the port is somebody else's.
+    """
+    import torch.distributed as dist
+
+    # torchrun's agent serves its workers
+    serve = serve and world.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    handed = os.environ.pop("BRAIN_DIST_STORE_FD", None) if serve else None  # launch/local.py listens already
+    try:
+        store = dist.TCPStore(
+            world.address, world.port, world.size, is_master=serve, wait_for_workers=False,
+            master_listen_fd=None if handed is None else int(handed),
+        )  # fmt: skip
+    except dist.DistNetworkError as error:
+        if serve and "EADDRINUSE" in str(error):
+            raise UserError(
+                f"port {world.port} of {world.address} is in use, and the ranks are to meet there;"
+                " set MASTER_PORT to a free one"
+            ) from error
+        raise
+    return dist.PrefixStore(world.meeting, store)
 
 
 def lost_contact(error: RuntimeError) -> bool:

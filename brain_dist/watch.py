@@ -125,9 +125,9 @@ def watching(world: World, timeout: float) -> Iterator[Watch]:
     if world.size == 1:
         yield watch
         return
-    import torch.distributed as dist
+    from brain_dist.dist import rendezvous
 
-    watch._store = dist.TCPStore(world.address, world.port, is_master=False)
+    watch._store = rendezvous(world)
     thread = threading.Thread(target=watch._live, name="watch", daemon=True)
     thread.start()
     try:

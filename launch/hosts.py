@@ -40,9 +40,9 @@ def main() -> int:
         parser.error(f"{wanted.hostfile}: {error}")
     address = next(iter(hosts)).rpartition("@")[2]
     variables = [f"{name}={value}" for name, value in os.environ.items() if SHARED.fullmatch(name)]
-    processes, first = [], 0
+    processes, first, meeting = [], 0, os.urandom(4).hex()
     for host, slots in hosts.items():
-        part = f"{first},{sum(hosts.values())},{address},{wanted.port}"
+        part = f"{first},{sum(hosts.values())},{address},{wanted.port},{meeting}"
         words = ["env", *variables, sys.executable, "launch/local.py", "-n", str(slots), "--part", part]
         script = f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join([*words, wanted.verb, *wanted.arguments])}"
         processes.append(

@@ -9,6 +9,8 @@ goes on from its newest checkpoint.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import os
 import signal
 import socket
@@ -16,11 +18,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 NO_FAULT = (0, 2, 75)  # done, the user's mistake, stopped after a clean save
 GRACE = 10.0  # seconds that the others get to end by themselves, and again between SIGTERM and SIGKILL
+STORE = "BRAIN_DIST_STORE_FD"  # rank 0's variable with the number of the open socket, read in brain_dist/dist.py
 SAVE = 120.0  # seconds to save, for processes whose launcher on another machine is gone
 
 
@@ -29,7 +34,7 @@ def main() -> int:
     parser = argparse.ArgumentParser("launch/local.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("-n", "--processes", type=int, help="processes to start (default: one a GPU, else one)")
     parser.add_argument("--restarts", type=int, default=0, help="times to start anew after a fault (default: 0)")
-    parser.add_argument("--part", metavar="FIRST,WORLD,ADDRESS,PORT", help="set by launch/hosts.py")
+    parser.add_argument("--part", metavar="FIRST,WORLD,ADDRESS,PORT,MEETING", help="set by launch/hosts.py")
     parser.add_argument("verb", help="train or evaluate")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the verb's own arguments")
     wanted = parser.parse_args()
@@ -38,6 +43,7 @@ def main() -> int:
         if value is not None and value < (name == "processes"):
             parser.error(f"--{name} {value}: needs at least {int(name == 'processes')}")
     count = wanted.processes or gpus() or 1
+    part = Part.read(wanted.part, count) if wanted.part else Part(count)
     command = [sys.executable, "-m", f"brain_dist.{wanted.verb}", *wanted.arguments]
     processes: list[subprocess.Popen[bytes]] = []
     asked = False
@@ -54,15 +60,12 @@ def main() -> int:
     if wanted.part:
         threading.Thread(target=obey, args=(processes, lambda number: forward(number, None)), daemon=True).start()
     for left in range(wanted.restarts, -1, -1):
-        first, world, address, port = (wanted.part or f"0,{count},127.0.0.1,{free_port()}").split(",")
-        processes[:] = [
-            subprocess.Popen(
-                command,
-                env=environment(rank, count, port, first=int(first), world=int(world), address=address),
-                stdin=subprocess.DEVNULL if wanted.part else None,
-            )
-            for rank in range(count)
-        ]
+        try:
+            processes[:] = start(command, part, stdin=subprocess.DEVNULL if wanted.part else None)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            parser.error(f"port {part.port} of {part.address} is in use, the processes cannot meet there; give --port")
         if asked:  # while they were being started
             forward(signal.SIGTERM, None)
         code = wait(processes)
@@ -91,32 +94,68 @@ def gpus() -> int:
     return len([node for node in Path("/dev").glob("nvidia[0-9]*") if node.name[6:].isdigit()])
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@dataclass(frozen=True)
+class Part:
+    """This machine's ``count`` ranks of a run, and where all of the run's ranks meet."""
+
+    count: int
+    first: int = 0
+    world: int = 0  # 0: these are all
+    address: str = "127.0.0.1"
+    port: int = 0  # 0: any free one
+    # a process that another run left behind, and that knocks at the same port, meets nobody
+    meeting: str = field(default_factory=lambda: os.urandom(4).hex())
+
+    @classmethod
+    def read(cls, text: str, count: int) -> Part:
+        """What launch/hosts.py gives to --part."""
+        first, world, address, port, meeting = text.split(",")
+        return cls(count, int(first), int(world), address, int(port), meeting)
+
+    def environment(self, rank: int) -> dict[str, str]:
+        """The variables that torch.distributed knows, for this machine's process ``rank``, and its share of cores."""
+        names = {
+            "RANK": self.first + rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": self.world or self.count,
+            "LOCAL_WORLD_SIZE": self.count,
+            "MASTER_ADDR": self.address,
+            "MASTER_PORT": self.port,
+            "BRAIN_DIST_MEETING": self.meeting,
+        }
+        # what was set by hand wins over the share of cores, never over the ranks
+        share = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // self.count))}
+        return {**share, **os.environ, **{name: str(value) for name, value in names.items()}}
 
 
-def environment(
-    rank: int, count: int, port: int | str, *, first: int = 0, world: int | None = None, address: str = "127.0.0.1"
-) -> dict[str, str]:
-    """The variables that torch.distributed knows; the cores are shared out between this machine's ``count`` processes.
+def start(command: Sequence[str], part: Part, **options: Any) -> list[subprocess.Popen[Any]]:
+    """Start this machine's processes; ``options`` are Popen's. OSError where the port is in use.
 
-    ``first`` is the rank of this machine's first one of ``world``.
+    Rank 0's machine listens from now on and hands the open socket to rank 0, so that nobody else can take the port in
+    the seconds until torch is imported.
     """
-    names = {
-        "RANK": first + rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": world or count,
-        "LOCAL_WORLD_SIZE": count,
-        "MASTER_ADDR": address,
-        "MASTER_PORT": port,
-        "OMP_NUM_THREADS": max(1, len(os.sched_getaffinity(0)) // count),
-    }
-    # what was set by hand wins over the share of cores, never over the ranks
-    kept = {"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]} if "OMP_NUM_THREADS" in os.environ else {}
-    return {**os.environ, **{name: str(value) for name, value in names.items()}, **kept}
+    with contextlib.ExitStack() as held:
+        server = None
+        if not part.first:
+            server = held.enter_context(listen(part.port, everywhere=part.world > part.count))
+            part = replace(part, port=server.getsockname()[1])
+        started: list[subprocess.Popen[Any]] = []
+        for rank in range(part.count):
+            env, handed = part.environment(rank), []
+            if server and not rank:
+                handed = [server.fileno()]
+                env[STORE] = str(server.fileno())
+            started.append(subprocess.Popen(command, env=env, pass_fds=handed, **options))
+    return started
+
+
+def listen(port: int = 0, *, everywhere: bool = False) -> socket.socket:
+    """A socket that listens at ``port`` (0: any free one), of this machine alone or for others too."""
+    if not everywhere:
+        return socket.create_server(("127.0.0.1", port))
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))
 
 
 def wait(processes: list[subprocess.Popen[bytes]]) -> int:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import importlib
 import io
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -151,6 +154,18 @@ def launch(processes: int, name: str, *arguments: str, expect: int | None = 0, *
     if expect is not None:
         assert done.code == expect, f"{name} {' '.join(arguments)}\nexit {codes}\n{done.out}\n{done.err}"
     return done
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports for servers that start later: free now, and below those that Linux gives to whoever asks for any."""
+    with contextlib.ExitStack() as held:
+        found: list[int] = []
+        while len(found) < count:
+            port = random.SystemRandom().randrange(10000, 20000)
+            with contextlib.suppress(OSError):
+                held.enter_context(socket.create_server(("127.0.0.1", port)))
+                found.append(port)
+    return found
 
 
 @functools.cache

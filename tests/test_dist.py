@@ -1,11 +1,12 @@
 """Who am I: each launcher's environment is read, and a half-set one is refused."""
 
 import os
+import socket
 
 import pytest
 import torch
 
-from brain_dist.dist import be_deterministic, discover
+from brain_dist.dist import be_deterministic, discover, process_group, rendezvous
 from brain_dist.errors import UserError
 
 TORCH = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
@@ -44,6 +45,32 @@ def test_srun_without_a_port_derives_it_from_the_job() -> None:
     world = discover(SRUN)
     assert (world.rank, world.size, world.local_rank, world.local_size) == (2, 4, 0, 2)
     assert (world.address, world.port, world.launcher) == ("n1", 20041, "srun")
+
+
+def test_a_port_that_is_in_use_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        world = discover(
+            {**TORCH, "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        )
+        with (
+            pytest.raises(UserError, match=f"port {port} of 127.0.0.1 is in use"),
+            process_group(world, torch.device("cpu")),
+        ):
+            pass
+
+
+def test_a_rank_that_another_start_left_behind_meets_nobody() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    here = {**TORCH, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    now = rendezvous(discover({**here, "RANK": "0", "BRAIN_DIST_MEETING": "second"}), serve=True)
+    now.set("here", "0")
+    assert rendezvous(discover({**here, "BRAIN_DIST_MEETING": "second"})).check(["here"])
+    assert not rendezvous(discover({**here, "BRAIN_DIST_MEETING": "first"})).check(["here"])
+    starts = [discover({**SRUN, "SLURM_STEP_ID": "0", "SLURM_RESTART_COUNT": str(n)}).meeting for n in range(2)]
+    starts += [discover({**TORCH, "TORCHELASTIC_RESTART_COUNT": str(n)}).meeting for n in range(2)]
+    assert len(set(starts)) == 4
 
 
 def test_a_batch_shell_is_alone_though_slurm_set_a_rank() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, command, environment, losses, read_metrics
+from conftest import ROOT, TINY, command, environment, free_ports, losses, read_metrics
 
 from launch.hosts import read
 
@@ -26,9 +26,7 @@ def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     at = tmp_path_factory.mktemp("ssh")
     for name in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(at / name)], check=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     Path("/run/sshd").mkdir(exist_ok=True)  # where sshd wants to lock itself in
     settings = {
         "ListenAddress": "127.0.0.1",
@@ -56,15 +54,17 @@ def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_stopped_on_two_machines_and_resumed(ssh: str, phantom_shards: Path, tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("localhost slots=1   # the first one serves the rendezvous\n\n127.0.0.1 slots=1\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    words = [sys.executable, "launch/hosts.py", "--ssh", ssh, "--port", port, str(tmp_path / "hosts"), "train", *TINY]
-    words += ["--data.shards", str(phantom_shards), "--run.dir", str(tmp_path), "--train.precision", "fp32"]
+    (port,) = free_ports(1)
+    words = [sys.executable, "launch/hosts.py", "--ssh", ssh, "--port", str(port), str(tmp_path / "hosts"), "train"]
+    words += [*TINY, "--data.shards", str(phantom_shards), "--run.dir", str(tmp_path), "--train.precision", "fp32"]
     words += ["--train.global_batch", "24", "--train.micro_batch", "6", "--train.eval_every", "0"]
     words += ["--train.epochs", "20", "--run.name", "far"]
     wrong = command([*words, "--train.epoks", "1"], expect=2)
     assert "brain-dist: error" in wrong.err
+    with socket.create_server(("", port)):
+        busy = command(words, expect=2)
+    assert f"error: port {port} of localhost is in use" in busy.err
+    assert "Traceback" not in busy.err
 
     launcher = subprocess.Popen(words, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
     try:

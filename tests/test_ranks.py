@@ -100,11 +100,9 @@ print("agreed")
 def test_two_ranks_agree_with_one() -> None:
     """BatchNorm averaged and synchronised, a head trained alone at first under each ZeRO stage, a compiled network."""
     starter = (
-        "import subprocess, sys\n"
-        "from launch.local import environment, free_port\n"
-        "port = free_port()\n"
-        f"words = [sys.executable, '-c', {SCRIPT!r}]\n"
-        "ranks = [subprocess.Popen(words, env=environment(rank, 2, port)) for rank in range(2)]\n"
+        "import sys\n"
+        "from launch.local import Part, start\n"
+        f"ranks = start([sys.executable, '-c', {SCRIPT!r}], Part(2))\n"
         "sys.exit(max(rank.wait() for rank in ranks))"
     )
     done = command([sys.executable, "-c", starter], PYTHONPATH=str(ROOT))

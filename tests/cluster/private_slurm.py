@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import ROOT, environment, read_metrics
+from conftest import ROOT, environment, free_ports, read_metrics
 from guard import members
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
@@ -81,7 +81,7 @@ class Cluster:
         """Write the configuration, start the daemons, wait until four nodes are idle."""
         at, host = self.at, socket.gethostname().split(".")[0]
         at.chmod(0o755)
-        ports = _free_ports(1 + len(NODES))
+        ports = free_ports(1 + len(NODES))
         nodes = "\n".join(
             f"NodeName={n} NodeHostname={host} NodeAddr=127.0.0.1 Port={p}"
             for n, p in zip(NODES, ports[1:], strict=True)
@@ -217,16 +217,6 @@ def wait_for(true: Callable[[], bool], seconds: float, what: str) -> None:
     while not true():
         assert time.monotonic() < limit, f"waited {seconds:.0f} s for {what}"
         time.sleep(0.05)
-
-
-def _free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    for one in held:
-        one.bind(("127.0.0.1", 0))
-    ports = [int(one.getsockname()[1]) for one in held]
-    for one in held:
-        one.close()
-    return ports
 
 
 def _environ(process: int) -> dict[str, str]:

@@ -37,7 +37,16 @@ PRELOADED = (
 
 
 QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # as a rank sets it for itself, before torch is loaded
-NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+NAMES = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "BRAIN_DIST_MEETING",
+    "BRAIN_DIST_STORE_FD",
+)
 
 
 class Nursery:
@@ -81,19 +90,23 @@ class Ranks:
         environment; ``inside`` is what :mod:`inject` does in the rank that it names, or in all.
         """
         sys.path.insert(0, str(ROOT))
-        from launch.local import environment, free_port
+        from launch.local import STORE, Part
 
-        port = free_port()
         self.nursery, self.log = nursery, out
         self.codes: dict[int, int | None] = {}
+        held, port = nursery.ask(listen=True) if count > 1 else (0, 0)
         for rank in range(count):
             mine = dict(inside or {})
-            ranked = environment(rank, count, port) if count > 1 else {}
+            ranked = Part(count, port=port, meeting=str(port)).environment(rank) if count > 1 else {}
+            if held and not rank:
+                ranked[STORE] = str(held)
             self.codes[nursery.ask(start={
                 "verb": verb, "arguments": list(arguments), "out": str(out), "err": str(err or out),
                 "env": {**{n: ranked[n] for n in NAMES if n in ranked}, **(env or {})},
                 "inside": mine if mine.get("rank", rank) == rank else {},
             })] = None  # fmt: skip
+            if held and not rank:
+                nursery.ask(close=held)  # as a launcher does: it is rank 0's alone
 
     @property
     def pids(self) -> list[int]:
@@ -130,14 +143,23 @@ def serve(path: str) -> None:
     """Fork on request until the other end hangs up."""
     for name in PRELOADED:
         importlib.import_module(name)
+    sys.path.insert(0, str(ROOT))
+    from launch.local import listen
+
     gc.freeze()  # else each child's garbage collector goes through, and so copies, all that was imported: seconds
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(path)
     alive: set[int] = set()
     for line in connection.makefile("r"):
         request = json.loads(line)
-        answer: int | None
-        if "start" in request:
+        answer: Any
+        if "listen" in request:
+            held = listen()
+            answer = held.fileno(), held.getsockname()[1]
+            held.detach()
+        elif "close" in request:
+            answer = os.close(request["close"])
+        elif "start" in request:
             answer = os.fork()
             if not answer:
                 os.dup2(os.open(os.devnull, os.O_RDWR), connection.fileno())  # a rank must not hold the line open
