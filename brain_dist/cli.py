@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from brain_dist import __version__
-from brain_dist.errors import UserError, run
+from brain_dist.errors import UserError, leave
 
 VERBS = {
     "shard": "collections into verified, leak-free shards (build, verify, join, audit, phantom)",
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry() -> None:
     """The console script."""
-    sys.exit(run(main))
+    leave(main)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import platform
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 EXIT_FAULT = 1
 EXIT_USER = 2
@@ -32,6 +35,33 @@ def _settled() -> None:
     if "SLURM_STEP_NUM_TASKS" in os.environ:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
+
+
+_left_with: int | None = None
+
+
+def leave(main: Callable[[], int]) -> NoReturn:
+    """:func:`run`, and end the process with that exit code, as an entry point does.
+
+    Once everything is written and every exit handler has run, the process ends without unloading its libraries: their
+    threads (gloo's, pyarrow's) live until then, and now and then one aborts a process that is done, which a launcher
+    and SLURM would take for a fault.
+    """
+    global _left_with
+    _left_with = run(main)
+    sys.exit(_left_with)
+
+
+def _end() -> None:
+    if _left_with is None:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # its reader left, or it was closed
+            stream.flush()
+    os._exit(_left_with)
+
+
+atexit.register(_end)  # handlers run in reverse order: what is imported after this module has its turn before
 
 
 def run(main: Callable[[], int]) -> int:

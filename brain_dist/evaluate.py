@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brain_dist.errors import Fault, UserError, run
+from brain_dist.errors import Fault, UserError, leave
 
 if TYPE_CHECKING:
     import torch
@@ -288,4 +287,4 @@ def show(judged: dict[str, Any], title: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    leave(main)

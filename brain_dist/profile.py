@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brain_dist.config import Config, load
-from brain_dist.errors import UserError, run
+from brain_dist.errors import UserError, leave
 
 if TYPE_CHECKING:
     import torch
@@ -240,4 +240,4 @@ def report(found: dict[str, Any], config: Config, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    leave(main)

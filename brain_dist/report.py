@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from brain_dist.data.index import Dataset, open_dataset
-from brain_dist.errors import UserError, run
+from brain_dist.errors import UserError, leave
 from brain_dist.predictions import Predictions, read_predictions
 
 if TYPE_CHECKING:
@@ -190,4 +190,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    leave(main)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from brain_dist.config import Config, load, to_dict
-from brain_dist.errors import Fault, UserError, run
+from brain_dist.errors import Fault, UserError, leave
 
 PROG = "brain-dist scaling run"
 EXPERIMENT, PARQUET, PAGE, PLOT = "experiment.json", "scaling.parquet", "scaling.md", "scaling.png"
@@ -199,4 +199,4 @@ def _write(out: Path, found: Sequence[Any], command: str, note: str, failed: dic
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    leave(main)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from brain_dist import cost, cost_fit, machines, scaling_table
 from brain_dist.cost import Case, Measured, Model, Traffic
-from brain_dist.errors import UserError, run
+from brain_dist.errors import UserError, leave
 from brain_dist.machines import Machine
 from brain_dist.scaling_predict_show import report
 
@@ -221,4 +220,4 @@ def _cores(machine: Machine, case: Case) -> int | None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    leave(main)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brain_dist.errors import UserError, run
+from brain_dist.errors import UserError, leave
 from brain_dist.shard_options import FRACTIONS, parser
 
 if TYPE_CHECKING:
@@ -230,4 +230,4 @@ def _phantom(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    leave(main)

@@ -10,7 +10,6 @@ import argparse
 import io
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from brain_dist.data.index import Dataset, ShardReader, open_dataset
-from brain_dist.errors import UserError, run
+from brain_dist.errors import UserError, leave
 
 THUMB = 32
 RING = 3  # pixels of the thumbnail's border, about a tenth of its side
@@ -154,4 +153,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    leave(main)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from brain_dist.errors import Fault, UserError, run
+from brain_dist.errors import Fault, UserError, leave
 from brain_dist.wandb_log import FINISHED, has_key
 
 QUIET = 600  # seconds without a write after which an attempt that never finished counts as killed
@@ -80,4 +80,4 @@ def upload(folders: Sequence[Path]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    leave(main)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from brain_dist.config import Config, Metric, load
-from brain_dist.errors import EXIT_PREEMPTED, Fault, UserError, run
+from brain_dist.errors import EXIT_PREEMPTED, Fault, UserError, leave
 
 if TYPE_CHECKING:
     import torch
@@ -288,4 +288,4 @@ class Pause:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    leave(main)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 
-from brain_dist.errors import run
+from brain_dist.errors import leave
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,4 +30,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    leave(main)

@@ -28,11 +28,11 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 # heavy packages, and our own modules that import nothing when they are called; the verbs themselves stay cold
 PRELOADED = (
-    "torch", "timm", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.runtime.zero.stage3",
-    "deepspeed.runtime.zero.stage_1_and_2", "nvidia.dali.fn", "safetensors.torch", "scipy.special", "torchmetrics",
-    "pandas", "jsonargparse", "pyarrow.parquet", "brain_dist.train", "brain_dist.engine",
-    "brain_dist.tracking", "brain_dist.metrics", "brain_dist.saving",
-    "brain_dist.resume", "brain_dist.rundir", "brain_dist.predictions", "brain_dist.loaders.dali", "brain_dist.watch",
+    "brain_dist.errors", "torch", "timm", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer",
+    "deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2", "nvidia.dali.fn", "safetensors.torch",
+    "scipy.special", "torchmetrics", "pandas", "jsonargparse", "pyarrow.parquet", "brain_dist.train",
+    "brain_dist.engine", "brain_dist.tracking", "brain_dist.metrics", "brain_dist.saving", "brain_dist.resume",
+    "brain_dist.rundir", "brain_dist.predictions", "brain_dist.loaders.dali", "brain_dist.watch",
 )  # fmt: skip
 
 
@@ -187,7 +187,7 @@ def be_rank(verb: str, arguments: list[str], out: str, err: str, env: dict[str, 
     for number, name in ((1, out), (2, err)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    from brain_dist.errors import run
+    from brain_dist.errors import leave
 
     if inside:
         import inject
@@ -195,7 +195,7 @@ def be_rank(verb: str, arguments: list[str], out: str, err: str, env: dict[str, 
         inject.prepare(**inside)
     module = importlib.import_module(f"brain_dist.{verb}")
     sys.argv = [str(module.__file__), *arguments]
-    sys.exit(run(module.main))
+    leave(module.main)
 
 
 if __name__ == "__main__":
