@@ -241,7 +241,10 @@ def _step(word: str) -> int | str:
 
 
 def evaluate(loaded: LoadedRun, split: str, name: str, *, micro_batch: int, world: World) -> dict[str, Any]:
-    """Predict a split on all ranks; the main one writes predictions/NAME.parquet and NAME.json. Returns the metrics."""
+    """Predict a split on all ranks; the main one judges, and writes predictions/NAME.parquet and NAME.json.
+
+    Returns the metrics, on the main rank.
+    """
     from brain_dist import inference
     from brain_dist.predictions import predictions_from_logits, write_predictions
 
@@ -251,8 +254,9 @@ def evaluate(loaded: LoadedRun, split: str, name: str, *, micro_batch: int, worl
     batches = loaded.batches(rows, micro_batch=micro_batch, world=world)
     logits = inference.logits(loaded.model, loaded.finish, batches, rows, world)
     predictions = predictions_from_logits(loaded.dataset, rows, logits, run=loaded.config.run.name, step=loaded.step)
-    judged = predictions.evaluate()
+    judged: dict[str, Any] = {}
     if world.is_main:
+        judged = predictions.evaluate()
         folder = loaded.path / "predictions"
         write_predictions(folder / f"{name}.parquet", predictions, rows)
         (folder / f"{name}.json").write_text(json.dumps(judged, indent=1) + "\n")

@@ -231,9 +231,10 @@ def validate(
     config: Config, dataset: Dataset, engine: Engine, world: World, device: torch.device, watch: Watch, done: int
 ) -> tuple[dict[str, Any], Predictions]:
     """Loss (cross-entropy without smoothing) and metrics on the validation split after ``done`` steps, exact over the
-    ranks; and the predictions that they judge."""
+    ranks; and the predictions that they judge. The main rank judges, so that all decide on the same numbers."""
     from brain_dist import inference
     from brain_dist.data import plan
+    from brain_dist.dist import gather_objects
     from brain_dist.loaders import open_loader
     from brain_dist.loaders.batch import evaluation_jobs
     from brain_dist.predictions import predictions_from_logits
@@ -246,7 +247,7 @@ def validate(
     with engine.evaluating() as model:
         logits = inference.logits(model, engine.finish, watched, rows, world)
     predictions = predictions_from_logits(dataset, rows, logits, run=config.run.name, step=0)
-    judged = predictions.evaluate()
+    (judged, *_) = gather_objects(predictions.evaluate() if world.is_main else None, world)
     values = {name: judged["nll" if name == "loss" else name] for name in get_args(Metric)}
     return {**values, **{name: judged[name] for name in ("per_class", "confusion")}}, predictions
 

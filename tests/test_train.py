@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Done, command, interrupt, launch, losses, read_metrics, terminate, verb
+from conftest import TINY, Done, command, in_process, interrupt, launch, losses, read_metrics, terminate, verb
 from safetensors.torch import load_file
 
 BATCH = ["--train.global_batch", "24", "--train.micro_batch", "4", "--optim.lr", "1e-3"]
@@ -203,6 +203,21 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     assert "is damaged and skipped" in done.err
     assert victim.name in done.err
     assert losses(runs / "damaged") == losses(undisturbed)
+
+
+def test_shards_that_are_not_whole_are_told_before_the_first_step(phantom_shards: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shutil.copytree(phantom_shards, shards)
+    shard = next(shards.glob("*-train-*.tar"))
+    whole = shard.read_bytes()
+    for damage, says in (
+        (lambda: shard.write_bytes(whole[:-512]), f"has {len(whole) - 512:,} bytes of {len(whole):,}; copy or build"),
+        (shard.unlink, "cannot be used (No such file or directory); copy or build it again"),
+    ):
+        damage()
+        done = in_process("train", *arguments(shards, tmp_path, "short"), expect=2)
+        assert f"{shard} {says}" in done.err
+        assert not (tmp_path / "short").exists()
 
 
 def test_too_many_ranks_for_the_batch_is_one_line(phantom_shards: Path, runs: Path) -> None:

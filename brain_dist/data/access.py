@@ -30,13 +30,28 @@ def open_data(data: DataConfig, where: Path) -> Dataset:
     :class:`UserError` on data that are not there, do not fit together or do not fit the settings.
     """
     if data.sources:
-        return _joined(data, where)
+        return _complete(_joined(data, where))
     if not data.shards:
         raise UserError(
             "data.shards is not set; give the folder that `python -m brain_dist.shard build` made,"
             " or several as data.sources"
         )
-    return open_shards(data.shards, data.cache_dir).of_fold(data.fold)
+    return _complete(open_shards(data.shards, data.cache_dir)).of_fold(data.fold)
+
+
+def _complete(dataset: Dataset) -> Dataset:
+    """The same, once each shard is there in its full length: nothing is found missing in the middle of an epoch."""
+    for folder in dataset.sources or (dataset.root,):
+        for shard in index.load_manifest(folder)[0]["shards"]:
+            path = folder / shard["name"]
+            mend = f"copy or build it again; `python -m brain_dist.shard verify {folder}` checks all"
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise UserError(f"{path} cannot be used ({error.strerror}); {mend}") from None
+            if size != shard["size"]:
+                raise UserError(f"{path} has {size:,} bytes of {shard['size']:,}; {mend}")
+    return dataset
 
 
 def open_shards(shards: str, cache_dir: str | None) -> Dataset:

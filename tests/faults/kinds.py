@@ -195,9 +195,10 @@ def shard_lost(trial: Trial, reference: Reference) -> Outcome:
     found = outcome("shard deleted", trial, injected)
     if any(codes):
         assert victim.name in found.said, found.said
-    if trial.run.exists() and any(codes):  # started without it, the run says what is missing, or gets by without it
+    if trial.run.exists() and any(codes):  # started without it, the run says what is missing
         codes = end_of(trial.start())
-        assert codes == [0] * WORLD or victim.name in trial.said(), (codes, trial.said())
+        assert codes == [2] * WORLD, trial.said()
+        assert victim.name in trial.said(), trial.said()
         assert "Traceback" not in trial.said(), trial.said()
     aside.rename(victim)
     trial.recover(found, reference)
