@@ -16,11 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -142,14 +142,20 @@ def in_process(name: str, *arguments: str, expect: int = 0) -> Done:
     return Done(code, out.getvalue(), err.getvalue())
 
 
-def launch(processes: int, name: str, *arguments: str, expect: int | None = 0, **more: str) -> Done:
-    """The verb in several real processes, born in the nursery; the exit code is the first one that is not 0."""
+def launch(
+    processes: int, name: str, *arguments: str,
+    expect: int | None = 0, inside: Mapping[str, Any] | None = None, **more: str,
+) -> Done:  # fmt: skip
+    """The verb in several real processes, born in the nursery; the exit code is the first one that is not 0.
+
+    ``inside``: what tests/faults/inject.py does in them.
+    """
     made = warm()
     from nursery import Ranks
 
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
-        codes = Ranks(made, processes, name, arguments, out, err, env=more).wait(240)
+        codes = Ranks(made, processes, name, arguments, out, err, env=more, inside=inside).wait(240)
         done = Done(next((code for code in codes if code), 0), out.read_text(), err.read_text())
     if expect is not None:
         assert done.code == expect, f"{name} {' '.join(arguments)}\nexit {codes}\n{done.out}\n{done.err}"
@@ -204,6 +210,11 @@ def interrupt(
 def terminate(process: subprocess.Popen[str]) -> None:
     """SIGTERM to the launcher, which passes it on to all ranks."""
     process.send_signal(signal.SIGTERM)
+
+
+def children(process: subprocess.Popen[Any]) -> list[int]:
+    """Process ids of its children, the oldest first."""
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
 def read_metrics(path: Path) -> list[dict]:  # type: ignore[type-arg]

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Done, command, in_process, interrupt, launch, losses, read_metrics, terminate, verb
+from conftest import TINY, Done, children, command, in_process, interrupt, launch, losses, read_metrics, verb
 from safetensors.torch import load_file
 
 BATCH = ["--train.global_batch", "24", "--train.micro_batch", "4", "--optim.lr", "1e-3"]
@@ -113,13 +113,12 @@ def test_stopped_in_the_middle_of_an_epoch_and_resumed_is_bit_for_bit_the_same(
 ) -> None:
     words = arguments(phantom_shards, runs, "stopped", *EXACT)
     metrics = runs / "stopped" / "metrics.jsonl"
-    stopped = interrupt(2, words, metrics, step=5, send=terminate)
-    assert stopped.code == 75, stopped.err
+    inside = {"rank": 1, "place": "step", "count": 8, "action": "SIGTERM"}
+    stopped = launch(2, "train", *words, expect=75, inside=inside)
     assert "the same command goes on from there" in stopped.err
     total, reached = len(losses(undisturbed)), len(losses(runs / "stopped"))
-    assert 6 <= reached < total
-    per_epoch = round(1 / read_metrics(metrics)[0]["epoch"])
-    assert reached % per_epoch, "stopped inside an epoch"
+    assert (reached, total) == (8, 20)
+    assert reached % round(1 / read_metrics(metrics)[0]["epoch"]), "stopped inside an epoch"
 
     resumed = launch(2, "train", *words)
     assert f"resuming at step {reached} of {total}" in resumed.err
@@ -148,12 +147,9 @@ def test_bf16_and_averaged_batchnorm_statistics_over_two_ranks(phantom_shards: P
 def test_a_signal_to_one_rank_alone_stops_all(phantom_shards: Path, runs: Path) -> None:
     words = arguments(phantom_shards, runs, "one-rank", "--train.epochs", "50")
 
-    def signal_second_rank(process) -> None:  # type: ignore[no-untyped-def]
-        listed = command(["ps", "-o", "pid=", "--ppid", str(process.pid)]).out.split()
-        assert len(listed) == 2
-        import os
-
-        os.kill(int(listed[1]), signal.SIGUSR1)
+    def signal_second_rank(process: subprocess.Popen[str]) -> None:
+        _, second = children(process)
+        os.kill(second, signal.SIGUSR1)
 
     done = interrupt(2, words, runs / "one-rank" / "metrics.jsonl", step=3, send=signal_second_rank)
     assert done.code == 75, done.err
@@ -163,9 +159,8 @@ def test_after_a_killed_rank_the_launcher_starts_anew_and_the_end_is_the_same(
     phantom_shards: Path, runs: Path, undisturbed: Path
 ) -> None:
     def kill_second_rank(process: subprocess.Popen[str]) -> None:
-        listed = command(["ps", "-o", "pid=", "--ppid", str(process.pid)]).out.split()
-        assert len(listed) == 2
-        os.kill(int(listed[1]), signal.SIGKILL)
+        _, second = children(process)
+        os.kill(second, signal.SIGKILL)
 
     words = arguments(phantom_shards, runs, "restarted", *EXACT)
     metrics = runs / "restarted" / "metrics.jsonl"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import children
 from pictures import CLASSES, draw, write_collection
 from PIL import Image, ImageEnhance
 
@@ -304,10 +305,6 @@ def wait_for(condition, process: subprocess.Popen) -> None:
         time.sleep(0.001)
 
 
-def children(process: subprocess.Popen) -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-
-
 def running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
@@ -316,21 +313,11 @@ def running(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("moment", ["spool", "*.tar"])
-def test_killed_build_leaves_nothing_finished_and_the_next_one_succeeds(source, tmp_path, moment):
+def test_killed_build_leaves_nothing_finished_and_the_next_one_succeeds(tmp_path_factory, tmp_path, moment):
+    source = write_collection(tmp_path_factory.mktemp("many") / "mine", each=100)  # a tar each: it cannot end first
     out = tmp_path / "out"
-    words = [
-        sys.executable,
-        "-m",
-        "brain_dist.shard",
-        "build",
-        "--source",
-        str(source),
-        "--out",
-        str(out),
-        "--shard-size",
-        "1",
-    ]
-    process = subprocess.Popen([*words, "--workers", "2"], stderr=subprocess.DEVNULL)
+    words = [sys.executable, "-m", "brain_dist.shard", "build", "--source", str(source), "--out", str(out)]
+    process = subprocess.Popen([*words, "--shard-size", "1", "--workers", "2"], stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: any(tmp_path.glob(f".out.partial-*/{moment}")) and len(children(process)) > 1, process)
         workers = children(process)

@@ -82,6 +82,19 @@ def record_batches(path: str) -> None:
     Engine.step = step  # type: ignore[method-assign]
 
 
+def _step(due: Callable[[], bool], strike: Callable[[], None]) -> None:
+    from brain_dist.engine import Engine
+
+    real = Engine.step
+
+    def step(self: Engine, batches: Any, lr: float) -> Any:
+        if due():
+            strike()
+        return real(self, batches, lr)
+
+    Engine.step = step  # type: ignore[method-assign]
+
+
 def _forward(due: Callable[[], bool], strike: Callable[[], None]) -> None:
     import torch
 
@@ -138,6 +151,7 @@ def _complete(due: Callable[[], bool], strike: Callable[[], None]) -> None:
 
 
 PLACES = {
+    "step": _step,
     "forward": _forward,
     "backward": _backward,
     "all-reduce": _all_reduce,
