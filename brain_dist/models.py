@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,19 @@ from brain_dist.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+
+def _timm() -> Any:
+    """timm, without the half second that W&B takes to load: timm looks for it, for a logger that nobody here uses."""
+    absent = "wandb" not in sys.modules
+    if absent:
+        sys.modules["wandb"] = None  # type: ignore[assignment]  # Python's own way to say that it is not there
+    try:
+        import timm
+    finally:
+        if absent:
+            del sys.modules["wandb"]
+    return timm
 
 
 def create(config: ModelConfig, classes: int, *, seed: int, load_weights: bool = True) -> torch.nn.Module:
@@ -25,9 +39,9 @@ def create(config: ModelConfig, classes: int, *, seed: int, load_weights: bool =
     Raises:
         UserError: an unknown name, weights that do not fit or can't be had.
     """
-    import timm
     import torch
 
+    timm = _timm()
     if not timm.is_model(config.name):
         near = timm.list_models(f"*{config.name.split('_')[0]}*")[:5]
         hint = f"; near it: {', '.join(near)}" if near else ""
@@ -54,7 +68,7 @@ def create(config: ModelConfig, classes: int, *, seed: int, load_weights: bool =
         raise UserError(unavailable(config.name, error)) from error
     if config.grad_checkpointing:
         try:
-            model.set_grad_checkpointing(True)  # type: ignore[operator]
+            model.set_grad_checkpointing(True)
         except AssertionError as error:
             raise UserError(
                 f"model.grad_checkpointing: timm's {config.name} has none ({error}); set it to false"
