@@ -48,7 +48,7 @@ def start(arguments: list[str], wish: Wish) -> int:
     )
 
     from brain_dist.data.access import open_data
-    from brain_dist.dist import be_deterministic, choose_device, discover, lost_contact, process_group
+    from brain_dist.dist import be_deterministic, choose_device, discover, gather_objects, lost_contact, process_group
     from brain_dist.watch import watching
 
     world = discover()
@@ -61,7 +61,11 @@ def start(arguments: list[str], wish: Wish) -> int:
     timeout = config.train.timeout
     with process_group(world, device, timeout), watching(world, timeout) as watch:
         try:
-            return fit(config, dataset, world, device, wish, watch, command=["brain-dist", "train", *arguments])
+            code = fit(config, dataset, world, device, wish, watch, command=["brain-dist", "train", *arguments])
+            if code == EXIT_PREEMPTED:  # with the first rank that leaves, srun ends what the main one still tells W&B
+                watch.at("leaving")
+                gather_objects(None, world)
+            return code
         except RuntimeError as error:
             if not lost_contact(error):
                 raise

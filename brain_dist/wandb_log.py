@@ -84,14 +84,13 @@ class WandbLog:
         """
         import wandb
 
-        folders, problem = [Path(self.run.settings.sync_dir)], None
+        folders, problem = {Path(self.run.settings.sync_dir)}, None
         try:
             if self.unsent:
                 with contextlib.suppress(OSError):
                     wandb.teardown()
                 self.settings |= {"id": self.run.id, "resume": "allow"}  # the same run, continued in another file
                 self._open()
-                folders.append(Path(self.run.settings.sync_dir))
                 for row, examples in self.unsent:
                     self._send(row, examples)
             self.run.finish(exit_code=code)
@@ -101,7 +100,7 @@ class WandbLog:
             )
             with contextlib.suppress(OSError, wandb.Error):
                 wandb.teardown()
-        for folder in folders:
+        for folder in folders | {Path(self.run.settings.sync_dir)}:
             if folder.is_dir():
                 (folder / FINISHED).touch()
         return problem
