@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +15,17 @@ if TYPE_CHECKING:
     import torch
 
 
-def _timm() -> Any:
-    """timm, without the half second that W&B takes to load: timm looks for it, for a logger that nobody here uses."""
+@contextmanager
+def _without_wandb() -> Iterator[None]:
+    """timm looks for W&B, which takes half a second to load, for a logger that nobody here uses."""
     absent = "wandb" not in sys.modules
     if absent:
         sys.modules["wandb"] = None  # type: ignore[assignment]  # Python's own way to say that it is not there
     try:
-        import timm
+        yield
     finally:
         if absent:
             del sys.modules["wandb"]
-    return timm
 
 
 def create(config: ModelConfig, classes: int, *, seed: int, load_weights: bool = True) -> torch.nn.Module:
@@ -39,9 +40,10 @@ def create(config: ModelConfig, classes: int, *, seed: int, load_weights: bool =
     Raises:
         UserError: an unknown name, weights that do not fit or can't be had.
     """
+    with _without_wandb():
+        import timm
     import torch
 
-    timm = _timm()
     if not timm.is_model(config.name):
         near = timm.list_models(f"*{config.name.split('_')[0]}*")[:5]
         hint = f"; near it: {', '.join(near)}" if near else ""
@@ -68,7 +70,7 @@ def create(config: ModelConfig, classes: int, *, seed: int, load_weights: bool =
         raise UserError(unavailable(config.name, error)) from error
     if config.grad_checkpointing:
         try:
-            model.set_grad_checkpointing(True)
+            model.set_grad_checkpointing(True)  # type: ignore[operator]
         except AssertionError as error:
             raise UserError(
                 f"model.grad_checkpointing: timm's {config.name} has none ({error}); set it to false"

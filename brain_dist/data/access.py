@@ -36,7 +36,15 @@ def open_data(data: DataConfig, where: Path) -> Dataset:
             "data.shards is not set; give the folder that `python -m brain_dist.shard build` made,"
             " or several as data.sources"
         )
-    return _complete(open_shards(data.shards, data.cache_dir)).of_fold(data.fold)
+    return open_shards(data.shards, data.cache_dir).of_fold(data.fold)
+
+
+def open_shards(shards: str, cache_dir: str | None) -> Dataset:
+    """Open a built or joined folder, staged; its folds, if it has any, are not chosen yet."""
+    if "://" not in shards and (Path(shards) / index.SOURCES).is_file():
+        sources = [stage(source, cache_dir) for source in index.recorded_sources(Path(shards))]
+        return _complete(index.open_dataset(shards, sources))
+    return replace(_complete(index.open_dataset(stage(shards, cache_dir))), origin=_absolute(shards))
 
 
 def _complete(dataset: Dataset) -> Dataset:
@@ -52,14 +60,6 @@ def _complete(dataset: Dataset) -> Dataset:
             if size != shard["size"]:
                 raise UserError(f"{path} has {size:,} bytes of {shard['size']:,}; {mend}")
     return dataset
-
-
-def open_shards(shards: str, cache_dir: str | None) -> Dataset:
-    """Open a built or joined folder, staged; its folds, if it has any, are not chosen yet."""
-    if "://" not in shards and (Path(shards) / index.SOURCES).is_file():
-        sources = [stage(source, cache_dir) for source in index.recorded_sources(Path(shards))]
-        return index.open_dataset(shards, sources)
-    return replace(index.open_dataset(stage(shards, cache_dir)), origin=_absolute(shards))
 
 
 def _joined(data: DataConfig, where: Path) -> Dataset:
