@@ -90,8 +90,7 @@ def discover(env: Mapping[str, str] | None = None) -> World:
             else "deepspeed"
             if "CROSS_RANK" in env
             else "environment",
-            # torchrun's store outlives the workers that it starts anew
-            meeting=env.get("BRAIN_DIST_MEETING") or env.get("TORCHELASTIC_RESTART_COUNT", ""),
+            meeting=env.get("BRAIN_DIST_MEETING", ""),  # torchrun makes a new place for each start
         )
     elif (
         "SLURM_STEP_NUM_TASKS" in env
@@ -217,6 +216,8 @@ def rendezvous(world: World, *, serve: bool = False) -> Any:
     # torchrun's agent serves its workers
     serve = serve and world.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     handed = os.environ.pop("BRAIN_DIST_STORE_FD", None) if serve else None  # launch/local.py listens already
+    if handed is not None:
+        os.set_inheritable(int(handed), False)  # nobody whom this process starts shall hold the port
     try:
         store = dist.TCPStore(
             world.address, world.port, world.size, is_master=serve, wait_for_workers=False,

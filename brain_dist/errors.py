@@ -55,10 +55,17 @@ def leave(main: Callable[[], int]) -> NoReturn:
 def _end() -> None:
     if _left_with is None:
         return
+    code = _left_with
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # its reader left, or it was closed
+        try:
             stream.flush()
-    os._exit(_left_with)
+        except (BrokenPipeError, ValueError):  # its reader left, or it was closed
+            pass
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.write(2, f"brain-dist: error: what was printed is not all there: {error.strerror}\n".encode())
+            code = code or EXIT_FAULT
+    os._exit(code)
 
 
 atexit.register(_end)  # handlers run in reverse order: what is imported after this module has its turn before

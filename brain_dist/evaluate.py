@@ -245,12 +245,14 @@ def evaluate(loaded: LoadedRun, split: str, name: str, *, micro_batch: int, worl
 
     Returns the metrics, on the main rank.
     """
-    from brain_dist import inference
+    from brain_dist import checkpoint, inference
+    from brain_dist.data.access import check_shards
     from brain_dist.predictions import predictions_from_logits, write_predictions
 
     rows = loaded.dataset.rows(split)
     if not len(rows):
         raise UserError(f"{loaded.dataset.root} has no {split} split; rebuild it with other --fractions")
+    checkpoint.together(world, lambda: check_shards(loaded.dataset, rows))
     batches = loaded.batches(rows, micro_batch=micro_batch, world=world)
     logits = inference.logits(loaded.model, loaded.finish, batches, rows, world)
     predictions = predictions_from_logits(loaded.dataset, rows, logits, run=loaded.config.run.name, step=loaded.step)

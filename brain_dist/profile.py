@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--steps {given.steps}: needs at least 1")
     config = load(rest, "brain-dist profile", "Measure where a training step's time goes.")
 
-    from brain_dist.data.access import open_data
+    from brain_dist import checkpoint
+    from brain_dist.data.access import check_shards, open_data
     from brain_dist.dist import choose_device, discover, process_group
 
     world = discover()
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"{dataset.root} has no training split; rebuild it with other --fractions")
     device = choose_device(world, config.run.device)
     with process_group(world, device):
+        checkpoint.together(world, lambda: check_shards(dataset, dataset.rows("train")))
         found = measure(config, dataset, world, device, steps=given.steps, trace=given.trace)
         if given.compare:
             found["loaders"] = compare(config, dataset, world, device, given.steps)

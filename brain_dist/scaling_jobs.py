@@ -231,12 +231,13 @@ def _jobs(cases: Sequence[Case], folder: Path, steps: int, board: Board) -> None
         while jobs or left:
             while left:
                 try:
-                    job = submit(left[0], "--parsable", "--dependency=singleton").split(";")[0]
+                    with _not_now():
+                        job = submit(left[0], "--parsable", "--dependency=singleton").split(";")[0]
+                        jobs[job] = left.pop(0)
                 except UserError:
                     if not jobs:
                         raise
                     break  # a limit on jobs a user; the rest follows when one has ended
-                jobs[job] = left.pop(0)
                 board.tell(jobs[job], "queued")
             time.sleep(POLL)
             states = _states(jobs)
@@ -256,6 +257,16 @@ def _jobs(cases: Sequence[Case], folder: Path, steps: int, board: Board) -> None
         if jobs:
             subprocess.run(["scancel", *jobs], check=False)
         raise
+
+
+@contextlib.contextmanager
+def _not_now() -> Iterator[None]:
+    """Put off signals for a moment: a job whose number this process never got could not be cancelled."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _states(jobs: Iterable[str]) -> dict[str, str] | None:

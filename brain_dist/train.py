@@ -82,6 +82,7 @@ def fit(
     """Train to the end, or to a signal; goes on by itself from the run's newest checkpoint."""
 
     from brain_dist import attempts, checkpoint, models, numerics, optim, resume, rundir
+    from brain_dist.data.access import check_shards
     from brain_dist.data.plan import steps_per_epoch
     from brain_dist.early import Evaluations
     from brain_dist.engine import Engine
@@ -91,6 +92,8 @@ def fit(
     from brain_dist.tracking import Tracker
 
     train, run_path, root = config.train, config.run.path, config.run.path / "checkpoints"
+    wanted = np.concatenate([dataset.rows("train"), dataset.rows("val")])
+    checkpoint.together(world, lambda: check_shards(dataset, wanted))
     rundir.occupy(run_path, world)
     facts = resume.facts(config, dataset.version, world.size)
     found = resume.point(config, root, facts, world)

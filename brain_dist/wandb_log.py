@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from brain_dist.examples import Example
 
 FINISHED = "FINISHED"
+FINISH_TIMEOUT = 120.0  # seconds for the last uploads: well below the five minutes that slurm/'s warning leaves
 _NOT_LOGGED = ("kind", "step", "split", "time", "per_class", "confusion")
 
 
@@ -38,7 +39,10 @@ class WandbLog:
         import wandb
 
         # what W&B's process has not written when it is killed is lost: at most a second, not fifteen
-        how = wandb.Settings(console="off", silent=True, x_transaction_log_flush_interval=1)
+        # a network that is down must not hold up the end of a job; `brain-dist sync` and metrics.jsonl have it all
+        how = wandb.Settings(
+            console="off", silent=True, x_transaction_log_flush_interval=1, finish_timeout=FINISH_TIMEOUT
+        )
         self.run = wandb.init(**self.settings, settings=how)
         self.run.define_metric("*", step_metric="step")
 

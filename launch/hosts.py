@@ -34,6 +34,8 @@ def main() -> int:
     parser.add_argument("verb", help="train or evaluate")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the verb's own arguments")
     wanted = parser.parse_args()
+    if not 0 < wanted.port < 2**16:
+        parser.error(f"--port {wanted.port}: needs 1 to {2**16 - 1}")
     try:
         hosts = read(wanted.hostfile.read_text())
     except (OSError, ValueError) as error:

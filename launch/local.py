@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,10 @@ def main() -> int:
         try:
             processes[:] = start(command, part, stdin=subprocess.DEVNULL if wanted.part else None)
         except OSError as error:
-            if error.errno != errno.EADDRINUSE:
+            if not part.port:
                 raise
-            parser.error(f"port {part.port} of {part.address} is in use, the processes cannot meet there; give --port")
+            why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+            parser.error(f"port {part.port} of {part.address} {why}; give launch/hosts.py another --port")
         if asked:  # while they were being started
             forward(signal.SIGTERM, None)
         code = wait(processes)
@@ -103,8 +104,7 @@ class Part:
     world: int = 0  # 0: these are all
     address: str = "127.0.0.1"
     port: int = 0  # 0: any free one
-    # a process that another run left behind, and that knocks at the same port, meets nobody
-    meeting: str = field(default_factory=lambda: os.urandom(4).hex())
+    meeting: str = ""  # names this start, so that a process that another one left behind meets nobody
 
     @classmethod
     def read(cls, text: str, count: int) -> Part:
@@ -134,9 +134,10 @@ def start(command: Sequence[str], part: Part, **options: Any) -> list[subprocess
     Rank 0's machine listens from now on and hands the open socket to rank 0, so that nobody else can take the port in
     the seconds until torch is imported.
     """
+    part = replace(part, meeting=part.meeting or os.urandom(4).hex())
     with contextlib.ExitStack() as held:
         server = None
-        if not part.first:
+        if not part.first and (part.world or part.count) > 1:
             server = held.enter_context(listen(part.port, everywhere=part.world > part.count))
             part = replace(part, port=server.getsockname()[1])
         started: list[subprocess.Popen[Any]] = []

@@ -10,7 +10,6 @@ import io
 import json
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -186,10 +185,10 @@ def warm() -> Nursery:
 
 
 def interrupt(
-    processes: int, arguments: Sequence[str], metrics: Path, *, step: int,
+    processes: int, arguments: Sequence[str], ready: Callable[[], bool], *,
     send: Callable[[subprocess.Popen[str]], None], options: Sequence[str] = (),
 ) -> Done:  # fmt: skip
-    """Start training and, once metrics.jsonl tells of ``step``, do ``send`` to the launcher; wait for the end."""
+    """Start training and, once it is ``ready``, do ``send`` to the launcher; wait for the end."""
     words = [sys.executable, "launch/local.py", "-n", str(processes), *options, "train", *arguments]
     process = subprocess.Popen(
         words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -197,7 +196,7 @@ def interrupt(
     try:
         limit = time.monotonic() + 180
         while process.poll() is None and time.monotonic() < limit:
-            if any(row["kind"] == "train" and row["step"] >= step for row in read_metrics(metrics)):
+            if ready():
                 send(process)
                 break
             time.sleep(0.02)
@@ -207,14 +206,11 @@ def interrupt(
     return Done(process.returncode, out, err)
 
 
-def terminate(process: subprocess.Popen[str]) -> None:
-    """SIGTERM to the launcher, which passes it on to all ranks."""
-    process.send_signal(signal.SIGTERM)
-
-
-def children(process: subprocess.Popen[Any]) -> list[int]:
-    """Process ids of its children, the oldest first."""
-    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+def children(process: int) -> list[int]:
+    """Process ids of the children of a process, the oldest first; none where it has ended."""
+    with contextlib.suppress(OSError):
+        return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return []
 
 
 def read_metrics(path: Path) -> list[dict]:  # type: ignore[type-arg]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from pathlib import Path
 
-from conftest import command
+from conftest import ROOT, command
 
 ENDING = """
 import atexit, os, sys, threading, time
@@ -34,5 +36,10 @@ def test_a_verb_that_is_done_ends_with_its_own_code_whatever_its_libraries_do() 
     for code in (0, 75):
         done = command([sys.executable, "-c", ENDING, str(code)], expect=code)
         assert done.out.split() == ["main", "thread", "handler"]
+    with Path("/dev/full").open("w") as full:
+        words = [sys.executable, "-c", ENDING, "0"]
+        lost = subprocess.run(words, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert lost.returncode == 1
+    assert lost.stderr == "brain-dist: error: what was printed is not all there: No space left on device\n"
     torn_down = ENDING.replace("leave(main)", "sys.exit(main())")
     assert command([sys.executable, "-c", torn_down, "0"], expect=None).code == -6

@@ -42,7 +42,7 @@ def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     words = f"ssh -p {port} -i {at / 'user'} -F none -o UserKnownHostsFile=/dev/null -o StrictHostKeyChecking=no"
     words += " -o LogLevel=ERROR"
     try:
-        limit = time.monotonic() + 10
+        limit = time.monotonic() + 60
         while subprocess.run([*words.split(), "localhost", "true"], check=False).returncode:
             assert time.monotonic() < limit
             time.sleep(0.1)
@@ -61,10 +61,15 @@ def test_stopped_on_two_machines_and_resumed(ssh: str, phantom_shards: Path, tmp
     words += ["--train.epochs", "20", "--run.name", "far"]
     wrong = command([*words, "--train.epoks", "1"], expect=2)
     assert "brain-dist: error" in wrong.err
+    # one machine: nobody is left waiting for the one that could not begin
+    (tmp_path / "one").write_text("localhost slots=2\n")
+    alone = [str(tmp_path / "one") if word == str(tmp_path / "hosts") else word for word in words]
     with socket.create_server(("", port)):
-        busy = command(words, expect=2)
-    assert f"error: port {port} of localhost is in use" in busy.err
+        busy = command(alone, expect=2)
+    assert f"error: port {port} of localhost is in use; give launch/hosts.py another --port" in busy.err
     assert "Traceback" not in busy.err
+    impossible = command(["70000" if word == str(port) else word for word in alone], expect=2)
+    assert "--port 70000: needs 1 to 65535" in impossible.err
 
     launcher = subprocess.Popen(words, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
     try:

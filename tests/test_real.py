@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import interrupt, launch, losses, terminate, verb
+from conftest import launch, losses, verb
 
 from brain_dist.data.index import open_dataset
 from brain_dist.predictions import read_predictions
@@ -50,8 +50,8 @@ def test_real_images_from_folder_to_report(some_images: Path, tmp_path: Path) ->
     words += ["--train.global_batch", "32", "--train.micro_batch", "16", "--model.name", "test_convnext"]
     words += ["--data.shards", str(shards), "--run.dir", str(tmp_path), "--run.name", "real"]
     run = tmp_path / "real"
-    stopped = interrupt(2, words, run / "metrics.jsonl", step=20, send=terminate)
-    assert stopped.code == 75, stopped.err
+    launch(2, "train", *words, expect=75, inside={"rank": 0, "place": "step", "count": 21, "action": "SIGTERM"})
+    assert len(losses(run)) == 21
     launch(2, "train", *words)
     told = losses(run)
     assert len(told) == 4 * -(-len(dataset.rows("train")) // 32)

@@ -15,6 +15,8 @@ import pytest
 from conftest import TINY, Done, children, command, in_process, interrupt, launch, losses, read_metrics, verb
 from safetensors.torch import load_file
 
+from brain_dist import checkpoint
+
 BATCH = ["--train.global_batch", "24", "--train.micro_batch", "4", "--optim.lr", "1e-3"]
 
 
@@ -148,10 +150,10 @@ def test_a_signal_to_one_rank_alone_stops_all(phantom_shards: Path, runs: Path) 
     words = arguments(phantom_shards, runs, "one-rank", "--train.epochs", "50")
 
     def signal_second_rank(process: subprocess.Popen[str]) -> None:
-        _, second = children(process)
+        _, second = children(process.pid)
         os.kill(second, signal.SIGUSR1)
 
-    done = interrupt(2, words, runs / "one-rank" / "metrics.jsonl", step=3, send=signal_second_rank)
+    done = interrupt(2, words, lambda: len(losses(runs / "one-rank")) > 3, send=signal_second_rank)
     assert done.code == 75, done.err
 
 
@@ -159,12 +161,14 @@ def test_after_a_killed_rank_the_launcher_starts_anew_and_the_end_is_the_same(
     phantom_shards: Path, runs: Path, undisturbed: Path
 ) -> None:
     def kill_second_rank(process: subprocess.Popen[str]) -> None:
-        _, second = children(process)
+        _, second = children(process.pid)
         os.kill(second, signal.SIGKILL)
 
     words = arguments(phantom_shards, runs, "restarted", *EXACT)
-    metrics = runs / "restarted" / "metrics.jsonl"
-    done = interrupt(2, words, metrics, step=7, send=kill_second_rank, options=["--restarts", "1"])
+    saved = runs / "restarted" / "checkpoints"
+    done = interrupt(
+        2, words, lambda: bool(checkpoint.steps(saved)), send=kill_second_rank, options=["--restarts", "1"]
+    )
     assert done.code == 0, done.err
     assert "process 1 was ended by SIGKILL" in done.err
     assert "starting all 2 processes anew, 0 times left" in done.err
@@ -206,7 +210,7 @@ def test_shards_that_are_not_whole_are_told_before_the_first_step(phantom_shards
     shard = next(shards.glob("*-train-*.tar"))
     whole = shard.read_bytes()
     for damage, says in (
-        (lambda: shard.write_bytes(whole[:-512]), f"has {len(whole) - 512:,} bytes of {len(whole):,}; copy or build"),
+        (lambda: shard.write_bytes(whole[: len(whole) // 2]), f"has {len(whole) // 2:,} bytes and needs "),
         (shard.unlink, "cannot be used (No such file or directory); copy or build it again"),
     ):
         damage()

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from brain_dist.data import index
 from brain_dist.data.index import Dataset
 from brain_dist.data.stage import stage
@@ -30,7 +32,7 @@ def open_data(data: DataConfig, where: Path) -> Dataset:
     :class:`UserError` on data that are not there, do not fit together or do not fit the settings.
     """
     if data.sources:
-        return _complete(_joined(data, where))
+        return _joined(data, where)
     if not data.shards:
         raise UserError(
             "data.shards is not set; give the folder that `python -m brain_dist.shard build` made,"
@@ -43,23 +45,25 @@ def open_shards(shards: str, cache_dir: str | None) -> Dataset:
     """Open a built or joined folder, staged; its folds, if it has any, are not chosen yet."""
     if "://" not in shards and (Path(shards) / index.SOURCES).is_file():
         sources = [stage(source, cache_dir) for source in index.recorded_sources(Path(shards))]
-        return _complete(index.open_dataset(shards, sources))
-    return replace(_complete(index.open_dataset(stage(shards, cache_dir))), origin=_absolute(shards))
+        return index.open_dataset(shards, sources)
+    return replace(index.open_dataset(stage(shards, cache_dir)), origin=_absolute(shards))
 
 
-def _complete(dataset: Dataset) -> Dataset:
-    """The same, once each shard is there in its full length: nothing is found missing in the middle of an epoch."""
-    for folder in dataset.sources or (dataset.root,):
-        for shard in index.load_manifest(folder)[0]["shards"]:
-            path = folder / shard["name"]
-            mend = f"copy or build it again; `python -m brain_dist.shard verify {folder}` checks all"
-            try:
-                size = path.stat().st_size
-            except OSError as error:
-                raise UserError(f"{path} cannot be used ({error.strerror}); {mend}") from None
-            if size != shard["size"]:
-                raise UserError(f"{path} has {size:,} bytes of {shard['size']:,}; {mend}")
-    return dataset
+def check_shards(dataset: Dataset, rows: np.ndarray) -> None:
+    """:class:`UserError` unless the shards of these ``rows`` are there in full length; reads none of them."""
+    columns = dataset.columns
+    names, where = np.unique(columns["shard"][rows], return_inverse=True)
+    needed = np.zeros(len(names), np.int64)
+    np.maximum.at(needed, where, (columns["offset"] + columns["size"])[rows])
+    for name, least in zip(names, needed, strict=True):
+        path = Path(index.shard_path(dataset.root, dataset.sources, name))
+        mend = f"copy or build it again; `python -m brain_dist.shard verify {path.parent}` checks all"
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise UserError(f"{path} cannot be used ({error.strerror}); {mend}") from None
+        if size < least:
+            raise UserError(f"{path} has {size:,} bytes and needs {least:,}; {mend}")
 
 
 def _joined(data: DataConfig, where: Path) -> Dataset:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -50,6 +52,8 @@ SlurmdTimeout=10
 KillWait=5
 CompleteWait=0
 MinJobAge=3600
+# another such cluster on this machine shall not count its jobs, and so their ports, alike
+FirstJobId={first}
 SlurmdParameters=config_overrides
 GresTypes=gpu
 NodeName=DEFAULT CPUs=32 Boards=1 SocketsPerBoard=1 CoresPerSocket=32 \
@@ -86,7 +90,9 @@ class Cluster:
             f"NodeName={n} NodeHostname={host} NodeAddr=127.0.0.1 Port={p}"
             for n, p in zip(NODES, ports[1:], strict=True)
         )
-        self.conf.write_text(CONF.format(at=at, host=host, ports=ports, nodes=nodes))
+        self.conf.write_text(
+            CONF.format(at=at, host=host, ports=ports, nodes=nodes, first=random.SystemRandom().randrange(1, 12000))
+        )
         (at / "gres.conf").write_text(f"NodeName=n[1-4] Name=gpu File={DEVICES}\n")
         (at / "state").mkdir()
         (at / "munge.key").write_bytes(os.urandom(128))
@@ -118,7 +124,8 @@ class Cluster:
         """What a power cut does: slurmd, its step managers and all their processes are gone at once."""
         doomed = {self.daemons[node].pid, *self._of_node(node)}
         for process in doomed:
-            os.kill(process, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         self.daemons.pop(node).wait()
 
     def stop(self) -> None:
@@ -160,7 +167,11 @@ class Cluster:
         """Whole minutes that the job has run."""
         return int(self._shown(job, "RunTime").split(":")[1])
 
-    def wait(self, job: str, *, log: Path, state: str = "COMPLETED", timeout: float = 300) -> None:
+    def time_limit(self, job: str) -> str:
+        """Such as 01:00:00."""
+        return self._shown(job, "TimeLimit")
+
+    def wait(self, job: str, *, log: Path, state: str = "COMPLETED", timeout: float = 420) -> None:
         """Wait for the job's end and compare its state; fails with its log."""
         limit = time.monotonic() + timeout
         while (now := self.state(job)) not in ENDED and time.monotonic() < limit:
@@ -171,10 +182,16 @@ class Cluster:
     def reach(self, run: Path, job: str, step: int, *, log: Path) -> None:
         """Stop the job's tasks (SIGSTOP) in the middle: once they have told of ``step``."""
 
+        asked = time.monotonic()
+
         def reached() -> bool:
-            now = self.state(job)
-            assert now not in ENDED, f"job {job} is {now}\n{log.read_text() if log.exists() else 'no log'}"
-            return any(row["kind"] == "train" and row["step"] >= step for row in read_metrics(run / "metrics.jsonl"))
+            nonlocal asked
+            if any(row["kind"] == "train" and row["step"] >= step for row in read_metrics(run / "metrics.jsonl")):
+                return True
+            if time.monotonic() - asked > 2:  # seldom: the steps go on while SLURM answers
+                now, asked = self.state(job), time.monotonic()
+                assert now not in ENDED, f"job {job} is {now}\n{log.read_text() if log.exists() else 'no log'}"
+            return False
 
         wait_for(reached, 300, f"step {step} of {run.name}")
         self.signal_tasks(job, signal.SIGSTOP)
@@ -184,7 +201,8 @@ class Cluster:
         tasks = [p for p in members(str(self.conf)) if self._is_task(p, job)]
         assert tasks, f"job {job} has no tasks"
         for process in tasks:
-            os.kill(process, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
 
     def _is_task(self, process: int, job: str) -> bool:
         variables = _environ(process)

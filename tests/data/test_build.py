@@ -319,8 +319,11 @@ def test_killed_build_leaves_nothing_finished_and_the_next_one_succeeds(tmp_path
     words = [sys.executable, "-m", "brain_dist.shard", "build", "--source", str(source), "--out", str(out)]
     process = subprocess.Popen([*words, "--shard-size", "1", "--workers", "2"], stderr=subprocess.DEVNULL)
     try:
-        wait_for(lambda: any(tmp_path.glob(f".out.partial-*/{moment}")) and len(children(process)) > 1, process)
-        workers = children(process)
+        wait_for(lambda: any(tmp_path.glob(f".out.partial-*/{moment}")), process)
+        if moment == "spool":
+            wait_for(lambda: any(map(children, children(process.pid))), process)  # a server forks the workers
+        servers = children(process.pid)
+        workers = [*servers, *(worker for server in servers for worker in children(server))]
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()

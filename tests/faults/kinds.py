@@ -13,9 +13,11 @@ from functools import partial
 from pathlib import Path
 
 from nursery import Ranks
-from trial import TIMEOUT, WORLD, Outcome, Reference, Trial, end_of
+from trial import WORLD, Outcome, Reference, Trial, end_of
 
 from brain_dist import checkpoint
+
+TIMEOUT = 6.0  # train.timeout where a rank hangs: how long it may hold the others up
 
 Kind = Callable[[Trial, Reference], Outcome]
 
@@ -86,7 +88,7 @@ def stop_file(ranks: Ranks, trial: Trial) -> None:
 
 def hung(trial: Trial, reference: Reference) -> Outcome:
     """SIGSTOP of one rank: the other one ends within the time-out and names it and the step."""
-    ranks = trial.start()
+    ranks = trial.start(more=["--train.timeout", str(TIMEOUT)])
     while "steps" not in trial.said() and ranks.running():  # from the first line on the ranks watch each other
         time.sleep(0.01)
     victim = trial.random.randrange(WORLD)

@@ -19,13 +19,12 @@ from brain_dist import checkpoint
 
 WORLD = 2
 LAST = 13  # of the fifteen steps, the last one before which a fault is timed to strike
-GRACE = 5.0  # seconds between a rank's end and the end of the others, as launch/local.py gives them
-TIMEOUT = 6.0  # train.timeout: how long a rank may hold the others up
+GRACE = 15.0  # seconds between a rank's end and the end of the others, as launch/local.py gives them
 # 15 steps, a checkpoint every second one; so small that a step is a blink, with all that could spoil an exact resume
 COMMON = [
     *("--model.name", "test_convnext", "--data.size", "32", "--data.threads", "1", "--track.wandb", "off"),
     *("--train.global_batch", "24", "--train.micro_batch", "12", "--train.epochs", "3", "--optim.lr", "1e-3"),
-    *("--train.save_every", "2", "--train.keep", "3", "--train.timeout", str(TIMEOUT), "--run.device", "cpu"),
+    *("--train.save_every", "2", "--train.keep", "3", "--train.timeout", "60", "--run.device", "cpu"),
     *("--augment.mixup", "0.4", "--model.drop_path", "0.2"),
 ]
 SETTINGS = {
