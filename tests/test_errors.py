@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT, command
+from conftest import ROOT, command, environment
 
 ENDING = """
 import atexit, os, sys, threading, time
@@ -38,7 +38,10 @@ def test_a_verb_that_is_done_ends_with_its_own_code_whatever_its_libraries_do() 
         assert done.out.split() == ["main", "thread", "handler"]
     with Path("/dev/full").open("w") as full:
         words = [sys.executable, "-c", ENDING, "0"]
-        lost = subprocess.run(words, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        buffered = environment(PYTHONUNBUFFERED="")
+        lost = subprocess.run(
+            words, cwd=ROOT, env=buffered, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
     assert lost.returncode == 1
     assert lost.stderr == "brain-dist: error: what was printed is not all there: No space left on device\n"
     torn_down = ENDING.replace("leave(main)", "sys.exit(main())")
