@@ -10,6 +10,7 @@ import io
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from nursery import Nursery
 
     from brain_dist.dist import World
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts `make test &` so, and every process inherits it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 # The longest files, to begin with: a worker that takes one of them last keeps the others waiting
