@@ -31,7 +31,7 @@ bench-setup: .venv/ready ## make .venv-bench: the same and the peers that benchm
 demo: .venv/ready ## phantoms (or DATA=DIR [RECIPE=FILE]) → shards → training → evaluation → report, about five minutes on 2 cores
 	PATH="$(CURDIR)/.venv/bin:$$PATH" DATA="$(DATA)" RECIPE="$(RECIPE)" launch/demo.sh
 
-test: .venv/ready ## the tests, under ten minutes on 2 cores
+test: .venv/ready ## the tests, about ten minutes on 2 cores
 	$(PY) -m pytest
 
 soak: .venv/ready ## 128 faults of 16 kinds at random moments, each followed by a resume: a quarter of an hour, as root
