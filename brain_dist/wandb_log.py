@@ -39,7 +39,7 @@ class WandbLog:
         import wandb
 
         # what W&B's process has not written when it is killed is lost: at most a second, not fifteen
-        # a network that is down must not hold up the end of a job; `brain-dist sync` and metrics.jsonl have it all
+        # a network that is down must not hold up the end of a job; metrics.jsonl has every row
         how = wandb.Settings(
             console="off", silent=True, x_transaction_log_flush_interval=1, finish_timeout=FINISH_TIMEOUT
         )

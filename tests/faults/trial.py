@@ -19,7 +19,7 @@ from brain_dist import checkpoint
 
 WORLD = 2
 LAST = 13  # of the fifteen steps, the last one before which a fault is timed to strike
-GRACE = 15.0  # seconds between a rank's end and the end of the others, as launch/local.py gives them
+GRACE = 15.0  # seconds that the others get to end by themselves, then SIGTERM, as launch/local.py does after 10
 # 15 steps, a checkpoint every second one; so small that a step is a blink, with all that could spoil an exact resume
 COMMON = [
     *("--model.name", "test_convnext", "--data.size", "32", "--data.threads", "1", "--track.wandb", "off"),
