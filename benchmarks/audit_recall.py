@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.audit_recall [--phantoms PATIENTS] [--json FILE] [COLLECTION …]`` prints Markdown tables:
 
-1. phantoms with planted copies (:mod:`brain_dist.data.planting`): recall by kind, and pairs of different persons;
+1. phantoms with planted copies (:mod:`brain_dist.phantom.planting`): recall by kind, and pairs of different persons;
 2. for each collection (a folder that needs no recipe) images drawn at random and copied on purpose, one kind and
    strength at a time: the share found by the aligned comparison alone and with registration, and the pairs that join a
    copy to another patient; where patients are unknown, to an image that its original is not joined to, which bounds it;
@@ -24,12 +24,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from brain_dist.data import audit, planting, registration, survey
-from brain_dist.data.phantom import generate
-from brain_dist.data.pixels import head_box, thumbnails
-from brain_dist.data.recipes import default_recipe
-from brain_dist.data.records import find_records
-from brain_dist.data.similarity import structure
+from brain_dist.audit import survey
+from brain_dist.collection.pixels import head_box, thumbnails
+from brain_dist.collection.recipes import default_recipe
+from brain_dist.collection.records import find_records
+from brain_dist.copies import registration, search
+from brain_dist.copies.similarity import structure
+from brain_dist.phantom import planting
+from brain_dist.phantom.generate import generate
 
 Change = Callable[[Image.Image, float, np.random.Generator], Image.Image]
 SLICES, SIZE = 4, 160  # of the phantoms
@@ -137,7 +139,7 @@ def collection(root: Path, count: int, seed: int) -> dict[str, Any]:
     print("| copy | found aligned | found with registration | pairs with other patients |\n|---|---|---|---|")
     originals, table = thumbs(images), {}
     similar: dict[str, list[np.ndarray]] = {"aligned": [], "registered": []}
-    who = patients[drawn] if known else sets(len(images), audit.near_pairs(originals))
+    who = patients[drawn] if known else sets(len(images), search.near_pairs(originals))
     for name, change, strength in ((*kind[:2], strength) for kind in IN_PLACE + MOVED for strength in kind[2]):
         rng = np.random.default_rng([seed, 1])
         both = np.concatenate([originals, thumbs(change(image, strength, rng) for image in images)])
@@ -154,22 +156,22 @@ def collection(root: Path, count: int, seed: int) -> dict[str, Any]:
         every = thumbs(gray(root / record.path) for record in records)
         strange = aligned_strangers(every, patients), registered_strangers(every, patients)
         result["similarity"] = {
-            **separation("aligned", audit.SAME, strange[0], np.concatenate(similar["aligned"])),
-            **separation("registered", audit.REGISTERED, strange[1], np.concatenate(similar["registered"])),
+            **separation("aligned", search.SAME, strange[0], np.concatenate(similar["aligned"])),
+            **separation("registered", search.REGISTERED, strange[1], np.concatenate(similar["registered"])),
         }
         show(result["similarity"])
     return result
 
 
-def sets(count: int, found: audit.NearPairs, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
+def sets(count: int, found: search.NearPairs, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
     """int64 [count]: the first image that the chosen pairs join each one to."""
-    return audit.connected(count, zip(found.first[chosen].tolist(), found.second[chosen].tolist(), strict=True))
+    return search.connected(count, zip(found.first[chosen].tolist(), found.second[chosen].tolist(), strict=True))
 
 
 def recall(both: np.ndarray, who: np.ndarray) -> dict[str, Any]:
     """Of N originals and then their copies, uint8 [2 N, 2, 64, 64]: shares found, and copies' pairs across ``who``."""
     half = len(both) // 2
-    found = audit.near_pairs(both)
+    found = search.near_pairs(both)
     joined = {"aligned": sets(2 * half, found, ~found.moved), "registered": sets(2 * half, found)}
     across = (who[found.first % half] != who[found.second % half]) & (found.second >= half)
     shares = {name: float((first[:half] == first[half:]).mean()) for name, first in joined.items()}

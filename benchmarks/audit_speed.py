@@ -17,12 +17,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from brain_dist.data import audit, registration, similarity
-from brain_dist.data.examination import examine_all
-from brain_dist.data.pool import worker_pool
-from brain_dist.data.recipes import default_recipe
-from brain_dist.data.records import find_records
-from brain_dist.data.scratch import concatenated
+from brain_dist.collection.examination import examine_all
+from brain_dist.collection.recipes import default_recipe
+from brain_dist.collection.records import find_records
+from brain_dist.common.scratch import concatenated
+from brain_dist.common.workers import worker_pool
+from brain_dist.copies import registration, search, similarity
 from brain_dist.errors import UserError, run
 
 PLAIN = 4096  # images for the plain way; more would take minutes
@@ -44,7 +44,7 @@ def main() -> int:
         some = np.asarray(thumbs[np.random.default_rng(0).permutation(len(thumbs))[:count]])
         aligned_s, aligned = timed(lambda some=some: similarity.aligned_pairs(some))
         links = zip(aligned.first.tolist(), aligned.second.tolist(), strict=True)
-        joined = audit.connected(count, links)
+        joined = search.connected(count, links)
         moved_s, moved = timed(lambda some=some, joined=joined: registration.moved_pairs(some[:, 1], joined))
         plain_s = f"{timed(lambda some=some: plain(some))[0]:.1f}" if count <= PLAIN else ""
         found = f"{len(aligned.first):,} + {len(moved.first):,}"

@@ -66,9 +66,10 @@ def work(arguments: argparse.Namespace) -> None:
 
     import torch
 
-    from brain_dist import models
     from brain_dist.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-    from brain_dist.dist import choose_device, discover
+    from brain_dist.networks.create import create_network
+    from brain_dist.ranks.device import choose_device
+    from brain_dist.ranks.world import discover
 
     world = discover()
     device = choose_device(world, "auto")
@@ -78,7 +79,7 @@ def work(arguments: argparse.Namespace) -> None:
         optim=OptimConfig(lr=1e-3, clip=1.0),
         train=TrainConfig(global_batch=arguments.batch * world.size, micro_batch=arguments.batch, precision="amp"),
     )
-    model = models.create(config.model, 4, seed=0)
+    model = create_network(config.model, 4, seed=0)
     draw = torch.Generator().manual_seed(world.rank)
     image = torch.randint(
         0, 256, (arguments.batch, 1, arguments.size, arguments.size), dtype=torch.uint8, generator=draw
@@ -108,13 +109,13 @@ def accelerate_step(config, model, image, label):  # type: ignore[no-untyped-def
     import torch
     from accelerate import Accelerator
 
-    from brain_dist import optim
-    from brain_dist.loaders.batch import Finish
+    from brain_dist.stream.normalize import Normalize
+    from brain_dist.training.optim import create_optimizer
 
     accelerator = Accelerator(mixed_precision="bf16", cpu=not torch.cuda.is_available())
-    ready, optimiser = accelerator.prepare(model, optim.create(config.optim, model))
+    ready, optimiser = accelerator.prepare(model, create_optimizer(config.optim, model))
     image, label = image.to(accelerator.device), label.to(accelerator.device)
-    finish = Finish(config.data, 3, accelerator.device, torch.float32)
+    finish = Normalize(config.data, 3, accelerator.device, torch.float32)
 
     def step() -> None:
         loss = torch.nn.functional.cross_entropy(ready(finish(image)).float(), label, label_smoothing=0.1)
@@ -130,10 +131,10 @@ def deepspeed_step(config, model, image, label, world, device):  # type: ignore[
     """The product's own engine on the same batch."""
     import numpy as np
 
-    from brain_dist.data.plan import MicroBatch
-    from brain_dist.dist import process_group
-    from brain_dist.engine import Engine
-    from brain_dist.loaders.batch import Batch
+    from brain_dist.ranks.group import process_group
+    from brain_dist.stream.batch import Batch
+    from brain_dist.stream.plan import MicroBatch
+    from brain_dist.training.engine import Engine
 
     UNTIL_THE_END.enter_context(process_group(world, device))
     engine = Engine(config, model, world, device)

@@ -18,13 +18,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from brain_dist import models
 from brain_dist.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
-from brain_dist.data import plan
-from brain_dist.dist import choose_device, discover, process_group
-from brain_dist.engine import Engine
-from brain_dist.loaders.batch import Batch
-from brain_dist.saving import Saver
+from brain_dist.networks.create import create_network
+from brain_dist.ranks.device import choose_device
+from brain_dist.ranks.group import process_group
+from brain_dist.ranks.world import discover
+from brain_dist.stream import plan
+from brain_dist.stream.batch import Batch
+from brain_dist.training.engine import Engine
+from brain_dist.training.saving import Saver
 
 
 def main() -> None:
@@ -44,7 +46,7 @@ def main() -> None:
         train=TrainConfig(global_batch=2, micro_batch=2, precision="amp", zero_stage=2),
     )
     with process_group(world, device), tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        engine = Engine(config, models.create(config.model, 4, seed=0), world, device)
+        engine = Engine(config, create_network(config.model, 4, seed=0), world, device)
         rows = np.arange(2)
         micro = next(plan.training(rows, rows * 0, seed=0, epochs=1, global_batch=2, micro_batch=2, rank=0, world=1))
         batch = Batch.of(torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8, device=device), micro, rows)

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from brain_dist.data import index
+from brain_dist.store import reader
+from brain_dist.store.dataset import open_dataset
+from brain_dist.store.reader import ShardReader
 
 BATCH = 64
 
@@ -58,17 +60,17 @@ def main() -> None:
     parser.add_argument("shards")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    dataset = index.open_dataset(arguments.shards)
-    reader, rows = index.ShardReader(dataset), np.random.default_rng(0).permutation(len(dataset)).tolist()
-    encoded = [reader.read(row) for row in rows]  # the page cache is warm from here on
-    same, zlib = Equal(), index.zlib
+    dataset = open_dataset(arguments.shards)
+    shard_reader, rows = ShardReader(dataset), np.random.default_rng(0).permutation(len(dataset)).tolist()
+    encoded = [shard_reader.read(row) for row in rows]  # the page cache is warm from here on
+    same, zlib = Equal(), reader.zlib
     blind = SimpleNamespace(crc32=lambda data: same)
 
     def read(checks: Any) -> None:
-        index.zlib = checks  # type: ignore[attr-defined]
+        reader.zlib = checks  # type: ignore[attr-defined]
         for row in rows:
-            reader.read(row)
-        index.zlib = zlib  # type: ignore[attr-defined]
+            shard_reader.read(row)
+        reader.zlib = zlib  # type: ignore[attr-defined]
 
     jobs: dict[str, tuple[Callable[[], object], int]] = {
         "read": (lambda: read(blind), len(rows)),

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from brain_dist.data.augment import AugmentConfig
+from brain_dist.config import AugmentConfig
 
 AUGMENT = AugmentConfig()
 
@@ -39,9 +39,9 @@ class Place:
 
 def _jobs(place: Place) -> Any:
     from brain_dist.config import DataConfig
-    from brain_dist.data import plan
-    from brain_dist.data.index import open_dataset
-    from brain_dist.loaders.batch import training_jobs
+    from brain_dist.store.dataset import open_dataset
+    from brain_dist.stream import plan
+    from brain_dist.stream.batch import training_jobs
 
     dataset, config = open_dataset(place.shards), DataConfig(size=place.size, color=place.color, threads=place.workers)  # type: ignore[arg-type]
     rows = np.arange(len(dataset), dtype=np.int64)
@@ -54,7 +54,7 @@ def ours(place: Place) -> Iterator[int]:
     """The product: planned order, DALI fed with bytes."""
     import torch
 
-    from brain_dist.loaders import open_loader
+    from brain_dist.stream.loader import open_loader
 
     dataset, config, jobs = _jobs(place)
     device = torch.device("cpu")
@@ -66,7 +66,7 @@ def decode_only(place: Place) -> Iterator[int]:
     """DALI's decoder alone, on the same parts of the same bytes, which lie in memory already."""
     from nvidia.dali import fn, pipeline_def, types
 
-    from brain_dist.data.index import ShardReader
+    from brain_dist.store.reader import ShardReader
 
     dataset, _, jobs = _jobs(place)
     reader = ShardReader(dataset)
@@ -251,7 +251,8 @@ def write_formats(shards: Path, work: Path) -> None:
     from litdata import optimize
     from streaming import MDSWriter
 
-    from brain_dist.data.index import ShardReader, open_dataset
+    from brain_dist.store.dataset import open_dataset
+    from brain_dist.store.reader import ShardReader
 
     dataset = open_dataset(shards)
     reader, labels = ShardReader(dataset), dataset.columns["label"]

@@ -115,11 +115,14 @@ def cpu_seconds(pid: int) -> float:
 
 def training_rate(args: argparse.Namespace, loader: str) -> dict[str, float]:
     """Images/s of ten optimiser steps after two."""
-    from brain_dist import models, train
     from brain_dist.config import Config, DataConfig, ModelConfig, TrainConfig
-    from brain_dist.data.index import open_dataset
-    from brain_dist.dist import choose_device, discover, process_group
-    from brain_dist.engine import Engine
+    from brain_dist.networks.create import create_network
+    from brain_dist.ranks.device import choose_device
+    from brain_dist.ranks.group import process_group
+    from brain_dist.ranks.world import discover
+    from brain_dist.store.dataset import open_dataset
+    from brain_dist.stream.training import training_batches
+    from brain_dist.training.engine import Engine
 
     dataset, world = open_dataset(args.shards), discover({})
     config = Config(
@@ -132,8 +135,8 @@ def training_rate(args: argparse.Namespace, loader: str) -> dict[str, float]:
         import torch
 
         torch.set_num_threads(args.workers)
-        engine = Engine(config, models.create(config.model, len(dataset.classes), seed=0), world, device)
-        batches = train.training_batches(config, dataset, world, device, first_step=0)
+        engine = Engine(config, create_network(config.model, len(dataset.classes), seed=0), world, device)
+        batches = training_batches(config, dataset, world, device, first_step=0)
         for step in range(12):
             if step == 2:
                 began = time.perf_counter()

@@ -107,18 +107,21 @@ def bare(settings: list[str], steps: int) -> None:
     import torch
     from torch.nn.functional import cross_entropy
 
-    from brain_dist import models, optim
     from brain_dist.config import load
-    from brain_dist.dist import choose_device, discover, process_group
-    from brain_dist.engine import deepspeed_config, import_deepspeed
+    from brain_dist.networks.create import create_network
+    from brain_dist.ranks.device import choose_device
+    from brain_dist.ranks.group import process_group
+    from brain_dist.ranks.world import discover
+    from brain_dist.training.deepspeed_setup import deepspeed_config, import_deepspeed
+    from brain_dist.training.optim import create_optimizer
 
     config, world = load(settings), discover()
     device = choose_device(world, "auto")
     with process_group(world, device):
         deepspeed = import_deepspeed(world, device)
-        model = models.create(config.model, 4, seed=0).to(device)
+        model = create_network(config.model, 4, seed=0).to(device)
         engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optim.create(config.optim, model), config=deepspeed_config(config, world.size),
+            model=model, optimizer=create_optimizer(config.optim, model), config=deepspeed_config(config, world.size),
             dist_init_required=False,
         )  # fmt: skip
         batch, size = config.train.micro_batch, config.data.size

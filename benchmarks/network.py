@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks import namespaces
 from benchmarks.loop_overhead import phantoms
-from brain_dist import cost, cost_fit
+from brain_dist.scalability import cost, cost_fit
 
 
 @dataclass(frozen=True)

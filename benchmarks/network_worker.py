@@ -20,7 +20,8 @@ def main() -> None:
     """Do every job in turn, in one process group."""
     import torch
 
-    from brain_dist.dist import discover, gather_objects, process_group
+    from brain_dist.ranks.group import gather_objects, process_group
+    from brain_dist.ranks.world import discover
 
     jobs = json.loads(Path(sys.argv[1]).read_text())
     world, device, found = discover(), torch.device("cpu"), []
@@ -35,27 +36,28 @@ def measure(job: dict[str, Any], world: Any, device: Any) -> dict[str, Any]:
     """What this rank measured, counted and held."""
     import torch.distributed as dist
 
-    from brain_dist import models, profiling
     from brain_dist.config import load
-    from brain_dist.data.access import open_data
-    from brain_dist.engine import Engine
+    from brain_dist.networks.create import create_network
+    from brain_dist.profiling import stages
+    from brain_dist.store.access import open_data
+    from brain_dist.training.engine import Engine
 
     config = load(job["settings"], "benchmarks.network", "")
     dataset = open_data(config.data, Path(config.run.dir))
-    model = models.create(config.model, len(dataset.classes), seed=0)
+    model = create_network(config.model, len(dataset.classes), seed=0)
     engine = Engine(config, model, world, device)
     # the first steps exchange more: stage 3 learns in which order the weights are needed
-    profiling.together(config, dataset, engine, world, device, 1, None)
+    stages.together(config, dataset, engine, world, device, 1, None)
     namespaces.shape(job["rate"])
     alone, bytes_alone = _all_reduce(engine.parameters)
     dist.barrier()
     began = namespaces.sent()
-    both = profiling.together(config, dataset, engine, world, device, job["steps"], None)
+    both = stages.together(config, dataset, engine, world, device, job["steps"], None)
     dist.barrier()
-    steps = profiling.WARM + 2 * job["steps"] + 1  # undisturbed, measured, and one to look at the gradients
+    steps = stages.WARM + 2 * job["steps"] + 1  # undisturbed, measured, and one to look at the gradients
     wire = (namespaces.sent() - began) / steps
     namespaces.shape(None)
-    memory = profiling.memory(engine, device)
+    memory = stages.memory(engine, device)
     engine.deepspeed.destroy()
     return {**both, "alone": alone, "alone_bytes": bytes_alone, "wire": wire, "parameters": engine.parameters,
             "memory": memory}  # fmt: skip

@@ -19,9 +19,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from brain_dist.data.index import ShardReader, open_dataset
-from brain_dist.metrics import evaluate_predictions
-from brain_dist.models import load_into, read_weights
+from brain_dist.judging.metrics import evaluate_predictions
+from brain_dist.networks.weights import load_into, read_weights
+from brain_dist.store.dataset import open_dataset
+from brain_dist.store.reader import ShardReader
 
 
 class Pictures(Dataset):  # type: ignore[type-arg]

@@ -17,14 +17,17 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.loop_overhead import phantoms
-from brain_dist import checkpoint, models
 from brain_dist.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
-from brain_dist.data import index
-from brain_dist.data.plan import steps_per_epoch
-from brain_dist.dist import choose_device, discover, process_group
-from brain_dist.engine import Engine
-from brain_dist.saving import Saver
-from brain_dist.train import training_batches
+from brain_dist.networks.create import create_network
+from brain_dist.ranks.device import choose_device
+from brain_dist.ranks.group import process_group
+from brain_dist.ranks.world import discover
+from brain_dist.store.dataset import Dataset, open_dataset
+from brain_dist.stream.plan import steps_per_epoch
+from brain_dist.stream.training import training_batches
+from brain_dist.training.engine import Engine
+from brain_dist.training.restoring import restore
+from brain_dist.training.saving import Saver
 
 
 def main() -> None:
@@ -42,8 +45,8 @@ def main() -> None:
         train=TrainConfig(epochs=1, global_batch=64, micro_batch=32, precision="amp"),
     )
     with process_group(world, device), tempfile.TemporaryDirectory() as folder:
-        dataset = repeated(index.open_dataset(phantoms(Path(folder), 256)), arguments.images)
-        engine = Engine(config, models.create(config.model, len(dataset.classes), seed=0), world, device)
+        dataset = repeated(open_dataset(phantoms(Path(folder), 256)), arguments.images)
+        engine = Engine(config, create_network(config.model, len(dataset.classes), seed=0), world, device)
         root = Path(folder) / "checkpoints"
         saver = Saver(root, engine, {}, keep=1)
         saver.begin(0)
@@ -53,7 +56,7 @@ def main() -> None:
         for repeat in range(arguments.repeats + 1):
             for percent, times in seconds.items():
                 began = time.perf_counter()
-                checkpoint.load(root, 0, engine)
+                restore(root, 0, engine)
                 next(training_batches(config, dataset, world, device, first_step=steps * percent // 100))
                 if repeat:  # the first round opens files for the first time
                     times.append(time.perf_counter() - began)
@@ -62,7 +65,7 @@ def main() -> None:
     print(f"resume at  1 %: {early:.3f} s\nresume at 99 %: {late:.3f} s ({late / early:.2f} times)")
 
 
-def repeated(dataset: index.Dataset, images: int) -> index.Dataset:
+def repeated(dataset: Dataset, images: int) -> Dataset:
     """The same images over and over, as rows of their own."""
     times = -(-images // len(dataset.columns["key"]))
     columns = {name: np.tile(column, times)[:images] for name, column in dataset.columns.items()}

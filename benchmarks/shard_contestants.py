@@ -43,8 +43,8 @@ def numbered(source: Path) -> list[tuple[str, int]]:
 
 def ours(source: Path, out: Path, recipe: Path | None, workers: int) -> int:
     """Decode, audit, groups, splits, checksums, index; durable. ``STAGES`` keeps when each stage ended."""
-    from brain_dist.data.build import Options, build
-    from brain_dist.data.recipes import default_recipe, read_recipe
+    from brain_dist.collection.recipes import default_recipe, read_recipe
+    from brain_dist.store.build import Options, build
 
     start = time.perf_counter()
 
@@ -131,7 +131,7 @@ def copy(source: Path, out: Path, recipe: Path | None, workers: int) -> int:
 
 
 def _decode(files: Sequence[str]) -> None:
-    """As :mod:`brain_dist.data.pixels` decodes: colour JPEGs to their luminance, all the others in full."""
+    """As :mod:`brain_dist.collection.pixels` decodes: colour JPEGs to their luminance, all the others in full."""
     for path in files:
         with Image.open(path) as image:
             if image.mode == "RGB":
@@ -175,7 +175,7 @@ CONTESTANTS = {
     "ours": Contestant(
         "ours, with everything",
         ours,
-        ("pyarrow.parquet", "brain_dist.data.build"),
+        ("pyarrow.parquet", "brain_dist.store.build"),
         decodes=True,
     ),
     "webdataset": Contestant("webdataset ShardWriter", webdataset, ("webdataset",), processes=1),

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import namespaces
 from benchmarks.network import exchanged, job, measure, numbers
-from brain_dist import cost
+from brain_dist.scalability import cost
 
 BARE = {
     "stage3_param_persistence_threshold": 0,

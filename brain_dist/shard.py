@@ -14,7 +14,7 @@ from brain_dist.errors import UserError, leave
 from brain_dist.shard_options import FRACTIONS, parser
 
 if TYPE_CHECKING:
-    from brain_dist.data.index import Dataset
+    from brain_dist.store.dataset import Dataset
 
 LISTED = 50  # damaged files named on the terminal
 
@@ -26,11 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from brain_dist.data.build import Options, build
-    from brain_dist.data.examination import BadImages
-    from brain_dist.data.recipes import default_recipe, read_recipe
-    from brain_dist.data.split import parse_folds, parse_fractions
-    from brain_dist.data.tarshard import parse_shard_size
+    from brain_dist.collection.examination import BadImages
+    from brain_dist.collection.recipes import default_recipe, read_recipe
+    from brain_dist.store.build import Options, build
+    from brain_dist.store.split import parse_folds, parse_fractions
+    from brain_dist.store.tar import parse_shard_size
 
     if args.max_side is not None and args.max_side < 16:
         raise UserError(f"--max-side {args.max_side} leaves nothing to see; give at least 16")
@@ -93,8 +93,8 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _join(args: argparse.Namespace) -> int:
-    from brain_dist.data.index import MANIFEST
-    from brain_dist.data.join import join
+    from brain_dist.store.join import join
+    from brain_dist.store.manifest import MANIFEST
 
     there = (args.out / MANIFEST).is_file()
     with _progress() as progress:
@@ -176,8 +176,8 @@ def _counts_table(manifest: dict[str, Any]) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from brain_dist.data.index import load_manifest
-    from brain_dist.data.verify import verify
+    from brain_dist.store.manifest import load_manifest
+    from brain_dist.store.verify import verify
 
     manifest, version = load_manifest(args.folder)
     with _progress() as progress:
@@ -192,8 +192,8 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _audit(args: argparse.Namespace) -> int:
-    from brain_dist.auditing import PAGE, run_audit, show, sources
-    from brain_dist.data.examination import BadImages
+    from brain_dist.audit.run import PAGE, print_audit, run_audit, sources
+    from brain_dist.collection.examination import BadImages
 
     collections = sources(args.folders, args.recipe)
     try:
@@ -206,13 +206,13 @@ def _audit(args: argparse.Namespace) -> int:
         raise
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    show(found, counts)
+    print_audit(found, counts)
     print(f"the pairs side by side: {args.out / PAGE}")
     return 0
 
 
 def _phantom(args: argparse.Namespace) -> int:
-    from brain_dist.data.phantom import generate
+    from brain_dist.phantom.generate import generate
 
     generate(
         args.out,

@@ -15,11 +15,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("models", nargs="+", metavar="MODEL", help="timm's names, such as convnext_base resnet50")
     arguments = parser.parse_args(argv)
 
-    from brain_dist import models
     from brain_dist.config import ModelConfig
+    from brain_dist.networks.create import create_network
 
     for name in arguments.models:
-        model = models.create(ModelConfig(name=name, pretrained=True), 1000, seed=0)
+        model = create_network(ModelConfig(name=name, pretrained=True), 1000, seed=0)
         settings = getattr(model, "pretrained_cfg", {})
         where = settings.get("hf_hub_id") or settings.get("url")
         count = sum(p.numel() for p in model.parameters())

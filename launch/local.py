@@ -25,7 +25,7 @@ from typing import Any
 
 NO_FAULT = (0, 2, 75)  # done, the user's mistake, stopped after a clean save
 GRACE = 10.0  # seconds that the others get to end by themselves, and again between SIGTERM and SIGKILL
-STORE = "BRAIN_DIST_STORE_FD"  # rank 0's variable with the number of the open socket, read in brain_dist/dist.py
+STORE = "BRAIN_DIST_STORE_FD"  # rank 0's variable with the number of the open socket, read in brain_dist/ranks/world.py
 SAVE = 120.0  # seconds to save, for processes whose launcher on another machine is gone
 
 

@@ -37,7 +37,7 @@ unset SLURM_CPUS_PER_GPU SLURM_TRES_PER_TASK # newer versions of srun refuse the
 # Rank 0 is the first node's first task. NodeAddr is what SLURM itself reaches the node by; names need not resolve.
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_ADDR=$(scontrol show node --oneliner "$first_node" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
-export MASTER_ADDR=${MASTER_ADDR:-$first_node} # the port follows from the job's number, see brain_dist/dist.py
+export MASTER_ADDR=${MASTER_ADDR:-$first_node} # the port follows from the job's number, see brain_dist/ranks/world.py
 
 echo "== job $SLURM_JOB_ID, attempt $((${SLURM_RESTART_COUNT:-0} + 1)), $SLURM_JOB_NODELIST, $(date --iso-8601=seconds)"
 

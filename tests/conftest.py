@@ -29,7 +29,7 @@ from brain_dist.errors import run
 if TYPE_CHECKING:
     from nursery import Nursery
 
-    from brain_dist.dist import World
+    from brain_dist.ranks.world import World
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts `make test &` so, and every process inherits it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -70,7 +70,8 @@ def world() -> Iterator[World]:
     """This process alone in a process group."""
     import torch
 
-    from brain_dist.dist import discover, process_group
+    from brain_dist.ranks.group import process_group
+    from brain_dist.ranks.world import discover
 
     alone = discover({})
     with process_group(alone, torch.device("cpu")):

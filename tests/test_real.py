@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import launch, losses, verb
 
-from brain_dist.data.index import open_dataset
-from brain_dist.predictions import read_predictions
+from brain_dist.judging.predictions import read_predictions
+from brain_dist.store.dataset import open_dataset
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from conftest import ROOT, TINY, command, losses
 from private_slurm import Cluster, missing, wait_for
 from wandb_files import history
 
-from brain_dist import scaling_table
+from brain_dist.scalability import results
 
 pytestmark = pytest.mark.timeout(900)  # jobs wait for jobs, and for SLURM's own clocks
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
@@ -222,7 +222,7 @@ def test_a_scaling_experiment_is_one_job_whose_cases_are_its_steps(jobs: Jobs) -
     words = scaling(out, jobs.shards, "--nodes", "1,2")
     job = jobs.cluster.sbatch("--nodes=2", "--gpus-per-node=1", log, "slurm/scaling.sh", *words)
     jobs.end(job, "scaling")
-    rows = scaling_table.read(out / "scaling.parquet")
+    rows = results.read(out / "scaling.parquet")
     cut = [(r["nodes"], r["ranks"], r["global_batch"], r["micro_batch"], r["micros"]) for r in rows]
     assert cut == [(1, 1, 24, 24, 1), (2, 2, 24, 12, 1)]
     assert [row["bytes_sent"] > 0 for row in rows] == [False, True]
@@ -252,7 +252,7 @@ def test_from_a_login_node_each_case_is_a_job_that_goes_with_an_interrupted_verb
 
     done = command(began, **jobs.cluster.env)
     assert "strong-test_convnext-zero2-1x1-r0 done" in done.err
-    (row,) = scaling_table.read(out / "scaling.parquet")
+    (row,) = results.read(out / "scaling.parquet")
     assert row["images_per_s"] > 0
     assert len(jobs_of_it()) == 2
 

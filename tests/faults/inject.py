@@ -67,7 +67,7 @@ def count_all() -> None:
 
 def record_batches(path: str) -> None:
     """Write down what each step is fed: step, place in the global batch, row, and a checksum of the pixels."""
-    from brain_dist.engine import Engine
+    from brain_dist.training.engine import Engine
 
     real = Engine.step
 
@@ -83,7 +83,7 @@ def record_batches(path: str) -> None:
 
 
 def _step(due: Callable[[], bool], strike: Callable[[], None]) -> None:
-    from brain_dist.engine import Engine
+    from brain_dist.training.engine import Engine
 
     real = Engine.step
 
@@ -122,7 +122,7 @@ def _all_reduce(due: Callable[[], bool], strike: Callable[[], None]) -> None:
 
 
 def _write(due: Callable[[], bool], strike: Callable[[], None]) -> None:
-    from brain_dist import saving
+    from brain_dist.training import saving
 
     real = saving._write_synced
 
@@ -138,7 +138,7 @@ def _write(due: Callable[[], bool], strike: Callable[[], None]) -> None:
 
 
 def _complete(due: Callable[[], bool], strike: Callable[[], None]) -> None:
-    from brain_dist import saving
+    from brain_dist.training import saving
 
     real = saving._write_synced
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from nursery import Ranks
 from trial import WORLD, Outcome, Reference, Trial, end_of
 
-from brain_dist import checkpoint
+from brain_dist.checkpoints.layout import checkpoint_folder, complete_steps, verify_checkpoint
 
 TIMEOUT = 6.0  # train.timeout where a rank hangs: how long it may hold the others up
 
@@ -165,12 +165,12 @@ def read_only(trial: Trial, reference: Reference) -> Outcome:
 def damaged(how: str, trial: Trial, reference: Reference) -> Outcome:
     """Killed, and a file of the newest checkpoint truncated or one of its bytes flipped: the one before is taken."""
     ranks = trial.start()
-    while len(checkpoint.steps(trial.checkpoints)) < 2 and ranks.running():
+    while len(complete_steps(trial.checkpoints)) < 2 and ranks.running():
         time.sleep(0.01)
     trial.moment(ranks)
     kill_all(ranks, trial)
     ranks.wait(10)
-    newest = checkpoint.folder(trial.checkpoints, trial.newest())
+    newest = checkpoint_folder(trial.checkpoints, trial.newest())
     victim = trial.random.choice(sorted(newest.iterdir()))
     data = bytearray(victim.read_bytes())
     at = trial.random.randrange(len(data))
@@ -179,7 +179,7 @@ def damaged(how: str, trial: Trial, reference: Reference) -> Outcome:
     else:
         data[at] ^= 1 << trial.random.randrange(8)
     victim.write_bytes(data)
-    assert checkpoint.verify(newest), f"{victim} is damaged and not found so"
+    assert verify_checkpoint(newest), f"{victim} is damaged and not found so"
     found = outcome(f"checkpoint file {how}", trial, True)
     trial.recover(found, reference)
     assert f"checkpoint {int(newest.name)} is damaged and skipped" in trial.said(), trial.said()

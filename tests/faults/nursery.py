@@ -31,8 +31,9 @@ PRELOADED = (
     "brain_dist.errors", "torch", "timm", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer",
     "deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2", "nvidia.dali.fn", "safetensors.torch",
     "scipy.special", "torchmetrics", "pandas", "jsonargparse", "pyarrow.parquet", "brain_dist.train",
-    "brain_dist.engine", "brain_dist.tracking", "brain_dist.metrics", "brain_dist.saving", "brain_dist.resume",
-    "brain_dist.rundir", "brain_dist.predictions", "brain_dist.loaders.dali", "brain_dist.watch",
+    "brain_dist.training.engine", "brain_dist.training.saving", "brain_dist.training.resume",
+    "brain_dist.tracking.tracker", "brain_dist.tracking.run_folder", "brain_dist.judging.metrics",
+    "brain_dist.judging.predictions", "brain_dist.stream.dali", "brain_dist.ranks.watch",
 )  # fmt: skip
 
 

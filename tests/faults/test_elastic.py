@@ -10,7 +10,7 @@ import pytest
 from conftest import read_metrics
 from nursery import Nursery, Ranks
 
-from brain_dist import checkpoint
+from brain_dist.checkpoints.layout import checkpoint_folder
 
 SAVED = 3  # of the five steps of the first epoch
 STEPS = 10
@@ -68,8 +68,8 @@ def test_other_ranks_and_stages_go_on_with_the_same_samples_and_losses(
     assert len(batches(whole)) == STEPS * 24
     for then, ranks in CASES[precision, stage]:
         resumed = tmp_path / f"{then}-{ranks}"
-        kept = checkpoint.folder(resumed / "run" / "checkpoints", SAVED)
-        shutil.copytree(checkpoint.folder(whole / "run" / "checkpoints", SAVED), kept)
+        kept = checkpoint_folder(resumed / "run" / "checkpoints", SAVED)
+        shutil.copytree(checkpoint_folder(whole / "run" / "checkpoints", SAVED), kept)
         lines = (whole / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
         (resumed / "run" / "metrics.jsonl").write_text("".join(lines[:SAVED]))
         said = train(nursery, small_shards, resumed, precision, then, ranks)

@@ -11,7 +11,7 @@ from kinds import KINDS
 from nursery import Nursery
 from trial import SETTINGS, WORLD, Reference, Trial, undisturbed
 
-from brain_dist import checkpoint
+from brain_dist.checkpoints.layout import complete_steps
 
 NEEDS_MOUNT = {"full disk", "read-only run folder"}
 
@@ -57,14 +57,14 @@ def test_a_file_named_save_takes_a_checkpoint_and_training_goes_on(
     (trial.run / "SAVE").touch()
     codes = trial.start(more=["--train.save_every", "1000", "--train.keep", "9"]).wait(90)
     assert codes == [0] * WORLD, trial.said()
-    assert checkpoint.steps(trial.checkpoints) == [1, 15]
+    assert complete_steps(trial.checkpoints) == [1, 15]
     assert not (trial.run / "SAVE").exists()
 
 
 def test_a_second_job_on_the_same_run_is_turned_away(nursery: Nursery, small_shards: Path, tmp_path: Path) -> None:
     trial = Trial(nursery, small_shards, tmp_path / "trial", next(iter(SETTINGS)), 0)
     first = trial.start(more=["--train.epochs", "500"])
-    while not checkpoint.steps(trial.checkpoints) and first.running():
+    while not complete_steps(trial.checkpoints) and first.running():
         pass
     second = trial.start(more=["--train.epochs", "500"])
     assert second.wait(60) == [2] * WORLD

@@ -15,7 +15,7 @@ from typing import Any
 from conftest import read_metrics
 from nursery import Nursery, Ranks
 
-from brain_dist import checkpoint
+from brain_dist.checkpoints.layout import MARKER, checkpoint_folder, complete_steps, verify_checkpoint
 
 WORLD = 2
 LAST = 13  # of the fifteen steps, the last one before which a fault is timed to strike
@@ -96,8 +96,8 @@ class Trial:
 
     def newest(self) -> int:
         """Step of the newest checkpoint that is complete and intact; 0 for none."""
-        found = checkpoint.steps(self.checkpoints)
-        intact = [step for step in found if not checkpoint.verify(checkpoint.folder(self.checkpoints, step))]
+        found = complete_steps(self.checkpoints)
+        intact = [step for step in found if not verify_checkpoint(checkpoint_folder(self.checkpoints, step))]
         return max(intact, default=0)
 
     def moment(self, ranks: Ranks) -> bool:
@@ -118,8 +118,8 @@ class Trial:
 
     def final(self) -> dict[str, bytes]:
         """The files of the newest checkpoint but its marker, whose facts name nothing that matters here."""
-        newest = checkpoint.folder(self.checkpoints, self.newest())
-        return {p.name: p.read_bytes() for p in newest.iterdir() if p.name != checkpoint.MARKER}
+        newest = checkpoint_folder(self.checkpoints, self.newest())
+        return {p.name: p.read_bytes() for p in newest.iterdir() if p.name != MARKER}
 
     def recover(self, outcome: Outcome, reference: Reference) -> None:
         """Give the same command again, and compare its end with the undisturbed one."""

@@ -1,0 +1,44 @@
+"""The batches of a training, for one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from brain_dist.config import Config
+
+if TYPE_CHECKING:
+    import torch
+
+    from brain_dist.ranks.world import World
+    from brain_dist.store.dataset import Dataset
+    from brain_dist.stream.batch import Batch
+
+
+def training_batches(
+    config: Config, dataset: Dataset, world: World, device: torch.device, *, first_step: int
+) -> Iterator[Batch]:
+    """This rank's micro-batches from ``first_step`` to the end of training."""
+    from brain_dist.stream import plan
+    from brain_dist.stream.batch import training_jobs
+    from brain_dist.stream.loader import open_loader
+
+    rows, train = dataset.rows("train"), config.train
+    planned = plan.training(
+        rows,
+        np.unique(dataset.columns["shard"][rows], return_inverse=True)[1],
+        seed=config.run.seed,
+        epochs=train.epochs,
+        global_batch=train.global_batch,
+        micro_batch=train.micro_batch,
+        rank=world.rank,
+        world=world.size,
+        first_step=first_step,
+        window=config.data.window,
+        label=dataset.columns["label"][rows].astype(np.int64),
+        balance=train.balance,
+    )
+    jobs = training_jobs(dataset, config.data, config.augment, planned, seed=config.run.seed)
+    return open_loader(config.data, dataset, jobs, augmented=True, batch=train.micro_batch, device=device)

@@ -1,0 +1,237 @@
+"""What an audit counts is exactly what was planted, alone and between collections; every pair is listed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pictures import CLASSES, draw
+from PIL import Image, ImageEnhance
+
+from brain_dist.audit import survey as module
+from brain_dist.audit.survey import Source, Survey, pairs_table, summary, survey
+from brain_dist.collection.examination import BadImages
+from brain_dist.collection.recipes import default_recipe, parse_recipe
+from brain_dist.errors import UserError
+
+MIRROR = Image.Transpose.FLIP_LEFT_RIGHT
+BINARY = {
+    "classes": ["notumor", "tumor"],
+    "parts": [{"patients": {"file": "patients.csv", "id": "id", "patient": "who"}}],
+}
+
+
+def look(*sources: Source, skip_bad: bool = False) -> Survey:
+    return survey(sources, workers=1, skip_bad=skip_bad, progress=lambda stage, done, total: None)
+
+
+def write(folder: Path, pictures: dict[str, Image.Image]) -> Source:
+    """A collection of PNG files, so that what is equal stays equal; described by its folders."""
+    for name, picture in pictures.items():
+        path = folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    return Source(folder.name, folder, default_recipe(folder))
+
+
+def head(number: int) -> Image.Image:
+    return draw(number, 128)
+
+
+def darker(number: int, factor: float = 0.7) -> Image.Image:
+    return ImageEnhance.Brightness(head(number)).enhance(factor)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Survey:
+    """``alpha`` with training and test part and no patients; ``beta`` with patients, tumour or none."""
+    root = tmp_path_factory.mktemp("collections")
+    train = {f"{kind}/{kind[0]}{n}": head(10 * row + n) for row, kind in enumerate(CLASSES) for n in range(4)}
+    train["meningioma/m4"] = head(11).resize((100, 100))
+    test = {
+        "glioma/t0": head(0),
+        "glioma/t1": darker(1),
+        "glioma/t2": head(2).transpose(MIRROR),
+        "glioma/t3": head(100),
+        "meningioma/t0": head(10),
+        "meningioma/t1": head(11),  # m1's pixels, and a near copy of m4
+        "meningioma/t2": head(20),  # n0's pixels under another label
+        "notumor/t0": head(21).crop((27, 29, 101, 99)),  # within the head
+        "pituitary/t0": head(130),
+    }
+    alpha = write(root / "alpha", {
+        **{f"Training/{name}": picture for name, picture in train.items()},
+        **{f"Testing/{name}": picture for name, picture in test.items()},
+    })  # fmt: skip
+    folder = root / "beta"
+    write(folder, {
+        "tumor/b0": head(0),
+        "tumor/b1": darker(1, 0.5),
+        "tumor/b2": head(3),
+        "tumor/b3": head(100),
+        "notumor/b4": darker(130),
+        "notumor/b5": head(200),
+        "notumor/b6": head(201),
+    })  # fmt: skip
+    (folder / "patients.csv").write_text("id,who\nb0,P1\nb1,P1\nb2,P2\nb3,P2\nb4,P3\nb5,P3\nb6,\n")
+    return look(alpha, Source("beta", folder, parse_recipe(BINARY, "the recipe")))
+
+
+def test_counts_are_what_was_planted(planted):
+    assert summary(planted) == {
+        "collections": {
+            "alpha": {
+                "images": 26,
+                "exact_redundant": 4,
+                "test_images": 9,
+                "test_images_with_exact_train_copy": 4,
+                "test_images_with_near_train_copy": 4,
+                "test_images_with_any_train_copy": 7,
+                "label_conflicts": 1,
+                "groups": 18,
+                "test_images_with_patient_in_train": None,
+            },
+            "beta": {
+                "images": 7,
+                "exact_redundant": 0,
+                "test_images": 0,
+                "test_images_with_exact_train_copy": 0,
+                "test_images_with_near_train_copy": 0,
+                "test_images_with_any_train_copy": 0,
+                "label_conflicts": 0,
+                "groups": 4,
+                "test_images_with_patient_in_train": 0,
+            },
+        },
+        "between": {
+            "alpha|beta": {
+                "A": "alpha",
+                "B": "beta",
+                "exact_images_in_A": 4,  # both of 0, 3, 100
+                "near_images_in_A": 3,  # both of 1, 130
+                "any_images_in_A": 7,
+                "exact_images_in_B": 3,
+                "near_images_in_B": 2,
+                "any_images_in_B": 5,
+                "label_conflicts": 1,  # 130: pituitary, notumor; "tumor" agrees with glioma
+                "test_images_of_A_whose_patient_is_in_train_of_A_through_B": 3,  # 0 and 1 of P1; 100 of P2, by way of 3
+                "test_images_of_B_whose_patient_is_in_train_of_B_through_A": None,
+            }
+        },
+        "thresholds": {"aligned": 0.8, "registered": 0.9},
+        "skipped": [],
+    }
+
+
+def test_every_pair_is_listed_with_all_that_is_known(planted):
+    rows = pairs_table(planted).to_pylist()
+    listed = {(row["path_a"][:-4], row["path_b"][:-4]): row for row in rows}
+    assert len(listed) == len(rows)
+    near = {
+        ("Testing/glioma/t1", "Training/glioma/g1"),
+        ("Testing/glioma/t2", "Training/glioma/g2"),
+        ("Testing/meningioma/t1", "Training/meningioma/m4"),
+        ("Training/meningioma/m1", "Training/meningioma/m4"),  # what is near an image is near its exact copies
+        ("Testing/notumor/t0", "Training/notumor/n1"),
+        ("Testing/glioma/t1", "tumor/b1"),
+        ("Training/glioma/g1", "tumor/b1"),
+        ("Testing/pituitary/t0", "notumor/b4"),
+    }
+    exact = {
+        ("Testing/glioma/t0", "Training/glioma/g0"),
+        ("Testing/meningioma/t0", "Training/meningioma/m0"),
+        ("Testing/meningioma/t1", "Training/meningioma/m1"),
+        ("Testing/meningioma/t2", "Training/notumor/n0"),
+        ("Testing/glioma/t0", "tumor/b0"),
+        ("Training/glioma/g0", "tumor/b0"),
+        ("Training/glioma/g3", "tumor/b2"),
+        ("Testing/glioma/t3", "tumor/b3"),
+    }
+    assert {pair for pair, row in listed.items() if row["kind"] == "exact"} == exact
+    assert {pair for pair, row in listed.items() if row["kind"] == "near"} == near
+    assert all(
+        (row["similarity"] == 1) if pair in exact else (0.8 <= row["similarity"] <= 1) for pair, row in listed.items()
+    )
+    assert [pair for pair, row in listed.items() if row["mirrored"]] == [("Testing/glioma/t2", "Training/glioma/g2")]
+    assert [pair for pair, row in listed.items() if row["moved"]] == [("Testing/notumor/t0", "Training/notumor/n1")]
+    row = listed["Testing/pituitary/t0", "notumor/b4"]
+    assert {key: value for key, value in row.items() if key[-2:] in ("_a", "_b")} == {
+        "collection_a": "alpha", "path_a": "Testing/pituitary/t0.png", "split_a": "test", "label_a": "pituitary",
+        "patient_a": None, "slice_a": None,
+        "collection_b": "beta", "path_b": "notumor/b4.png", "split_b": None, "label_b": "notumor",
+        "patient_b": "P3", "slice_b": None,
+    }  # fmt: skip
+
+
+def test_patients_of_a_collection_count_in_its_own_test_part(tmp_path):
+    source = write(tmp_path / "own", {
+        "train/glioma/a": head(1), "train/glioma/b": head(2), "train/glioma/c": head(3),
+        "test/glioma/d": head(4), "test/glioma/e": head(5), "test/glioma/f": head(6),
+    })  # fmt: skip
+    (source.folder / "patients.csv").write_text("id,patient\na,1\nb,2\nc,\nd,1\ne,3\nf,\n")
+    found = look(Source("own", source.folder, default_recipe(source.folder)))
+    counts = summary(found)["collections"]["own"]
+    assert (counts["test_images_with_patient_in_train"], counts["groups"]) == (1, 5)
+    assert counts["test_images_with_any_train_copy"] == 0
+
+
+def test_a_crowd_of_equal_images_counts_as_if_all_its_pairs_were_listed(tmp_path, monkeypatch):
+    crowd = {f"Testing/glioma/{n}": draw(1) for n in range(5)} | {f"Training/glioma/{n}": draw(1) for n in range(40)}
+    crowd |= {
+        "Training/pituitary/other": draw(1),
+        "Testing/notumor/near": ImageEnhance.Brightness(draw(1)).enhance(0.7),
+    }
+    sources = write(tmp_path / "one", crowd), write(tmp_path / "two", {f"test/glioma/{n}": draw(1) for n in range(30)})
+    few = look(*sources)
+    monkeypatch.setattr(module, "CROWD", 10**6)
+    all_of_them = look(*sources)
+    assert len(few.first) < 500 < len(all_of_them.first) == 76 * 75 // 2 + 76
+    assert summary(few) == summary(all_of_them)
+    counts = summary(few)
+    assert counts["collections"]["one"]["test_images_with_any_train_copy"] == 6
+    assert counts["collections"]["two"]["exact_redundant"] == 29
+    assert counts["between"]["one|two"]["near_images_in_B"] == 30
+
+
+@pytest.mark.parametrize("images", [1, 5])
+def test_nothing_found_is_a_result_too(tmp_path, images):
+    found = look(write(tmp_path / "clean", {f"glioma/{n}": head(n) for n in range(images)}))
+    counts = summary(found)
+    assert counts["collections"]["clean"] == {
+        "images": images, "exact_redundant": 0, "test_images": 0, "test_images_with_exact_train_copy": 0,
+        "test_images_with_near_train_copy": 0, "test_images_with_any_train_copy": 0, "label_conflicts": 0,
+        "groups": images, "test_images_with_patient_in_train": None,
+    }  # fmt: skip
+    assert counts["between"] == {}
+    table = pairs_table(found)
+    assert table.num_rows == 0
+    assert {"path_a", "patient_b", "kind", "similarity", "mirrored", "moved"} <= set(table.column_names)
+
+
+def test_damage_anywhere_is_told_with_its_collection(tmp_path):
+    sources = [write(tmp_path / name, {f"glioma/{n}": draw(n) for n in range(2)}) for name in ("one", "two")]
+    for source in sources:
+        (source.folder / "glioma" / "bad.png").write_bytes(b"")
+    with pytest.raises(BadImages) as caught:
+        look(*sources)
+    assert caught.value.files == [f"{name}: glioma/bad.png: is empty (0 bytes)" for name in ("one", "two")]
+    found = look(*sources, skip_bad=True)
+    assert summary(found)["skipped"] == [
+        {"collection": name, "source": "glioma/bad.png", "reason": "is empty (0 bytes)"} for name in ("one", "two")
+    ]
+    assert len(found.path) == 4
+    for path in (sources[1].folder / "glioma").glob("[01].png"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"^two: --skip-bad would leave no image at all"):
+        look(*sources, skip_bad=True)
+
+
+def test_a_folder_that_does_not_speak_for_itself_is_named_before_anything_is_decoded(tmp_path):
+    good = write(tmp_path / "one", {"glioma/a": draw(1)})
+    (tmp_path / "two" / "yes").mkdir(parents=True)
+    Image.new("L", (64, 64)).save(tmp_path / "two" / "yes" / "a.png")
+    stages: list[str] = []
+    with pytest.raises(UserError, match=r"^two: the folder yes names none of .*classes are \[notumor, tumor\]"):
+        survey([good, Source("two", tmp_path / "two", default_recipe(tmp_path / "two"))], workers=1, skip_bad=False,
+               progress=lambda stage, done, total: stages.append(stage))  # fmt: skip
+    assert stages == []

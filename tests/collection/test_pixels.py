@@ -1,0 +1,223 @@
+"""What is stored of each kind of image file, and what is measured on it."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pictures import draw
+from PIL import Image
+
+from brain_dist.collection.pixels import BadImage, Examined, examine, head_box, thumbnails
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG file."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def raw_png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
+    """A PNG of any bit depth and colour type, which Pillow itself cannot write."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def stored(found: Examined) -> np.ndarray:
+    """Pixels of the new encoding."""
+    assert found.payload is not None
+    image = Image.open(io.BytesIO(found.payload))
+    assert (image.format, image.mode, found.ext) == ("PNG", "L", "png")
+    assert image.size == (found.width, found.height)
+    assert (len(found.payload), zlib.crc32(found.payload)) == (found.size, found.crc32)
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("JPEG", "L"), ("JPEG", "RGB"), ("PNG", "L"), ("PNG", "RGB")])
+def test_plain_files_are_kept_byte_for_byte(kind, mode):
+    data = encode(draw(1).convert(mode), kind)
+    found = examine(data)
+    assert found.payload is None
+    assert (found.size, found.crc32, found.mode) == (len(data), zlib.crc32(data), mode)
+    assert found.ext == {"JPEG": "jpg", "PNG": "png"}[kind]
+    assert (found.width, found.height) == (96, 96)
+
+
+def test_transparency_goes_on_black():
+    gray = draw(2)
+    alpha = Image.fromarray(np.tile(np.where(np.arange(96) < 48, 0, 255).astype(np.uint8), (96, 1)))
+    expected = np.asarray(gray) * (np.asarray(alpha) > 0)
+    rgba = Image.merge("RGBA", [gray, gray, gray, alpha])
+    found = examine(encode(rgba, "PNG"))
+    assert found.mode == "RGBA"
+    np.testing.assert_array_equal(stored(found), expected)
+    np.testing.assert_array_equal(stored(examine(encode(Image.merge("LA", [gray, alpha]), "PNG"))), expected)
+    keyed = examine(encode(gray, "PNG", transparency=int(np.asarray(gray).max())))
+    assert stored(keyed).max() < np.asarray(gray).max()
+
+
+def test_palettes_and_other_formats_become_gray_png():
+    gray = draw(3)
+    found = examine(encode(gray.convert("P"), "PNG"))
+    assert found.mode == "P"
+    np.testing.assert_array_equal(stored(found), np.asarray(gray.convert("P").convert("RGB").convert("L")))
+    np.testing.assert_array_equal(stored(examine(encode(gray, "BMP"))), np.asarray(gray))
+    np.testing.assert_array_equal(stored(examine(encode(gray, "TIFF"))), np.asarray(gray))
+    np.testing.assert_array_equal(stored(examine(encode(gray, "GIF"))), np.asarray(gray))
+    webp = stored(examine(encode(gray.convert("RGB"), "WEBP", lossless=True)))
+    np.testing.assert_array_equal(webp, np.asarray(gray))
+    np.testing.assert_array_equal(np.unique(stored(examine(encode(gray.convert("1"), "PNG")))), [0, 255])
+
+
+def test_wide_values_are_scaled_between_percentiles():
+    values = np.linspace(1000, 41000, 64 * 64).reshape(64, 64)
+    low, high = np.percentile(values.astype(np.uint16), (0.5, 99.5))
+    expected = np.rint(np.clip((values.astype(np.uint16) - low) / (high - low), 0, 1) * 255)
+    found = examine(encode(Image.fromarray(values.astype(np.uint16)), "PNG"))
+    assert found.mode == "I;16"
+    np.testing.assert_array_equal(stored(found), expected)
+    floats = stored(examine(encode(Image.fromarray((values / 41000).astype(np.float32)), "TIFF")))
+    assert abs(floats.astype(int) - expected).max() <= 1
+    flat = stored(examine(encode(Image.fromarray(np.full((16, 16), 7000, dtype=np.uint16)), "PNG")))
+    assert (flat == 0).all()
+    fixed = stored(
+        examine(encode(Image.fromarray(values.astype(np.uint16)), "PNG"), None, {"center": 9e3, "width": 4e3})
+    )
+    np.testing.assert_array_equal(fixed, np.rint(np.clip((values.astype(np.uint16) - 7000.0) / 4000, 0, 1) * 255))
+    with pytest.raises(BadImage, match="not finite"):
+        examine(encode(Image.fromarray(np.full((16, 16), np.nan, dtype=np.float32)), "TIFF"))
+
+
+def test_odd_bit_depths_of_png_are_stored_anew():
+    ramp = np.linspace(0, 65535, 16 * 16).astype(">u2").reshape(16, 16)
+    rows = b"".join(b"\0" + np.repeat(line, 3).astype(">u2").tobytes() for line in ramp)
+    assert abs(stored(examine(raw_png(16, 16, 16, 2, rows))).astype(int) - (ramp >> 8)).max() <= 1
+    two_bits = b"".join(b"\0" + bytes([0b00011011] * 4) for _ in range(16))
+    np.testing.assert_array_equal(stored(examine(raw_png(16, 16, 2, 0, two_bits)))[0], [0, 85, 170, 255] * 4)
+
+
+def test_cmyk_and_rotated_jpegs_become_upright_gray_png():
+    gray = draw(4)
+    cmyk = examine(encode(gray.convert("RGB").convert("CMYK"), "JPEG", quality=98))
+    assert cmyk.mode == "CMYK"
+    assert abs(stored(cmyk).astype(int) - np.asarray(gray)).mean() < 3
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    data = encode(gray.crop((0, 0, 96, 60)), "JPEG", quality=98, exif=exif)
+    turned = examine(data)
+    assert (turned.width, turned.height) == (60, 96)
+    expected = np.asarray(Image.open(io.BytesIO(data)).transpose(Image.Transpose.ROTATE_270))
+    np.testing.assert_array_equal(stored(turned), expected)
+    exif[0x0112] = 1
+    assert examine(encode(gray, "JPEG", exif=exif)).payload is None
+
+
+def test_max_side_makes_only_larger_images_smaller():
+    jpeg, png = encode(draw(5, 200), "JPEG"), encode(draw(5, 200).crop((0, 0, 200, 100)), "PNG")
+    smaller = examine(jpeg, max_side=64)
+    assert (smaller.ext, smaller.width, smaller.height) == ("jpg", 64, 64)
+    decoded = np.asarray(Image.open(io.BytesIO(smaller.payload)))
+    assert smaller.pixel_hash == examine(smaller.payload).pixel_hash  # of what is stored, its JPEG loss included
+    assert abs(decoded.astype(int) - np.asarray(draw(5, 200).resize((64, 64), Image.Resampling.LANCZOS))).mean() < 4
+    assert (examine(png, max_side=64).width, examine(png, max_side=64).height, examine(png, max_side=64).ext) == (
+        64,
+        32,
+        "png",
+    )
+    assert examine(jpeg, max_side=200).payload is None
+
+
+def bad_files() -> dict[str, tuple[bytes, str]]:
+    gray = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8))
+    jpeg, png = encode(gray, "JPEG"), encode(gray, "PNG")
+    frames = [gray, gray.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    return {
+        "empty": (b"", "empty"),
+        "cut JPEG": (jpeg[: len(jpeg) // 2], "cannot be decoded"),
+        "cut PNG": (png[: len(png) // 2], "cannot be decoded"),
+        "web page": (b"<!DOCTYPE html><html><body>404</body></html>", "web page"),
+        "text": (b"not an image at all", "not an image"),
+        "animation": (encode(frames[0], "GIF", save_all=True, append_images=frames[1:]), "2 pictures"),
+        "stack": (encode(frames[0], "TIFF", save_all=True, append_images=frames[1:]), "2 pictures"),
+        "large": (raw_png(9000, 9000, 8, 0, b"\0" * 100), "9000 x 9000"),
+        "dot": (encode(gray.crop((0, 0, 1, 1)), "PNG"), "1 x 1 pixels; a slice has at least 16 a side"),
+        "strip": (encode(gray.crop((0, 0, 64, 15)), "JPEG"), "64 x 15 pixels; a slice has at least 16 a side"),
+        "bomb": (raw_png(60000, 60000, 1, 0, b"\0" * 100), "bomb"),
+    }
+
+
+@pytest.mark.parametrize("what", bad_files())
+def test_bad_files_say_why(what):
+    data, reason = bad_files()[what]
+    with pytest.raises(BadImage, match=reason):
+        examine(data)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damage_never_raises_anything_but_bad_image(data):
+    kind = data.draw(st.sampled_from(["JPEG", "PNG", "TIFF", "GIF", "BMP", "WEBP"]))
+    file = bytearray(
+        encode(Image.fromarray(np.arange(32 * 32, dtype=np.uint16).reshape(32, 32).astype(np.uint8)), kind)
+    )
+    for place, value in data.draw(st.lists(st.tuples(st.integers(0, len(file) - 1), st.integers(0, 255)), max_size=6)):
+        file[place] = value
+    del file[data.draw(st.integers(1, len(file))) :]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = examine(bytes(file))
+        except BadImage:
+            return
+    assert found.thumbs.shape == (2, 64, 64)
+
+
+def test_head_box_ignores_gray_background_frame_and_specks():
+    y, x = np.mgrid[:200, :160]
+    pixels = np.full((200, 160), 45, dtype=np.uint8)
+    pixels[((x - 70) / 40) ** 2 + ((y - 110) / 60) ** 2 < 1] = 150
+    pixels[[0, 1, -1]] = pixels[:, [0, 1, -1]] = 255  # a frame, as some publishers draw it
+    pixels[20, 20] = pixels[30, 140] = 255
+    left, top, width, height = head_box(pixels)
+    assert abs(left - 30) <= 3
+    assert abs(top - 50) <= 4
+    assert abs(left + width - 111) <= 3
+    assert abs(top + height - 171) <= 4
+    assert head_box(np.full((50, 70), 99, dtype=np.uint8)) == (0, 0, 70, 50)
+    filling = np.full((100, 100), 180, dtype=np.uint8)
+    filling[:12, :12] = filling[:12, -12:] = filling[-12:, :12] = filling[-12:, -12:] = 0
+    assert head_box(filling) == (0, 0, 100, 100)
+
+
+def test_hashes_and_thumbnails():
+    original = examine(encode(draw(6), "PNG"))
+    again = examine(encode(draw(6).convert("RGB"), "PNG"))
+    other = examine(encode(draw(7), "PNG"))
+    recoded = examine(encode(draw(6), "JPEG", quality=60))
+    assert original.pixel_hash == again.pixel_hash
+    assert len({original.pixel_hash, recoded.pixel_hash, other.pixel_hash}) == 3
+
+    def bits(one: Examined, two: Examined) -> int:
+        return (int(one.phash, 16) ^ int(two.phash, 16)).bit_count()
+
+    assert len(original.phash) == 16
+    assert bits(original, recoded) <= 4 < 16 <= bits(original, other)
+    tall = Image.fromarray(np.zeros((40, 20), dtype=np.uint8))
+    assert (
+        examine(encode(tall, "PNG")).pixel_hash
+        != examine(encode(tall.transpose(Image.Transpose.ROTATE_90), "PNG")).pixel_hash
+    )
+    whole, head = thumbnails(draw(6), original.head)
+    assert (whole[0] == 0).all()
+    assert (head[0] > 0).any()

@@ -1,0 +1,227 @@
+"""Metrics against scikit-learn's independent implementation, the undefined cases, and the predictions table."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sklearn import metrics as sk
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from brain_dist.errors import UserError
+from brain_dist.judging.metrics import cluster_interval, evaluate_predictions, reliability, wilson_interval
+from brain_dist.judging.predictions import Predictions, predictions_from_logits, read_predictions, write_predictions
+
+CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
+
+
+def random_predictions(n: int, seed: int, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    label = rng.choice(4, n, p=[0.4, 0.1, 0.3, 0.2])
+    logit = rng.normal(size=(n, 4)) + 1.5 * np.eye(4)[label]
+    if ties:  # coarse scores: many equal probabilities, across samples and within one
+        logit = np.round(logit)
+    prob = np.exp(logit)
+    return label, (prob / prob.sum(1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_agrees_with_scikit_learn(seed: int, ties: bool) -> None:
+    label, prob = random_predictions(500, seed, ties)
+    predicted = prob.argmax(1)
+    exact = prob / prob.sum(1, keepdims=True, dtype=np.float64)
+    result = evaluate_predictions(label, prob, CLASSES)
+    precision, recall, f1, support = sk.precision_recall_fscore_support(label, predicted, labels=range(4))
+    auc = sk.roc_auc_score(label, prob, multi_class="ovr", average=None, labels=range(4))
+    confusion = sk.confusion_matrix(label, predicted, labels=range(4))
+    assert result["confusion"] == confusion.tolist()
+    for c, name in enumerate(CLASSES):
+        rest = label != c
+        expected = {
+            "n": support[c],
+            "predicted": (predicted == c).sum(),
+            "sensitivity": recall[c],
+            "specificity": (predicted[rest] != c).mean(),
+            "precision": precision[c],
+            "f1": f1[c],
+            "auc": auc[c],
+        }
+        assert result["per_class"][name] == pytest.approx(expected, abs=1e-6)
+    expected = {
+        "accuracy": sk.accuracy_score(label, predicted),
+        "balanced_accuracy": sk.balanced_accuracy_score(label, predicted),
+        "sensitivity_macro": recall.mean(),
+        "precision_macro": precision.mean(),
+        "f1_macro": sk.f1_score(label, predicted, average="macro"),
+        "auc_macro": sk.roc_auc_score(label, prob, multi_class="ovr"),
+        "kappa": sk.cohen_kappa_score(label, predicted),
+        "mcc": sk.matthews_corrcoef(label, predicted),
+        "nll": sk.log_loss(label, exact),
+        "brier": sk.brier_score_loss(label, exact, scale_by_half=False),
+    }
+    assert {k: result[k] for k in expected} == pytest.approx(expected, abs=1e-5)
+    json.dumps(result, allow_nan=False)
+
+
+def test_ece_is_the_gap_of_the_reliability_diagram() -> None:
+    label, prob = random_predictions(800, 5)
+    bins = reliability(label, prob)
+    assert bins["count"].sum() == 800
+    theirs = multiclass_calibration_error(torch.from_numpy(prob), torch.from_numpy(label), num_classes=4, n_bins=15)
+    assert evaluate_predictions(label, prob, CLASSES)["ece"] == pytest.approx(float(theirs), abs=1e-6)
+    # By hand: 1.0 (one of two right) and 0.95 (both right) share the last of 15 bins, so |3/4 - 0.975|
+    prob = np.array([[1, 0], [1, 0], [0.95, 0.05], [0.95, 0.05]])
+    assert evaluate_predictions(np.array([0, 1, 0, 0]), prob, "ab")["ece"] == pytest.approx(0.225)
+    # By hand: a confidence on an edge, 0.8 = 12/15, belongs to the bin below; one of two is right
+    assert evaluate_predictions(np.array([0, 1]), np.array([[0.8, 0.2]] * 2), "ab")["ece"] == pytest.approx(0.3)
+
+
+def test_absent_class_is_undefined_and_not_counted() -> None:
+    label = np.array([0, 0, 1, 1, 3])
+    prob = np.eye(4, dtype=np.float32)[[0, 1, 1, 1, 3]] * 0.9 + 0.025
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a metric quietly set to zero would warn
+        result = evaluate_predictions(label, prob, CLASSES)
+    absent = result["per_class"]["notumor"]
+    assert absent["specificity"] == 1.0
+    assert [absent[m] for m in ("n", "sensitivity", "precision", "f1", "auc")] == [0, None, None, None, None]
+    assert result["balanced_accuracy"] == pytest.approx((0.5 + 1 + 1) / 3)
+    json.dumps(result, allow_nan=False)
+
+
+def test_class_never_predicted_has_no_precision() -> None:
+    result = evaluate_predictions(np.array([0, 1, 0, 1]), np.array([[0.9, 0.1]] * 4), ["a", "b"])
+    assert result["per_class"]["b"]["precision"] is None
+    assert result["per_class"]["b"]["f1"] == 0.0
+    assert result["precision_macro"] is None
+    assert result["kappa"] is None
+    assert result["mcc"] is None
+    assert result["auc_macro"] == 0.5  # all tied
+
+
+def test_one_sample() -> None:
+    result = evaluate_predictions(np.array([2]), np.array([[0.1, 0.2, 0.6, 0.1]]), CLASSES, np.array(["p1"]))
+    assert result["accuracy"] == 1.0
+    assert result["accuracy_wilson"] == pytest.approx([0.2065, 1.0], abs=1e-4)  # 1 / (1 + z²)
+    undefined = ("accuracy_cluster", "auc_macro", "kappa", "mcc", "specificity_macro")
+    assert [result[name] for name in undefined] == [None] * 5
+    json.dumps(result, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("label", "prob", "message"),
+    [
+        ([0, 4], [[1, 0, 0, 0]] * 2, "0..3"),
+        ([0, 1], [[1, 0, 0]] * 2, "do not fit"),
+        ([0, 1], [[1, 0, 0, 0], [np.nan, 0, 0, 1]], "first at 1"),
+        ([0, 1], [[2, -1, 0, 0], [1, 0, 0, 0]], "first at 0"),
+        ([0], [[3.0, 1.0, 0.5, 0.2]], "no probabilities"),  # logits given by mistake
+    ],
+)
+def test_refuses_what_is_not_a_prediction(label: list[int], prob: list[list[float]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate_predictions(np.array(label), np.array(prob), CLASSES)
+    with pytest.raises(ValueError, match="no predictions"):
+        evaluate_predictions(np.empty(0, dtype=int), np.empty((0, 4)), CLASSES)
+
+
+def test_wilson_interval_is_the_published_formula() -> None:
+    z, p, n = 1.959963984540054, 0.9, 50
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert wilson_interval(45, 50) == pytest.approx([centre - half, centre + half])
+
+
+def test_cluster_interval_widens_with_dependence_and_repeats_exactly() -> None:
+    rng = np.random.default_rng(0)
+    patient_right = rng.random(40) < 0.8
+    correct, group = np.repeat(patient_right, 25), np.repeat(np.arange(40), 25)  # all slices of a patient alike
+    low, high = cluster_interval(correct, group)
+    wilson = wilson_interval(int(correct.sum()), 1000)
+    assert high - low > 3 * (wilson[1] - wilson[0])
+    # 40 independent coins, so close to the normal interval of 40 patients, not of 1,000 slices
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(patient_right.var() / 40), rel=0.15)
+    assert cluster_interval(correct, group) == [low, high]
+    shuffled = rng.permutation(1000)
+    assert cluster_interval(correct[shuffled], group[shuffled]) == [low, high]
+    assert cluster_interval(np.ones(10, bool), np.arange(10)) is None
+    assert cluster_interval(np.array([True, False]), np.array(["a", "a"])) is None
+
+
+@dataclass
+class Index:
+    """The part of data.index.Dataset that a predictions table is made from."""
+
+    root: Path
+    columns: dict[str, np.ndarray]
+    classes: tuple[str, ...] = CLASSES
+    version: str = "ab12"
+    origin: str | None = None
+    fold: int | None = None
+
+
+@pytest.fixture
+def predictions(tmp_path: Path) -> Predictions:
+    n = 12
+    text = {name: np.array([f"{name}{i}" for i in range(n)], dtype=object) for name in ("key", "dataset", "group")}
+    patient = np.array([None if i % 3 == 0 else f"p{i}" for i in range(n)], dtype=object)
+    columns = {**text, "patient": patient, "split": np.array(["test"] * n, dtype=object)}
+    columns["label"] = np.arange(n, dtype=np.int16) % 4
+    rows = np.array([7, 2, 9, 4, 11])  # as ranks would deliver them: in no order
+    logits = np.arange(20, dtype=np.float32).reshape(5, 4) % 7 * rows[:, None]
+    index = Index(tmp_path, columns)
+    return predictions_from_logits(index, rows, logits, run="r1", step=30)  # type: ignore[arg-type]
+
+
+def test_predictions_survive_the_file(predictions: Predictions, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "predictions" / "test.parquet"
+    write_predictions(path, predictions, np.array([2, 4, 7, 9, 11]))
+    back = read_predictions(path)
+    assert back.row.tolist() == [2, 4, 7, 9, 11]
+    assert back.patient.tolist() == ["p2", "p4", "p7", None, "p11"]
+    assert back.label.tolist() == [2, 0, 3, 1, 3]
+    for name in ("key", "dataset", "split", "group", "prob", "logit", "predicted"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(predictions, name))
+    assert (back.run, back.step, back.dataset_version, back.classes) == ("r1", 30, "ab12", CLASSES)
+    assert back.shards == str(tmp_path)
+    np.testing.assert_allclose(back.prob.sum(1), 1, atol=1e-6)
+    assert back.evaluate()["n"] == 5
+    assert back.evaluate(back.row > 4)["n"] == 3
+    assert [p.name for p in path.parent.iterdir()] == ["test.parquet"]
+    names = pq.read_schema(path).names
+    assert names[:8] == ["row", "key", "dataset", "split", "patient", "group", "label", "predicted"]
+    assert names[8:] == [f"prob_{c}" for c in CLASSES] + [f"logit_{c}" for c in CLASSES]
+
+
+def test_every_row_is_written_exactly_once_or_nothing_is(predictions: Predictions, tmp_path: Path) -> None:
+    path = tmp_path / "test.parquet"
+    with pytest.raises(ValueError, match="1 rows are missing, first 3"):
+        write_predictions(path, predictions, np.array([2, 3, 4, 7, 9, 11]))
+    with pytest.raises(ValueError, match="1 rows are unexpected, first 11"):
+        write_predictions(path, predictions, np.array([2, 4, 7, 9]))
+    doubled = replace(predictions, row=np.array([2, 4, 4, 9, 11]))
+    with pytest.raises(ValueError, match="1 rows appear more than once, first 4"):
+        write_predictions(path, doubled, np.array([2, 4, 9, 11]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_names_what_is_wrong(predictions: Predictions, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"brain_dist\.evaluate"):
+        read_predictions(tmp_path / "absent.parquet")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(UserError, match="not a predictions table"):
+        read_predictions(tmp_path / "broken.parquet")
+    good = tmp_path / "good.parquet"
+    write_predictions(good, predictions, predictions.row)
+    table = pq.read_table(good)
+    at = table.column_names.index("predicted")
+    pq.write_table(table.set_column(at, "predicted", [[1, 1, 1, 1, 1]]), tmp_path / "edited.parquet")
+    with pytest.raises(UserError, match="largest probability"):
+        read_predictions(tmp_path / "edited.parquet")

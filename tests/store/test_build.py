@@ -1,0 +1,417 @@
+"""A build is complete or absent, gives the same bytes each time, is read by WebDataset and DALI, keeps groups whole."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import children
+from pictures import CLASSES, draw, write_collection
+from PIL import Image, ImageEnhance
+
+from brain_dist.collection.examination import BadImages
+from brain_dist.collection.recipes import default_recipe, parse_recipe, read_recipe
+from brain_dist.errors import UserError
+from brain_dist.store.build import Built, Options, build
+from brain_dist.store.dataset import Dataset, open_dataset
+from brain_dist.store.reader import ShardReader
+from brain_dist.store.verify import verify
+
+RECIPES = Path(__file__).resolve().parents[2] / "shards" / "datasets"
+PATIENTS = {"patients": {"file": "patients.csv", "id": "id", "patient": "patient"}}
+
+
+def make(source: Path, out: Path, *, part: dict | None = None, recipe=None, workers: int = 1, **options) -> Built:
+    recipe = recipe or parse_recipe({"parts": [part or {}]}, "the recipe")
+    return build(source, out, recipe, Options(**options), workers=workers, progress=lambda stage, done, total: None)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 pictures of 16 patients, some in formats that are stored anew."""
+    root = write_collection(tmp_path_factory.mktemp("raw") / "mine")
+    for number, kind in enumerate(("PNG", "BMP", "TIFF", "WEBP")):
+        path = root / "glioma" / f"gl{number:03d}.jpg"
+        image = Image.open(path)
+        path.unlink()
+        image.save(path.with_suffix(f".{kind.lower()}"))
+    Image.open(root / "notumor" / "no000.jpg").convert("RGB").save(root / "notumor" / "no000.jpg", quality=95)
+    return root
+
+
+@pytest.fixture(scope="module")
+def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return make(source, tmp_path_factory.mktemp("built") / "mine", part=PATIENTS, shard_size="7").dataset
+
+
+def expected_pixels(path: Path) -> np.ndarray:
+    image = Image.open(path)
+    if image.format == "JPEG":
+        image.draft("L", image.size)
+    return np.asarray(image.convert("L"))
+
+
+def test_index_describes_every_image(source, built):
+    columns = built.columns
+    assert sorted(columns["source"]) == sorted(str(path.relative_to(source)) for path in source.glob("*/*"))
+    reader = ShardReader(built)
+    for row in range(len(built)):
+        path = source / columns["source"][row]
+        data = reader.read(row)
+        if path.suffix in (".jpg", ".png"):
+            assert data == path.read_bytes()
+        image = Image.open(io.BytesIO(data))
+        assert image.size == (columns["width"][row], columns["height"][row])
+        assert built.classes[columns["label"][row]] == path.parent.name
+        assert columns["patient"][row] == f"{path.stem[:2]}-patient{int(path.stem[2:]) // 3}"
+    places = list(zip(columns["shard"], columns["offset"], strict=True))
+    assert places == sorted(places)
+    assert built.manifest["samples"] == len(built) == 48
+    for split in ("train", "val", "test"):
+        labels = columns["label"][columns["split"] == split]
+        by_class = np.bincount(labels, minlength=4).tolist()
+        assert built.manifest["counts"][split] == dict(zip(CLASSES, by_class, strict=True))
+    assert sum(built.rows(split).size for split in ("train", "val", "test")) == 48
+
+
+def test_shards_mix_the_classes_and_are_of_even_size(built):
+    sizes = [entry["samples"] for entry in built.manifest["shards"]]
+    assert max(sizes) <= 7
+    assert min(sizes) >= 3
+    first = built.columns["shard"] == "mine-train-00000.tar"
+    assert len(set(built.columns["label"][first].tolist())) >= 2
+
+
+def test_webdataset_package_reads_all(source, built):
+    import webdataset
+
+    shards = [str(built.root / entry["name"]) for entry in built.manifest["shards"]]
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == built.columns["key"].tolist()
+    for row, sample in enumerate(samples):
+        assert int(sample["cls"]) == built.columns["label"][row]
+        about = json.loads(sample["json"])
+        assert about["class"] == built.classes[built.columns["label"][row]]
+        for name in ("dataset", "patient", "group", "source", "split"):
+            assert about[name] == built.columns[name][row]
+        image = np.asarray(Image.open(io.BytesIO(sample.get("jpg") or sample["png"])).convert("L"))
+        assert abs(image.astype(int) - expected_pixels(source / about["source"])).max() <= 1
+
+
+def test_dali_reads_all_and_sees_the_same_pixels(source, built):
+    from nvidia.dali import fn, pipeline_def, types
+
+    shards = [built.root / entry["name"] for entry in built.manifest["shards"]]
+
+    @pipeline_def(batch_size=len(built), num_threads=1, device_id=None)
+    def graph():
+        encoded, label = fn.readers.webdataset(
+            paths=[str(path) for path in shards],
+            index_paths=[str(path.with_suffix(".idx")) for path in shards],
+            ext=["jpg;png", "cls"],
+            missing_component_behavior="error",
+        )
+        return fn.decoders.image(encoded, output_type=types.GRAY), label
+
+    pipeline = graph()
+    pipeline.build()
+    images, labels = pipeline.run()
+    for row in range(len(built)):
+        assert int(bytes(np.asarray(labels.at(row)))) == built.columns["label"][row]
+        pixels = np.asarray(images.at(row))[..., 0]
+        np.testing.assert_array_equal(pixels, expected_pixels(source / built.columns["source"][row]))
+
+
+def test_idx_is_what_dalis_own_tool_writes(built, tmp_path):
+    tool = importlib.util.find_spec("wds2idx")
+    assert tool is not None
+    for entry in built.manifest["shards"]:
+        shard = built.root / entry["name"]
+        subprocess.run([sys.executable, tool.origin, shard, tmp_path / "own.idx"], check=True, capture_output=True)
+        assert (tmp_path / "own.idx").read_bytes() == shard.with_suffix(".idx").read_bytes()
+
+
+def folder_bytes(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in root.iterdir()}
+
+
+def test_same_bytes_from_any_number_of_processes_and_any_place(source, built, tmp_path):
+    moved = tmp_path / "elsewhere" / "mine"
+    shutil.copytree(source, moved)
+    for number, path in enumerate(moved.rglob("*")):
+        os.utime(path, (number, number))
+    again = make(moved, tmp_path / "again", part=PATIENTS, shard_size="7", workers=3).dataset
+    assert folder_bytes(again.root) == folder_bytes(built.root)
+    other = make(moved, tmp_path / "other", part=PATIENTS, shard_size="7", seed=1).dataset
+    assert other.version != built.version
+
+
+def test_built_again_it_does_nothing_or_says_why_not(source, built, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in built.root.iterdir()}
+    again = make(source, built.root, part=PATIENTS, shard_size="7", workers=2)
+    assert not again.fresh
+    assert again.dataset.version == built.version
+    with pytest.raises(UserError, match="was built with --seed 0, now 5 is asked for"):
+        make(source, built.root, part=PATIENTS, shard_size="7", seed=5)
+    with pytest.raises(UserError, match="another recipe"):
+        make(source, built.root, shard_size="7")
+    grown = tmp_path / "mine"
+    shutil.copytree(source, grown)
+    draw(77).save(grown / "glioma" / "more.png")
+    with (grown / "patients.csv").open("a") as table:
+        table.write("more,glioma,new\n")
+    with pytest.raises(UserError, match="another list of source files"):
+        make(grown, built.root, part=PATIENTS, shard_size="7")
+    assert {path: path.stat().st_mtime_ns for path in built.root.iterdir()} == before
+
+
+def test_out_that_is_something_else_is_left_alone(source, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name in ("notes", "file"):
+        with pytest.raises(UserError, match="is no finished shard folder"):
+            make(source, tmp_path / name)
+    with pytest.raises(UserError, match="lies inside --source"):
+        make(source, source / "shards")
+    with pytest.raises(UserError, match="cannot be written"):
+        make(source, tmp_path / "file" / "below")
+    (tmp_path / "empty").mkdir()
+    assert make(source, tmp_path / "empty").fresh
+
+
+def test_planted_copies_share_a_group_and_a_split(tmp_path):
+    root = tmp_path / "planted"
+    write_collection(root, each=15)
+    originals = [("glioma", "gl003"), ("meningioma", "me004"), ("notumor", "no005"), ("pituitary", "pi006")]
+    changes = {
+        "same": lambda image: image,
+        "mirrored": lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        "darker": lambda image: ImageEnhance.Brightness(image).enhance(0.6),
+        "contrast": lambda image: ImageEnhance.Contrast(image).enhance(1.5),
+    }
+    lines = []
+    for kind, stem in originals:
+        image = Image.open(root / kind / f"{stem}.jpg")
+        for change, apply in changes.items():
+            apply(image).save(root / kind / f"{stem}-{change}.png")
+        image.save(root / kind / f"{stem}-coarse.jpg", quality=35)
+        lines += [f"{stem}-{change},{kind},{stem}-{change}" for change in (*changes, "coarse")]
+    Image.open(root / "glioma" / "gl009.jpg").save(root / "notumor" / "conflict.png")
+    with (root / "patients.csv").open("a") as table:
+        table.write("\n".join([*lines, "conflict,notumor,"]) + "\n")
+    for seed in range(3):
+        dataset = make(root, tmp_path / f"built{seed}", part=PATIENTS, seed=seed).dataset
+        by_source = {name: row for row, name in enumerate(dataset.columns["source"])}
+        for kind, stem in originals:
+            names = [f"{kind}/{stem}-{change}.png" for change in changes] + [
+                f"{kind}/{stem}-coarse.jpg",
+                f"{kind}/{stem}.jpg",
+            ]
+            rows = [by_source[name] for name in names]
+            assert len(set(dataset.columns["group"][rows])) == 1
+            assert len(set(dataset.columns["split"][rows])) == 1
+        splits_of_group: dict[str, set[str]] = {}
+        for group, name in zip(dataset.columns["group"], dataset.columns["split"], strict=True):
+            splits_of_group.setdefault(group, set()).add(name)
+        assert all(len(names) == 1 for names in splits_of_group.values())
+        assert len(splits_of_group) == dataset.manifest["groups"] == 20  # no two patients are joined by mistake
+        audit = dataset.manifest["audit"]
+        assert (audit["exact_redundant"], audit["images_with_label_conflict"], audit["test_leaked"]) == (5, 2, 0)
+        assert audit["near_pairs_mirrored"] >= 4
+
+
+def test_published_split_is_kept_and_its_leaks_are_counted(tmp_path):
+    root = tmp_path / "leaky"
+    write_collection(root / "Training", each=12)
+    for number, kind in enumerate(CLASSES):
+        (root / "Testing" / kind).mkdir(parents=True)
+        draw(50_000 + number).save(root / "Testing" / kind / "own.png")
+        image = Image.open(root / "Training" / kind / f"{kind[:2]}000.jpg")
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(root / "Testing" / kind / "mirrored.png")
+    kept = make(root, tmp_path / "kept", split="original", fractions=(0.8, 0.0, 0.2)).dataset
+    assert set(kept.columns["source"][kept.rows("test")]) == {
+        f"Testing/{kind}/{name}.png" for kind in CLASSES for name in ("own", "mirrored")
+    }
+    assert kept.manifest["audit"]["test_leaked"] == kept.manifest["audit"]["test_with_copy_in_train"] == 4
+    assert verify(kept.root) == []
+    mended = make(root, tmp_path / "mended").dataset
+    assert mended.manifest["audit"]["test_leaked"] == 0
+
+
+def test_classes_with_too_few_groups_to_divide_are_named(tmp_path):
+    root = write_collection(tmp_path / "raw", each=6)  # two patients a class
+    built = make(root, tmp_path / "out", part=PATIENTS, fractions=(0.5, 0.25, 0.25))
+    counts = built.dataset.manifest["counts"]
+    assert all(sum(by_class.values()) for by_class in counts.values())  # yet no split stays empty
+    lacking = [f"{name} has no images in {split}" for name in CLASSES for split in counts if not counts[split][name]]
+    assert len(lacking) == 4
+    assert [warning.split(":")[0] for warning in built.warnings] == lacking
+
+
+def spoil(root: Path) -> dict[str, str]:
+    """Put bad files into a collection; returns their reasons."""
+    whole = (root / "glioma" / "gl000.jpg").read_bytes()
+    (root / "glioma" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (root / "notumor" / "empty.png").write_bytes(b"")
+    (root / "notumor" / "page.jpg").write_bytes(b"<html>not found</html>")
+    (root / "pituitary" / "link.jpg").symlink_to(root / "nowhere.jpg")
+    return {
+        "glioma/cut.jpg": "cannot be decoded", "notumor/empty.png": "is empty", "notumor/page.jpg": "web page",
+        "pituitary/link.jpg": "leads nowhere",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_files_stop_the_build_or_are_left_out(tmp_path, workers):
+    root = write_collection(tmp_path / "raw", each=4)
+    reasons = spoil(root)
+    with pytest.raises(BadImages, match="4 image files cannot be used") as caught:
+        make(root, tmp_path / "out", workers=workers)
+    assert len(caught.value.files) == 4
+    for line, (name, reason) in zip(caught.value.files, reasons.items(), strict=True):
+        assert line.startswith(f"{name}: ")
+        assert reason in line
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out.partial-*"))
+    dataset = make(root, tmp_path / "out", workers=workers, skip_bad=True).dataset
+    assert len(dataset) == 16
+    assert [entry["source"] for entry in dataset.manifest["skipped"]] == list(reasons)
+    assert verify(dataset.root) == []
+
+
+def test_skipping_must_leave_every_class_something(tmp_path):
+    root = write_collection(tmp_path / "raw", each=2)
+    for path in (root / "pituitary").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="no image of class pituitary"):
+        make(root, tmp_path / "out", skip_bad=True)
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    limit = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, "the build ended before it could be killed"
+        assert time.monotonic() < limit
+        time.sleep(0.001)
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("moment", ["spool", "*.tar"])
+def test_killed_build_leaves_nothing_finished_and_the_next_one_succeeds(tmp_path_factory, tmp_path, moment):
+    source = write_collection(tmp_path_factory.mktemp("many") / "mine", each=100)  # a tar each: it cannot end first
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "brain_dist.shard", "build", "--source", str(source), "--out", str(out)]
+    process = subprocess.Popen([*words, "--shard-size", "1", "--workers", "2"], stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: any(tmp_path.glob(f".out.partial-*/{moment}")), process)
+        if moment == "spool":
+            wait_for(lambda: any(map(children, children(process.pid))), process)  # a server forks the workers
+        servers = children(process.pid)
+        workers = [*servers, *(worker for server in servers for worker in children(server))]
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not out.exists()
+    left = list(tmp_path.glob(".out.partial-*"))
+    assert len(left) == 1
+    assert not (left[0] / "manifest.json").exists()
+    limit = time.monotonic() + 20
+    while any(map(running, workers)) and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert not any(map(running, workers)), "worker processes outlived the build"
+    with pytest.raises(UserError, match="is no finished shard folder"):
+        open_dataset(left[0])
+    dataset = make(source, out, shard_size="1").dataset
+    assert verify(dataset.root) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_no_room_for_intermediate_results_ends_in_one_line_and_leaves_nothing(source, tmp_path):
+    words = f"{sys.executable} -m brain_dist.shard build --source {source} --out {tmp_path / 'out'} --workers 2"
+    # bash counts in blocks of 1,024 bytes; 48 pictures' thumbnails are larger than 20 of them
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 20; {words}"], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"brain-dist: error: no 0.4 MB in {tmp_path} for intermediate results (File too large); "
+        "set TMPDIR to a larger disk\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_builds_at_once_do_not_disturb_each_other(source, tmp_path):
+    from brain_dist.common.files import partial_folder
+
+    with partial_folder(tmp_path / "out") as folder:
+        (folder / "part").write_text("of the first")
+        with pytest.raises(UserError, match="another build is writing"):
+            make(source, tmp_path / "out")
+        assert (folder / "part").exists()
+    assert (tmp_path / "out" / "part").exists()
+
+
+@pytest.mark.parametrize("change", ["other", "gone"])
+def test_a_file_that_changes_during_the_build_is_noticed(source, tmp_path, change):
+    root = tmp_path / "raw"
+    shutil.copytree(source, root)
+
+    def meddle(stage: str, done: int, total: int) -> None:
+        if stage == "comparing":
+            (root / "glioma" / "gl005.jpg").unlink(missing_ok=True)
+            if change == "other":
+                draw(4711).save(root / "glioma" / "gl005.jpg")
+
+    with pytest.raises(UserError, match=r"gl005.*changed while the shards were built"):
+        build(root, tmp_path / "out", default_recipe(root), Options(), workers=1, progress=meddle)
+    assert not (tmp_path / "out").exists()
+
+
+def test_real_collections(real_data, tmp_path):
+    source, patients = tmp_path / "data", {}
+    for line in (real_data / "cheng" / "patients.csv").read_text().splitlines()[1:]:
+        identity, kind, patient, _ = line.split(",")
+        patients[f"{kind}/{identity}.jpg"] = patient
+    for folder, pick in (
+        ("cheng", sorted(patients)[::15]),
+        ("br35h_no", [f"notumor/{p.name}" for p in sorted((real_data / "br35h_no" / "notumor").iterdir())[::8]]),
+    ):
+        for name in pick:
+            (source / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / folder / name).symlink_to(real_data / folder / name)
+    shutil.copy(real_data / "cheng" / "patients.csv", source / "cheng" / "patients.csv")
+    built = make(source, tmp_path / "out", recipe=read_recipe(RECIPES / "cheng_br35h.yaml"), workers=2)
+    dataset, columns = built.dataset, built.dataset.columns
+    assert "cheng: meningioma has 47 images, the recipe expects 708" in built.warnings
+    assert len(dataset) == 393
+    assert verify(dataset.root) == []
+    tumour = columns["dataset"] == "cheng"
+    found = {
+        (group, patient) for group, patient in zip(columns["group"][tumour], columns["patient"][tumour], strict=True)
+    }
+    assert len(found) == len({patient for _, patient in found}) == len({group for group, _ in found})
+    assert dataset.manifest["audit"]["near_pairs_mirrored"] > 20  # Br35H is full of mirrored copies
+    assert dataset.manifest["audit"]["test_leaked"] == 0
+    for label in range(4):
+        shares = np.array(
+            [(columns["label"][dataset.rows(split)] == label).sum() for split in ("train", "val", "test")]
+        )
+        np.testing.assert_allclose(shares / shares.sum(), (0.7, 0.1, 0.2), atol=0.06)

@@ -1,0 +1,112 @@
+"""The verb as a user meets it: help, tables, messages, exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import in_process, verb
+from PIL import Image
+
+from brain_dist.store.dataset import open_dataset
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two classes, four pictures each of random cells."""
+    for number, kind in enumerate(("glioma", "no_tumor")):
+        (tmp_path / "images" / kind).mkdir(parents=True)
+        for turn in range(4):
+            cells = np.random.default_rng([number, turn]).integers(0, 256, (9, 9), dtype=np.uint8)
+            picture = Image.fromarray(cells).resize((64, 64), Image.Resampling.BICUBIC)
+            picture.save(tmp_path / "images" / kind / f"{turn}.png")
+    return tmp_path / "images"
+
+
+def test_every_help_reads_well():
+    for words in ([], ["build"], ["verify"], ["phantom"]):
+        done = in_process("shard", *words, "--help")
+        assert "usage: python -m brain_dist.shard" in done.out
+
+
+def test_build_then_verify_then_build_again(images, tmp_path):
+    out = tmp_path / "out"
+    words = ["build", "--source", str(images), "--out", str(out), "--fractions", "0.5,0.25,0.25", "--workers", "1"]
+    first = verb("shard", *words)
+    version = open_dataset(out).version[:12]
+    assert "images: 8 images in 8 groups" in first.out
+    assert f"written to {out}, dataset version {version}" in first.out
+    assert (
+        f"all is well: 8 samples in 3 shards, dataset version {version}" in in_process("shard", "verify", str(out)).out
+    )
+    assert "nothing to do" in in_process("shard", *words).out
+    other = in_process("shard", *words, "--seed", "2", expect=2)
+    assert other.err == (
+        f"brain-dist: error: --out {out} was built with --seed 0, now 2 is asked for; name another --out or remove it\n"
+    )
+
+
+def test_damage_is_listed_and_exits_with_2(images, tmp_path):
+    out = tmp_path / "out"
+    in_process("shard", "build", "--source", str(images), "--out", str(out), "--workers", "1")
+    (shard,) = out.glob("*-train-*.tar")
+    shard.unlink()
+    done = in_process("shard", "verify", str(out), expect=2)
+    assert done.err == (
+        f"{shard.name}: missing\nbrain-dist: error: {out} has 1 faults, listed above; copy it again or build it again\n"
+    )
+
+
+def test_bad_images_are_listed_one_a_line_and_in_a_file_if_many(images, tmp_path):
+    for number in range(60):
+        (images / "glioma" / f"bad{number:02d}.jpg").write_bytes(b"")
+    words = ["build", "--source", str(images), "--out", str(tmp_path / "out"), "--workers", "1"]
+    done = in_process("shard", *words, expect=2)
+    lines = done.err.splitlines()
+    assert lines[0] == "glioma/bad00.jpg: is empty (0 bytes)"
+    assert lines[50] == f"… and 10 more; all are listed in {tmp_path / 'out.bad-images.txt'}"
+    assert lines[51].startswith("brain-dist: error: 60 image files cannot be used, first glioma/bad00.jpg: is empty")
+    assert len((tmp_path / "out.bad-images.txt").read_text().splitlines()) == 60
+    kept = in_process("shard", *words, "--skip-bad")
+    assert "left out: glioma/bad00.jpg: is empty (0 bytes)" in kept.out
+    assert "left out: 10 more, listed in the manifest" in kept.out
+    assert len(json.loads((tmp_path / "out" / "manifest.json").read_text())["skipped"]) == 60
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--fractions", "1,2,3"], "--fractions '1,2,3' must be three numbers"),
+        (["--shard-size", "many"], "--shard-size 'many' must be a number of samples such as 500"),
+        (["--max-side", "3"], "--max-side 3 leaves nothing to see"),
+        (["--split", "original"], "belong to no published split; use --split grouped"),
+        (["--recipe", "absent.yaml"], "recipe absent.yaml cannot be read"),
+        (["--source", "absent"], "--source absent is no folder"),
+    ],
+)
+def test_mistakes_end_in_one_line(images, tmp_path, words, message):
+    done = in_process("shard", "build", "--source", str(images), "--out", str(tmp_path / "out"), *words, expect=2)
+    assert done.err.startswith("brain-dist: error: ")
+    assert message in done.err
+    assert len(done.err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_phantoms_go_through(tmp_path):
+    size = ["--patients", "8", "--slices", "4", "--size", "64", "--seed", "3", "--plant", "0.2", "--workers", "1"]
+    in_process("shard", "phantom", "--out", str(tmp_path / "raw"), *size)
+    in_process("shard", "build", "--source", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--workers", "1")
+    dataset = open_dataset(tmp_path / "out")
+    assert dataset.name == "phantom"
+    assert set(dataset.columns["dataset"]) == {"phantom"}
+    assert None not in dataset.columns["patient"]
+    planted = [line.split(",") for line in (tmp_path / "raw" / "planted.csv").read_text().splitlines()[1:]]
+    assert planted
+    group = {
+        key.rsplit("-", 1)[1]: group
+        for key, group in zip(dataset.columns["key"], dataset.columns["group"], strict=True)
+    }
+    for copy, original, _ in planted:
+        assert group[copy] == group[original]

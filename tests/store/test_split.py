@@ -1,0 +1,364 @@
+"""Groups stay whole by every method and for any seed, shares are met, and what is published is kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import in_process
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pictures import CLASSES, draw, write_collection
+from PIL import Image
+
+from brain_dist.collection.recipes import parse_recipe
+from brain_dist.collection.spellings import SPLITS
+from brain_dist.errors import UserError
+from brain_dist.shard import main
+from brain_dist.store import split
+from brain_dist.store.access import open_data
+from brain_dist.store.build import Options, build
+from brain_dist.store.dataset import Dataset, open_dataset
+from brain_dist.store.verify import verify
+from brain_dist.stream import plan
+
+FRACTIONS = st.sampled_from([(0.7, 0.1, 0.2), (0.8, 0.2, 0.0), (0.5, 0.25, 0.25), (1.0, 0.0, 0.0), (0.6, 0.0, 0.4)])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    groups=st.lists(st.integers(0, 25), min_size=1, max_size=120),
+    strata=st.integers(1, 6),
+    fractions=FRACTIONS,
+    seed=st.integers(0, 2**32),
+)
+def test_no_group_crosses_a_split_for_any_seed(groups, strata, fractions, seed):
+    group = np.array(groups)
+    stratum = np.random.default_rng(seed).integers(0, strata, len(group))
+    chosen = split.grouped(group, stratum, fractions, seed)
+    assert chosen.shape == group.shape
+    for member in set(groups):
+        assert len(set(chosen[group == member].tolist())) == 1
+    assert all(fractions[code] > 0 for code in set(chosen.tolist()))
+    np.testing.assert_array_equal(chosen, split.grouped(group, stratum, fractions, seed))
+    # the numbering of groups does not matter, only who is with whom
+    np.testing.assert_array_equal(chosen, split.grouped(group * 7 + 3, stratum, fractions, seed))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_stratum_gets_the_asked_shares(seed):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 30, 300)
+    group = np.repeat(np.arange(300), sizes)
+    stratum = np.repeat(rng.choice(4, 300, p=[0.4, 0.3, 0.2, 0.1]), sizes)
+    chosen = split.grouped(group, stratum, (0.7, 0.1, 0.2), seed)
+    for kind in range(4):
+        shares = np.bincount(chosen[stratum == kind], minlength=3) / (stratum == kind).sum()
+        np.testing.assert_allclose(shares, (0.7, 0.1, 0.2), atol=0.02)
+
+
+def test_seeds_differ():
+    group = np.repeat(np.arange(60), 5)
+    stratum = group % 3
+    ways = {split.grouped(group, stratum, (0.7, 0.1, 0.2), seed).tobytes() for seed in range(10)}
+    assert len(ways) == 10
+
+
+def test_original_keeps_the_test_part_and_takes_validation_from_training_by_groups():
+    rng = np.random.default_rng(0)
+    group = rng.integers(0, 60, 400)
+    stratum = rng.integers(0, 4, 400)
+    published = np.where(rng.random(400) < 0.8, "train", "test").tolist()
+    chosen = split.original(published, group, stratum, (0.7, 0.1, 0.2), 3)
+    np.testing.assert_array_equal(chosen == 2, np.array(published) == "test")
+    train, val = set(group[chosen == 0].tolist()), set(group[chosen == 1].tolist())
+    assert not train & val
+    assert abs((chosen == 1).sum() / (chosen != 2).sum() - 0.125) < 0.03
+    without = split.original(published, group, stratum, (0.8, 0.0, 0.2), 3)
+    np.testing.assert_array_equal(without == 0, np.array(published) == "train")
+    own = split.original(["train", "val", "test"], np.arange(3), np.zeros(3, int), (0.7, 0.1, 0.2), 0)
+    np.testing.assert_array_equal(own, [0, 1, 2])
+
+
+def test_original_needs_a_published_split():
+    with pytest.raises(UserError, match="1 image"):
+        split.original(["train", None], np.arange(2), np.zeros(2, int), (0.7, 0.1, 0.2), 0)
+
+
+@pytest.mark.parametrize("text", ["0.7,0.3", "a,b,c", "0.7,0.1,0.3", "0,0.5,0.5", "1.2,-0.1,-0.1", "", "nan,0,1"])
+def test_fractions_that_make_no_sense(text):
+    with pytest.raises(UserError, match="--fractions"):
+        split.parse_fractions(text)
+
+
+def test_fractions():
+    assert split.parse_fractions("0.7, 0.1, 0.2") == (0.7, 0.1, 0.2)
+
+
+def choose(method: str, group: np.ndarray, label: np.ndarray, dataset: np.ndarray, **more) -> split.Split:
+    asked = {"published": [None] * len(group), "folds": 0, "test_on": None, "fractions": (0.7, 0.1, 0.2), "seed": 0}
+    return split.choose(method, group, label, dataset.tolist(), CLASSES, **asked | more)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    groups=st.lists(st.integers(0, 25), min_size=8, max_size=120),
+    method=st.sampled_from(["grouped", "kfold", "published", "leave-one-out"]),
+    folds=st.integers(3, 8),
+    fractions=FRACTIONS,
+    seed=st.integers(0, 2**32),
+)
+def test_no_group_crosses_by_any_method(groups, method, folds, fractions, seed):
+    group, rng = np.array(groups), np.random.default_rng(seed)
+    label, dataset = rng.integers(0, 4, len(group)), rng.choice(["a", "b", "c"], len(group))
+    more = {"fractions": fractions, "seed": seed, "folds": folds, "test_on": "b"}
+    touched = np.isin(group, group[dataset == "b"])
+    possible = {
+        "grouped": True,
+        "published": True,
+        "kfold": len(set(groups)) >= folds,
+        "leave-one-out": "b" in dataset and not touched.all(),
+    }
+    if not possible[method]:
+        with pytest.raises(UserError):
+            choose(method, group, label, dataset, **more)
+        return
+    if method == "published":
+        number = np.where(rng.random(len(group)) < 0.2, rng.integers(0, 4, len(group)), 1 + group % 3)
+        method, more["folds"] = "kfold", [n or None for n in number.tolist()]
+    try:
+        chosen = choose(method, group, label, dataset, **more)
+    except UserError:
+        if isinstance(more["folds"], int):
+            raise
+        return  # a published fold may lose all its groups to others
+    codes = chosen.codes
+    for member in set(groups):
+        assert len(set(codes[group == member].tolist()) - {split.LEFT_OUT}) == 1
+    assert set(codes.tolist()) <= {split.LEFT_OUT, *range(len(chosen.names))}
+    again = choose(method, group, label, dataset, **more)
+    np.testing.assert_array_equal(codes, again.codes)
+    assert chosen.about == again.about == json.loads(json.dumps(chosen.about))
+    if method == "leave-one-out":
+        np.testing.assert_array_equal(codes == SPLITS.index("test"), dataset == "b")
+        np.testing.assert_array_equal(codes == split.LEFT_OUT, touched & (dataset != "b"))
+    else:
+        assert (codes >= 0).all()
+    if method == "kfold":
+        assert set(codes.tolist()) == set(range(chosen.about["folds"]))  # no fold is empty
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_folds_have_equal_shares_of_every_stratum(seed):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 20, 300)
+    group = np.repeat(np.arange(300), sizes)
+    label = np.repeat(rng.choice(4, 300, p=[0.4, 0.3, 0.2, 0.1]), sizes)
+    dataset = np.repeat(rng.choice(["a", "b"], 300), sizes)
+    chosen = choose("kfold", group, label, dataset, folds=5, seed=seed)
+    assert chosen.names == ("fold0", "fold1", "fold2", "fold3", "fold4")
+    for kind in range(4):
+        for name in ("a", "b"):
+            where = (label == kind) & (dataset == name)
+            np.testing.assert_allclose(np.bincount(chosen.codes[where], minlength=5) / where.sum(), 0.2, atol=0.06)
+    shares = np.stack([np.bincount(chosen.codes[label == kind], minlength=5) for kind in range(4)])
+    off = abs(shares / shares.sum(axis=1, keepdims=True) - 0.2).max(axis=1)
+    assert chosen.about["off_by"] == pytest.approx(dict(zip(CLASSES, off, strict=True)), abs=1e-6)
+    assert max(off) < 0.02
+
+
+def test_published_folds_are_kept_but_for_groups_that_cross_them():
+    group = np.array([0, 0, 0, 1, 1, 2, 3, 4, 5, 6])
+    folds = ["1", "1", "2", "2", "2", "3", "3", None, "", None]
+    codes, count, moved = split.published_folds(folds, group, np.zeros(10, int), 0)
+    assert codes[:7].tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert (count, moved) == (3, 1)
+    assert sorted(np.bincount(codes)) == [3, 3, 4]
+    with pytest.raises(UserError, match="names 2 folds"):
+        split.published_folds([1, 2], np.arange(2), np.zeros(2, int), 0)
+    with pytest.raises(UserError, match="no whole numbers"):
+        split.published_folds(["a", "b", "c"], np.arange(3), np.zeros(3, int), 0)
+
+
+def test_what_cannot_be_split_as_asked():
+    label, dataset = np.zeros(4, int), np.array(["a", "a", "b", "b"])
+    with pytest.raises(UserError, match="only 2 groups"):
+        choose("kfold", np.array([0, 0, 1, 1]), label, dataset, folds=3)
+    with pytest.raises(UserError, match="--test-on x is none of the datasets a, b"):
+        choose("leave-one-out", np.arange(4), label, dataset, test_on="x")
+    with pytest.raises(UserError, match="leaves nothing to train on"):
+        choose("leave-one-out", np.array([0, 1, 0, 1]), label, dataset, test_on="b")
+
+
+@pytest.mark.parametrize("text", ["2", "1.5", "all", "", "-3", "101"])
+def test_folds_that_make_no_sense(text):
+    with pytest.raises(UserError, match="--folds"):
+        split.parse_folds(text)
+
+
+def make(root: Path, out: Path, parts: list[dict], **options) -> Dataset:
+    recipe = parse_recipe({"name": "mine", "parts": parts}, "it")
+    return build(root, out, recipe, Options(**options), workers=1, progress=lambda *stage: None).dataset
+
+
+PATIENTS = {"patients": {"file": "patients.csv", "id": "id", "patient": "patient"}}
+
+
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    base = tmp_path_factory.mktemp("folds")
+    source = write_collection(base / "mine", each=12, size=64)
+    return make(source, base / "out", [PATIENTS], split="kfold", folds=4, shard_size="3")
+
+
+def test_shards_of_folds(folded):
+    manifest = folded.manifest
+    assert verify(folded.root) == []
+    assert list(manifest["counts"]) == ["fold0", "fold1", "fold2", "fold3"]
+    # four patients of three slices a class
+    assert all(set(by_class.values()) == {3} for by_class in manifest["counts"].values())
+    assert manifest["split"] == {"method": "kfold", "folds": 4, "seed": 0, "off_by": dict.fromkeys(CLASSES, 0.0)}
+    for shard, name in zip(folded.columns["shard"], folded.columns["split"], strict=True):
+        assert shard.startswith(f"mine-{name}-0")
+
+
+def test_a_run_takes_one_fold_to_test_and_the_next_to_validate(folded):
+    tested = []
+    for fold in range(4):
+        dataset = folded.of_fold(fold)
+        parts = {name: dataset.rows(name) for name in SPLITS}
+        names = {name: set(folded.columns["split"][rows]) for name, rows in parts.items()}
+        assert names["test"] == {f"fold{fold}"}
+        assert names["val"] == {f"fold{(fold + 1) % 4}"}
+        assert len(names["train"]) == 2
+        np.testing.assert_array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(48))
+        assert {name: sum(by.values()) for name, by in dataset.manifest["counts"].items()} == {
+            "train": 24, "val": 12, "test": 12
+        }  # fmt: skip
+        assert set(dataset.columns["split"][parts["val"]]) == {"val"}
+        assert dataset.version == folded.version
+        tested.append(parts["test"])
+    np.testing.assert_array_equal(np.sort(np.concatenate(tested)), np.arange(48))
+
+
+def test_windows_of_shards_see_each_training_sample_of_a_fold_once(folded):
+    dataset = folded.of_fold(2)
+    rows = dataset.rows("train")
+    shard = np.unique(dataset.columns["shard"][rows], return_inverse=True)[1]
+    order = plan.epoch_order(rows, shard, seed=0, epoch=1, window=2)
+    np.testing.assert_array_equal(np.sort(order), rows)
+    number = dict(zip(rows.tolist(), shard.tolist(), strict=True))
+    for start in range(0, len(order), 6):  # two shards of three samples
+        assert len({number[row] for row in order[start : start + 6].tolist()}) == 2
+
+
+def test_a_fold_is_asked_for_where_there_are_folds_and_only_there(folded, tmp_path):
+    from brain_dist.config import DataConfig
+
+    shards = str(folded.root)
+    assert open_data(DataConfig(shards=shards, fold=1), tmp_path).fold == 1
+    for fold, says in (
+        (None, r"data\.fold is not set: .* has 4 folds; give 0 to 3"),
+        (4, r"data\.fold=4 is out of range"),
+        (-1, "=-1"),
+    ):
+        with pytest.raises(UserError, match=says):
+            open_data(DataConfig(shards=shards, fold=fold), tmp_path)
+    with pytest.raises(UserError, match=r"no train part until data\.fold chooses one"):
+        folded.rows("train")
+    source = write_collection(tmp_path / "mine", each=4, size=64)
+    plain = make(source, tmp_path / "plain", [{}])
+    with pytest.raises(UserError, match=r"data\.fold=0: .* was built without folds"):
+        open_data(DataConfig(shards=str(plain.root), fold=0), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dataset a, and b with own pictures and one that mirrors a picture of a in each class."""
+    root = tmp_path_factory.mktemp("two") / "raw"
+    write_collection(root / "a", each=12)
+    for label, kind in enumerate(CLASSES):
+        (root / "b" / kind).mkdir(parents=True)
+        for number in range(3):
+            draw(70_000 + 10 * label + number).save(root / "b" / kind / f"own{number}.png")
+        image = Image.open(root / "a" / kind / f"{kind[:2]}004.jpg")
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(root / "b" / kind / "mirrored.png")
+    return root
+
+
+def test_leave_one_out_tests_on_a_whole_dataset_and_trains_on_nothing_like_it(two, tmp_path):
+    parts = [{"dataset": "a", "root": "a", **PATIENTS}, {"dataset": "b", "root": "b"}]
+    dataset = make(two, tmp_path / "out", parts, split="leave-one-out", test_on="b", fractions=(0.5, 0.5, 0.0))
+    assert verify(dataset.root) == []
+    columns = dataset.columns
+    np.testing.assert_array_equal(columns["split"] == "test", columns["dataset"] == "b")
+    assert {name: sum(by.values()) for name, by in dataset.manifest["counts"].items()}["test"] == 16
+    # picture 4 of each class is in b, so its patient's three slices are left out
+    left = {f"a/{kind}/{kind[:2]}00{number}.jpg" for kind in CLASSES for number in (3, 4, 5)}
+    there = {str(path.relative_to(two)) for path in two.glob("*/*/*") if path.suffix != ".csv"}
+    assert set(columns["source"]) == there - left
+    excluded = dataset.manifest["excluded"]
+    assert excluded["samples"] == 12
+    assert excluded["counts"] == {"a": dict.fromkeys(CLASSES, 3)}
+    assert len(set(excluded["keys"])) == 12
+    assert not set(excluded["keys"]) & set(columns["key"])
+    assert dataset.manifest["samples"] == len(dataset) == 52
+    assert dataset.manifest["groups"] == len(set(columns["group"]))
+    assert set(columns["group"][columns["split"] != "test"]).isdisjoint(columns["group"][columns["split"] == "test"])
+    # three patients a class are left: two to one side
+    assert dataset.manifest["split"]["off_by"] == dict.fromkeys(CLASSES, pytest.approx(1 / 6, abs=1e-6))
+
+
+def test_published_folds_of_a_table_become_the_shards_folds(two, tmp_path):
+    """Dataset b names none: its images are dealt out, but for copies of a's."""
+    lines = ["file,kind,who,fold"]
+    for kind in CLASSES:
+        for number in range(12):
+            fold = 5 if (kind, number) == ("glioma", 1) else 1 + number // 3  # patient by patient, with one mistake
+            lines.append(f"{kind}/{kind[:2]}{number:03d}.jpg,{kind},{kind[:2]}{number // 3},{fold}")
+    root = tmp_path / "two"
+    shutil.copytree(two, root)
+    (root / "a" / "all.csv").write_text("\n".join(lines) + "\n")
+    table = {"file": "all.csv", "path": "file", "label": "kind", "patient": "who"}
+    parts = [{"dataset": "a", "root": "a", "table": table}, {"dataset": "b", "root": "b"}]
+    with pytest.raises(UserError, match="no group is left for fold 5"):
+        make(root, tmp_path / "no", parts, split="kfold", folds="published")
+    (root / "a" / "all.csv").write_text("\n".join(lines).replace(",gl0,5", ",gl0,2") + "\n")
+    dataset = make(root, tmp_path / "out", parts, split="kfold", folds="published")
+    assert verify(dataset.root) == []
+    assert dataset.manifest["split"].items() >= {"folds": 4, "published": True, "moved": 1}.items()
+    columns = dataset.columns
+    of_patient = {
+        patient: split for patient, split in zip(columns["patient"], columns["split"], strict=True) if patient
+    }
+    assert of_patient == {f"{kind[:2]}{number}": f"fold{number}" for kind in CLASSES for number in range(4)}
+    mirrored = [source.endswith("mirrored.png") for source in columns["source"]]
+    assert set(columns["split"][mirrored]) == {"fold1"}  # with picture 4 of each class
+    assert {name: sum(by.values()) for name, by in dataset.manifest["counts"].items()} == {
+        "fold0": 16, "fold1": 16, "fold2": 16, "fold3": 16
+    }  # fmt: skip
+
+
+def test_the_verb_says_what_it_split(two, tmp_path):
+    recipe = tmp_path / "two.yaml"
+    parts = [{"dataset": "a", "root": "a", **PATIENTS}, {"dataset": "b", "root": "b"}]
+    recipe.write_text(json.dumps({"name": "two", "parts": parts}))
+    words = ["build", "--recipe", str(recipe), "--source", str(two), "--workers", "1"]
+    done = in_process("shard", *words, "--out", str(tmp_path / "lodo"), "--split", "leave-one-out", "--test-on", "b")
+    assert "left out: 12 images that share a group with the images tested on" in done.out
+    assert "off by" in done.out
+    done = in_process("shard", *words, "--out", str(tmp_path / "k"), "--split", "kfold", "--folds", "3")
+    assert "fold2" in done.out
+    assert open_dataset(tmp_path / "k").folds == 3
+    for more, says in (
+        (["--split", "kfold"], "--folds and --split kfold belong together"),
+        (["--folds", "3"], "--folds and --split kfold belong together"),
+        (["--test-on", "b"], "--test-on and --split leave-one-out belong together"),
+        (["--split", "kfold", "--folds", "3", "--fractions", "1,0,0"], "--fractions has no meaning"),
+        (["--split", "kfold", "--folds", "published"], "names 0 folds"),
+    ):
+        with pytest.raises(UserError, match=says):
+            main([*words, "--out", str(tmp_path / "no"), *more])

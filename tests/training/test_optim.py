@@ -1,0 +1,53 @@
+"""The schedule and the average, as numbers."""
+
+import itertools
+
+import pytest
+import torch
+
+from brain_dist.config import ModelConfig, OptimConfig
+from brain_dist.networks.create import create_network
+from brain_dist.training.ema import Ema
+from brain_dist.training.optim import create_optimizer, learning_rate
+
+
+def test_warm_up_is_linear_and_the_cosine_ends_at_its_floor() -> None:
+    config = OptimConfig(lr=1.0, min_lr=0.1, warmup_epochs=1.0)
+    rates = [learning_rate(config, step, 10, 5) for step in range(50)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[30] == pytest.approx(0.55)
+    assert rates[49] == pytest.approx(0.1, abs=2e-3)
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+
+
+def test_no_warm_up_starts_at_the_peak() -> None:
+    assert learning_rate(OptimConfig(lr=0.5, warmup_epochs=0), 0, 10, 5) == 0.5
+
+
+def test_biases_and_norms_are_not_decayed() -> None:
+    model = create_network(ModelConfig(name="test_convnext"), 4, seed=0)
+    groups = create_optimizer(OptimConfig(weight_decay=0.3), model).param_groups
+    free = [p for g in groups if g["weight_decay"] == 0 for p in g["params"]]
+    held = [p for g in groups if g["weight_decay"] == 0.3 for p in g["params"]]
+    assert free
+    assert all(p.ndim <= 1 for p in free)
+    assert all(p.ndim > 1 for p in held)
+    assert len(free) + len(held) == len(list(model.parameters()))
+
+
+def test_the_average_follows_its_formula_in_fp32_over_bf16_weights() -> None:
+    model = torch.nn.Linear(3, 2).bfloat16()
+    ema = Ema(0.9, model)
+    expected = {name: value.float().clone() for name, value in model.state_dict().items()}
+    for update in range(30):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(update)).bfloat16() * 0.01)
+        ema.update(model.state_dict().items())
+        decay = min(0.9, (1 + update) / (10 + update))
+        for name, value in model.state_dict().items():
+            expected[name] = decay * expected[name] + (1 - decay) * value.float()
+    for name, value in ema.state.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, expected[name])
