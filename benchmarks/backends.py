@@ -115,10 +115,10 @@ def accelerate_step(config, model, image, label):  # type: ignore[no-untyped-def
     accelerator = Accelerator(mixed_precision="bf16", cpu=not torch.cuda.is_available())
     ready, optimiser = accelerator.prepare(model, create_optimizer(config.optim, model))
     image, label = image.to(accelerator.device), label.to(accelerator.device)
-    finish = Normalize(config.data, 3, accelerator.device, torch.float32)
+    normalize = Normalize(config.data, 3, accelerator.device, torch.float32)
 
     def step() -> None:
-        loss = torch.nn.functional.cross_entropy(ready(finish(image)).float(), label, label_smoothing=0.1)
+        loss = torch.nn.functional.cross_entropy(ready(normalize(image)).float(), label, label_smoothing=0.1)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(ready.parameters(), config.optim.clip)
         optimiser.step()

@@ -121,7 +121,7 @@ def training_rate(args: argparse.Namespace, loader: str) -> dict[str, float]:
     from brain_dist.ranks.group import process_group
     from brain_dist.ranks.world import discover
     from brain_dist.store.dataset import open_dataset
-    from brain_dist.stream.training import training_batches
+    from brain_dist.stream.batches import training_batches
     from brain_dist.training.engine import Engine
 
     dataset, world = open_dataset(args.shards), discover({})

@@ -23,8 +23,8 @@ from brain_dist.ranks.device import choose_device
 from brain_dist.ranks.group import process_group
 from brain_dist.ranks.world import discover
 from brain_dist.store.dataset import Dataset, open_dataset
+from brain_dist.stream.batches import training_batches
 from brain_dist.stream.plan import steps_per_epoch
-from brain_dist.stream.training import training_batches
 from brain_dist.training.engine import Engine
 from brain_dist.training.restoring import restore
 from brain_dist.training.saving import Saver

@@ -27,7 +27,7 @@ def evaluate(loaded: LoadedRun, split: str, name: str, *, micro_batch: int, worl
         raise UserError(f"{loaded.dataset.root} has no {split} split; rebuild it with other --fractions")
     run_on_main(world, lambda: check_shards(loaded.dataset, rows))
     batches = loaded.batches(rows, micro_batch=micro_batch, world=world)
-    logits = predict_logits(loaded.model, loaded.finish, batches, rows, world)
+    logits = predict_logits(loaded.model, loaded.normalize, batches, rows, world)
     predictions = predictions_from_logits(loaded.dataset, rows, logits, run=loaded.config.run.name, step=loaded.step)
     judged: dict[str, Any] = {}
     if world.is_main:

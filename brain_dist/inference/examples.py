@@ -16,19 +16,16 @@ if TYPE_CHECKING:
 
 
 def make_examples(
-    predictions: Predictions, dataset: Dataset, config: Config, finish: Normalize, device: torch.device
+    predictions: Predictions, dataset: Dataset, config: Config, normalize: Normalize, device: torch.device
 ) -> list[Example]:
     """The ``track.examples`` most telling images of an evaluation; for one rank alone."""
-    from brain_dist.stream import plan
-    from brain_dist.stream.batch import evaluation_jobs
-    from brain_dist.stream.loader import open_loader
+    from brain_dist.stream.batches import evaluation_batches
 
     chosen = choose_examples(predictions, config.track.examples)
-    planned = plan.evaluation(predictions.row[chosen], micro_batch=len(chosen), rank=0, world=1)
-    jobs = evaluation_jobs(dataset, config.data, planned)
+    rows = predictions.row[chosen]
     made = []
-    for batch in open_loader(config.data, dataset, jobs, augmented=False, batch=len(chosen), device=device):
-        pictures = finish.gray(finish(batch.image))
+    for batch in evaluation_batches(config.data, dataset, rows, micro_batch=len(rows), device=device):
+        pictures = normalize.to_gray(normalize(batch.image))
         made += list(zip(batch.row[batch.valid].tolist(), pictures[batch.valid.cpu().numpy()], strict=True))
     images = dict(made)
     return [

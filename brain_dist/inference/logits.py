@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def predict_logits(
-    model: torch.nn.Module, finish: Normalize, batches: Iterable[Batch], rows: npt.NDArray[np.int64], world: World
+    model: torch.nn.Module, normalize: Normalize, batches: Iterable[Batch], rows: npt.NDArray[np.int64], world: World
 ) -> npt.NDArray[np.float32]:
     """Run ``model`` over this rank's batches and put the logits of all ranks in the order of ``rows``.
 
     Args:
         model: [B, C, H, W] → [B, K], in evaluation mode.
-        finish: makes the model's input of a batch.
+        normalize: makes the model's input of a batch.
         batches: this rank's share of the planned evaluation.
         rows: int64 [N], every row that must be there.
         world: all ranks must call.
@@ -42,7 +42,7 @@ def predict_logits(
     # not inference_mode: weights that ZeRO-3 gathers inside it could not be trained on afterwards
     with torch.no_grad():
         for batch in batches:
-            made = model(finish(batch.image)).float()
+            made = model(normalize(batch.image)).float()
             seen_rows.append(batch.row[batch.valid].cpu().numpy())
             seen_logits.append(made[batch.valid].cpu().numpy())
     mine = (np.concatenate(seen_rows), np.concatenate(seen_logits)) if seen_rows else None

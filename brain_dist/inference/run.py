@@ -35,7 +35,7 @@ class LoadedRun:
         config: the run's configuration, with the shards that are evaluated.
         dataset: the opened shards.
         model: the network in evaluation mode, fp32.
-        finish: turns loaded uint8 images into the network's input.
+        normalize: turns loaded uint8 images into the network's input.
         step: optimiser steps that the weights have seen.
         device: where the model is.
         trained_on: classes that the network was trained on. Where the shards know only tumour or none, ``model`` gives
@@ -46,20 +46,19 @@ class LoadedRun:
     config: Config
     dataset: Dataset
     model: torch.nn.Module
-    finish: Normalize
+    normalize: Normalize
     step: int
     device: torch.device
     trained_on: tuple[str, ...]
 
     def batches(self, rows: np.ndarray, *, micro_batch: int, world: World) -> Iterator[Batch]:
         """This rank's share of ``rows``, unaugmented."""
-        from brain_dist.stream import plan
-        from brain_dist.stream.batch import evaluation_jobs
-        from brain_dist.stream.loader import open_loader
+        from brain_dist.stream.batches import evaluation_batches
 
-        planned = plan.evaluation(rows, micro_batch=micro_batch, rank=world.rank, world=world.size)
-        jobs = evaluation_jobs(self.dataset, self.config.data, planned)
-        return open_loader(self.config.data, self.dataset, jobs, augmented=False, batch=micro_batch, device=self.device)
+        return evaluation_batches(
+            self.config.data, self.dataset, rows, micro_batch=micro_batch, device=self.device,
+            rank=world.rank, world_size=world.size,
+        )  # fmt: skip
 
     def images(self, rows: Sequence[int]) -> torch.Tensor:
         """The network's input [B, C, H, W] for these rows, exactly as in evaluation."""
@@ -70,13 +69,14 @@ class LoadedRun:
         alone = discover({})
         wanted = np.asarray(rows, dtype=np.int64)
         made = [
-            self.finish(b.image)[b.valid] for b in self.batches(wanted, micro_batch=min(32, len(wanted)), world=alone)
+            self.normalize(b.image)[b.valid]
+            for b in self.batches(wanted, micro_batch=min(32, len(wanted)), world=alone)
         ]
         return torch.cat(made)
 
     def display(self, images: torch.Tensor) -> np.ndarray:
         """Undo the normalisation: uint8 [B, H, W]."""
-        return self.finish.gray(images)
+        return self.normalize.to_gray(images)
 
 
 def load_run(
@@ -149,8 +149,8 @@ def load_run(
         # a hook, not a wrapper: whoever looks into the network (Grad-CAM) still finds it
         model.register_forward_hook(lambda module, images, logits: merged(logits, merges))
     where = torch.device(device)
-    finish = Normalize(settings.data, settings.model.in_chans, where, torch.float32)
-    return LoadedRun(path, settings, dataset, model.to(where).eval(), finish, step, where, classes)
+    normalize = Normalize(settings.data, settings.model.in_chans, where, torch.float32)
+    return LoadedRun(path, settings, dataset, model.to(where).eval(), normalize, step, where, classes)
 
 
 def _other_shards(shards: str, data: DataConfig, version: str) -> Dataset:

@@ -125,8 +125,8 @@ def alone(config: Config, dataset: Dataset, world: World, device: torch.device, 
     if device.type == "cuda":
         pinned = image.pin_memory()
         found["seconds"]["host to device"] = _median(watch, lambda: pinned.to(device, non_blocking=True), steps)
-    finish = Normalize(config.data, config.model.in_chans, device, dtype)
-    made = finish(image.to(device))
+    normalize = Normalize(config.data, config.model.in_chans, device, dtype)
+    made = normalize(image.to(device))
     label = torch.zeros(config.train.micro_batch, dtype=torch.int64, device=device)
     amp = torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "amp")
 
@@ -164,7 +164,7 @@ def loading(config: Config, dataset: Dataset, world: World, device: torch.device
     """Seconds a micro-batch of reading the bytes, and of the loader as a whole, which reads too."""
     from brain_dist.store.reader import ShardReader
     from brain_dist.stream import plan
-    from brain_dist.stream.training import training_batches
+    from brain_dist.stream.batches import training_batches
 
     rows = plan.epoch_order(dataset.rows("train"), dataset.rows("train") * 0, seed=config.run.seed, epoch=0)
     reader, watch, size = ShardReader(dataset), Stopwatch(device), config.train.micro_batch
@@ -206,7 +206,7 @@ def together(
     """
     from deepspeed.comm import comm
 
-    from brain_dist.stream.training import training_batches
+    from brain_dist.stream.batches import training_batches
 
     batches = training_batches(config, dataset, world, device, first_step=0)
     watch = Stopwatch(device)

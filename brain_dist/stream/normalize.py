@@ -36,7 +36,7 @@ class Normalize:
         made = torch.addcmul(self.offset, image.float(), self.scale)
         return made.to(self.dtype).contiguous(memory_format=torch.channels_last)
 
-    def gray(self, made: torch.Tensor) -> np.ndarray:
+    def to_gray(self, made: torch.Tensor) -> np.ndarray:
         """Undo the normalisation: uint8 [B, H, W], for showing to a person."""
         undone = (made.float() - self.offset) / self.scale
         return undone.mean(dim=1).round().clamp(0, 255).to("cpu").numpy().astype(np.uint8)

@@ -47,7 +47,7 @@ class Engine:
             )
         self.config, self.world, self.device = config, world, device
         self.micros = accumulation(config.train.global_batch, config.train.micro_batch, world.size)
-        self.finish = Normalize(config.data, config.model.in_chans, device, compute_dtype(config.train.precision))
+        self.normalize = Normalize(config.data, config.model.in_chans, device, compute_dtype(config.train.precision))
         self.parameters = sum(p.numel() for p in model.parameters())
         settings = deepspeed_config(config, world.size)
         model = model.to(device)
@@ -149,7 +149,7 @@ class Engine:
         import torch
         from torch.nn.functional import cross_entropy
 
-        image, label, smooth = self.finish(batch.image), batch.label, self.config.optim.label_smoothing
+        image, label, smooth = self.normalize(batch.image), batch.label, self.config.optim.label_smoothing
         micro = batch.micro
         mix = augment.mix(self.config.augment, micro.position, micro.valid, seed=self.config.run.seed, step=micro.step)
         if mix is None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from brain_dist.config import Config
 from brain_dist.errors import EXIT_PREEMPTED, UserError
-from brain_dist.stream.training import training_batches
+from brain_dist.stream.batches import training_batches
 from brain_dist.training.clock import Clock
 from brain_dist.training.validation import validate
 
@@ -91,7 +91,7 @@ def fit(
         watch.at(f"telling of step {done}")
         shown: list[Example] = []
         if config.track.examples and tracker.shows_pictures:
-            shown = make_examples(predictions, dataset, config, engine.finish, device)
+            shown = make_examples(predictions, dataset, config, engine.normalize, device)
         tracker.evaluation(done, "val", {"epoch": done / per_epoch, **values}, shown)
         seen.add(done, values)
         saver.best = seen.best

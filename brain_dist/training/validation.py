@@ -24,17 +24,15 @@ def validate(
     from brain_dist.inference.logits import predict_logits
     from brain_dist.judging.predictions import predictions_from_logits
     from brain_dist.ranks.group import gather_objects
-    from brain_dist.stream import plan
-    from brain_dist.stream.batch import evaluation_jobs
-    from brain_dist.stream.loader import open_loader
+    from brain_dist.stream.batches import evaluation_batches
 
     rows, micro_batch = dataset.rows("val"), config.train.micro_batch
-    planned = plan.evaluation(rows, micro_batch=micro_batch, rank=world.rank, world=world.size)
-    jobs = evaluation_jobs(dataset, config.data, planned)
-    loader = open_loader(config.data, dataset, jobs, augmented=False, batch=micro_batch, device=device)
+    loader = evaluation_batches(
+        config.data, dataset, rows, micro_batch=micro_batch, device=device, rank=world.rank, world_size=world.size
+    )
     watched = watch.along(loader, f"evaluating after step {done}")
     with engine.evaluating() as model:
-        logits = predict_logits(model, engine.finish, watched, rows, world)
+        logits = predict_logits(model, engine.normalize, watched, rows, world)
     predictions = predictions_from_logits(dataset, rows, logits, run=config.run.name, step=0)
     (judged, *_) = gather_objects(predictions.evaluate() if world.is_main else None, world)
     values = {name: judged["nll" if name == "loss" else name] for name in get_args(Metric)}

@@ -73,10 +73,12 @@ def test_a_row_that_comes_twice_or_not_at_all_is_a_fault(run: Path) -> None:
     loaded, alone = load_run(run), discover({})
     rows = loaded.dataset.rows("test")
     with pytest.raises(Fault, match=f"instead of {len(rows) - 1}"):
-        predict_logits(loaded.model, loaded.finish, loaded.batches(rows, micro_batch=4, world=alone), rows[1:], alone)
+        predict_logits(
+            loaded.model, loaded.normalize, loaded.batches(rows, micro_batch=4, world=alone), rows[1:], alone
+        )
     twice = np.concatenate([rows, rows[:1]])
     with pytest.raises(Fault, match=f"{len(rows)} different"):
-        predict_logits(loaded.model, loaded.finish, loaded.batches(twice, micro_batch=4, world=alone), rows, alone)
+        predict_logits(loaded.model, loaded.normalize, loaded.batches(twice, micro_batch=4, world=alone), rows, alone)
 
 
 def copied(run: Path, tmp_path: Path) -> Path:

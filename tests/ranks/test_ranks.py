@@ -56,7 +56,7 @@ def two_synchronised_ranks_are_one_with_the_whole_batch():
         for step in range(2):
             share = engine.step(mine[step : step + 1], lr=1e-3)
             torch.distributed.all_reduce(share)
-            loss = cross_entropy(plain(engine.finish(whole[step].image)), whole[step].label, label_smoothing=0.1)
+            loss = cross_entropy(plain(engine.normalize(whole[step].image)), whole[step].label, label_smoothing=0.1)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
@@ -81,7 +81,7 @@ def compiled_is_the_same_network():
         engine = Engine(dataclasses.replace(stage(2, micro_batch=6), model=model), new(model), world, CPU)
         losses.append([float(engine.step(batches[s : s + 1], lr=1e-2)) for s in range(2)])
         with engine.evaluating() as judged:
-            losses[-1].append(float(judged(engine.finish(batches[0].image)).sum()))
+            losses[-1].append(float(judged(engine.normalize(batches[0].image)).sum()))
         names = engine.weights().keys()
         assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0) is compiled
     assert all(abs(a - b) < 1e-3 for a, b in zip(*losses)), losses

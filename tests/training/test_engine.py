@@ -63,7 +63,7 @@ def test_steps_equal_plain_adamw_also_on_a_partly_filled_batch(world: World, bal
     for step in range(2):
         micros = batches[3 * step : 3 * step + 3]
         share = engine.step(micros, lr=1e-2)
-        image = torch.cat([engine.finish(b.image)[b.valid] for b in micros])
+        image = torch.cat([engine.normalize(b.image)[b.valid] for b in micros])
         label = torch.cat([b.label[b.valid] for b in micros])
         assert len(label) == (12, 10)[step]
         losses = cross_entropy(plain(image), label, label_smoothing=0.1, reduction="none")
@@ -89,7 +89,7 @@ def test_mixed_loss_weighs_both_labels(world: World, kind: str) -> None:
     batch = data(12)[0]
     with torch.no_grad():
         losses = engine._losses(batch)
-    plain = engine.finish(batch.image)
+    plain = engine.normalize(batch.image)
     mixed = seen[0]
     partner = torch.arange(4) ^ 1
     if kind == "mixup":
@@ -190,7 +190,7 @@ def freeze_then_free(world: World, zero: int) -> None:
     for step in range(8):
         engine.step(mine[3 * step : 3 * step + 3], lr=1e-2)
         micros = batches[3 * step : 3 * step + 3]
-        image, label = torch.cat([engine.finish(b.image) for b in micros]), torch.cat([b.label for b in micros])
+        image, label = torch.cat([engine.normalize(b.image) for b in micros]), torch.cat([b.label for b in micros])
         plain.zero_grad()
         cross_entropy(plain(image), label, label_smoothing=0.1).backward()
         torch.nn.utils.clip_grad_norm_(head if step < frozen else [*head, *rest], 0.5)
@@ -222,10 +222,10 @@ def test_early_layers_learn_slower_also_after_a_resume(world: World, zero: int, 
         if step == 1:
             saver = Saver(tmp_path, engine, {}, keep=1)
             saver.begin(1)
-            saver.finish()
+            saver.normalize()
         micros = batches[3 * step : 3 * step + 3]
         engine.step(micros, lr=1e-2)
-        image, label = torch.cat([engine.finish(b.image) for b in micros]), torch.cat([b.label for b in micros])
+        image, label = torch.cat([engine.normalize(b.image) for b in micros]), torch.cat([b.label for b in micros])
         optimiser.zero_grad()
         cross_entropy(plain(image), label, label_smoothing=0.1).backward()
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)

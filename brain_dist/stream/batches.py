@@ -1,4 +1,4 @@
-"""The batches of a training, for one rank."""
+"""Batches for one rank: those of a training, and those of chosen rows for an evaluation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from brain_dist.config import Config
+from brain_dist.config import Config, DataConfig
 
 if TYPE_CHECKING:
     import torch
@@ -42,3 +42,26 @@ def training_batches(
     )
     jobs = training_jobs(dataset, config.data, config.augment, planned, seed=config.run.seed)
     return open_loader(config.data, dataset, jobs, augmented=True, batch=train.micro_batch, device=device)
+
+
+def evaluation_batches(
+    config: DataConfig,
+    dataset: Dataset,
+    rows: np.ndarray,
+    *,
+    micro_batch: int,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Batch]:
+    """This rank's share of ``rows`` (int64 [N]), unaugmented, each row once over all ranks.
+
+    All ranks take the same number of micro-batches; ``Batch.valid`` is False where a row only fills one up.
+    """
+    from brain_dist.stream import plan
+    from brain_dist.stream.batch import evaluation_jobs
+    from brain_dist.stream.loader import open_loader
+
+    planned = plan.evaluation(rows, micro_batch=micro_batch, rank=rank, world=world_size)
+    jobs = evaluation_jobs(dataset, config, planned)
+    return open_loader(config, dataset, jobs, augmented=False, batch=micro_batch, device=device)
