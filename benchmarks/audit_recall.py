@@ -29,7 +29,8 @@ from brain_dist.collection.pixels import head_box, thumbnails
 from brain_dist.collection.recipes import default_recipe
 from brain_dist.collection.records import find_records
 from brain_dist.copies import registration, search
-from brain_dist.copies.similarity import structure
+from brain_dist.copies.registration import REGISTERED_THRESHOLD
+from brain_dist.copies.similarity import ALIGNED_THRESHOLD, structure
 from brain_dist.phantom import planting
 from brain_dist.phantom.generate import generate
 
@@ -156,8 +157,8 @@ def collection(root: Path, count: int, seed: int) -> dict[str, Any]:
         every = thumbs(gray(root / record.path) for record in records)
         strange = aligned_strangers(every, patients), registered_strangers(every, patients)
         result["similarity"] = {
-            **separation("aligned", search.SAME, strange[0], np.concatenate(similar["aligned"])),
-            **separation("registered", search.REGISTERED, strange[1], np.concatenate(similar["registered"])),
+            **separation("aligned", ALIGNED_THRESHOLD, strange[0], np.concatenate(similar["aligned"])),
+            **separation("registered", REGISTERED_THRESHOLD, strange[1], np.concatenate(similar["registered"])),
         }
         show(result["similarity"])
     return result
@@ -165,7 +166,7 @@ def collection(root: Path, count: int, seed: int) -> dict[str, Any]:
 
 def sets(count: int, found: search.NearPairs, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
     """int64 [count]: the first image that the chosen pairs join each one to."""
-    return search.connected(count, zip(found.first[chosen].tolist(), found.second[chosen].tolist(), strict=True))
+    return search.connected(count, np.column_stack([found.first[chosen], found.second[chosen]]))
 
 
 def recall(both: np.ndarray, who: np.ndarray) -> dict[str, Any]:

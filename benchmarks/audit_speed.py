@@ -43,8 +43,7 @@ def main() -> int:
     for count in sorted({min(PLAIN, len(thumbs)), len(thumbs) // 2, len(thumbs)}):
         some = np.asarray(thumbs[np.random.default_rng(0).permutation(len(thumbs))[:count]])
         aligned_s, aligned = timed(lambda some=some: similarity.aligned_pairs(some))
-        links = zip(aligned.first.tolist(), aligned.second.tolist(), strict=True)
-        joined = search.connected(count, links)
+        joined = search.connected(count, np.column_stack([aligned.first, aligned.second]))
         moved_s, moved = timed(lambda some=some, joined=joined: registration.moved_pairs(some[:, 1], joined))
         plain_s = f"{timed(lambda some=some: plain(some))[0]:.1f}" if count <= PLAIN else ""
         found = f"{len(aligned.first):,} + {len(moved.first):,}"
@@ -78,7 +77,7 @@ def plain(thumbs: np.ndarray) -> int:
         mirrored = similarity.structure(thumbs[:, frame, :, ::-1])
         for low in range(0, len(full), 1024):
             for other in (full, mirrored):
-                found += int((full[low : low + 1024] @ other.T >= similarity.SAME).sum())
+                found += int((full[low : low + 1024] @ other.T >= similarity.ALIGNED_THRESHOLD).sum())
     return found
 
 

@@ -20,6 +20,8 @@ from brain_dist.collection.pixels import Examined
 from brain_dist.collection.slicefiles import examine_file
 from brain_dist.collection.spellings import SPLITS
 from brain_dist.copies import search
+from brain_dist.copies.registration import REGISTERED_THRESHOLD
+from brain_dist.copies.similarity import ALIGNED_THRESHOLD
 from brain_dist.pages.template import display_name, page_template
 
 TEMPLATE = "audit/page.html.jinja"
@@ -76,8 +78,8 @@ def render(
         warnings=found.warnings,
         stated=STATED,
         splits=SPLITS,
-        same=search.SAME,
-        registered=search.REGISTERED,
+        same=ALIGNED_THRESHOLD,
+        registered=REGISTERED_THRESHOLD,
         side_pixels=SIDE,
         version=__version__,
     )
@@ -92,7 +94,7 @@ def _leaks(found: Survey) -> np.ndarray:
 
 def galleries(found: Survey) -> list[Gallery]:
     """The pairs that are shown, the gravest first; the same survey gives the same ones."""
-    pictures = search.connected(len(found.path), zip(found.first.tolist(), found.second.tolist(), strict=True))
+    pictures = search.connected(len(found.path), np.column_stack([found.first, found.second]))
     every = np.arange(len(found.first))
     leaks, across = _leaks(found), found.collection[found.first] != found.collection[found.second]
 

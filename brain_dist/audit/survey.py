@@ -23,6 +23,8 @@ from brain_dist.common.scratch import concatenated
 from brain_dist.common.text import printable
 from brain_dist.common.workers import worker_pool
 from brain_dist.copies import search
+from brain_dist.copies.registration import REGISTERED_THRESHOLD
+from brain_dist.copies.similarity import ALIGNED_THRESHOLD
 from brain_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -206,7 +208,7 @@ def summary(found: Survey) -> dict[str, Any]:
     return {
         "collections": {name: _alone(found, number) for number, name in enumerate(found.names)},
         "between": between,
-        "thresholds": {"aligned": search.SAME, "registered": search.REGISTERED},
+        "thresholds": {"aligned": ALIGNED_THRESHOLD, "registered": REGISTERED_THRESHOLD},
         "skipped": found.skipped,
     }
 

@@ -1,14 +1,14 @@
-"""Copies that do not lie on each other: cut inside the head, shifted, turned by a few degrees.
+"""Copies that are not aligned with each other: cropped inside the head, shifted, or rotated by a few degrees.
 
-The aligned comparison of :mod:`brain_dist.copies.similarity` loses such pairs: a crop of a tenth leaves a correlation
+The aligned comparison of :mod:`brain_dist.copies.similarity` misses such pairs: a crop of a tenth leaves a correlation
 of 0.07. They are found in two steps on the 64 x 64 thumbnails of the heads.
 
-**Candidates.** Each head's 19 windows (cut by up to an eighth on each side) are compared with all whole heads,
-straight and mirrored, by the 48 numbers of :mod:`brain_dist.copies.descriptor`: matrix products.
+**Candidates.** 19 windows of each head (cropped by up to an eighth on each side) are compared with all whole heads,
+straight and mirrored, by the 48 coordinates of :mod:`brain_dist.copies.descriptor`. This takes matrix products only.
 
-**Confirmation.** A candidate pair is registered: six affine parameters by the inverse compositional Gauss-Newton method
-(Baker and Matthews 2004) on the local structure, first at 32 and then at 64 pixels, and the correlation after that
-decides. :data:`REGISTERED` and what it rests on are explained in :mod:`brain_dist.copies.search`.
+**Confirmation.** A candidate pair is registered on its local structure: six affine parameters by the inverse
+compositional Gauss-Newton method (Baker and Matthews 2004), first at 32 and then at 64 pixels. The correlation after
+registration decides. :mod:`brain_dist.copies.search` gives the evidence for :data:`REGISTERED_THRESHOLD`.
 """
 
 from __future__ import annotations
@@ -22,159 +22,174 @@ import numpy as np
 from brain_dist.collection.pixels import THUMB
 from brain_dist.common.scratch import scratch
 from brain_dist.common.workers import in_threads
-from brain_dist.copies.descriptor import WHOLE, Descriptor, field, slabs
-from brain_dist.copies.similarity import Pairs, above
+from brain_dist.copies.descriptor import WHOLE, Descriptor, chunks, window_structure
+from brain_dist.copies.similarity import Pairs, pairs_above
 
-REGISTERED = 0.90  # correlation after registration from which two images count as one picture
-CANDIDATE = (0.6, 0.82)  # range of the cosine of descriptors from which a pair is registered, see candidate_cosine
-_BUDGET = 3.0  # pairs of strangers that may be registered per image
+REGISTERED_THRESHOLD = 0.90  # correlation after registration from which two images are copies
+CANDIDATE_RANGE = (0.6, 0.82)  # limits of the cosine from which pairs are registered, see candidate_cosine
+_BUDGET = 3.0  # registered pairs of different pictures per image
 _SMALL = 32
-# pixels a side, Gauss-Newton steps, and the correlation without which the next stage is not tried
-_STAGES = ((_SMALL, 3, 0.65), (THUMB, 1, 0.8), (THUMB, 4, REGISTERED))
-_CUTS = ((0.0, 0.0), (0.06, 0.06), (0.12, 0.12), (0.0, 0.1), (0.1, 0.0))  # of the two ends of an axis
+# pixels per side, Gauss-Newton steps, and the correlation that is needed to go on to the next stage
+_STAGES = ((_SMALL, 3, 0.65), (THUMB, 1, 0.8), (THUMB, 4, REGISTERED_THRESHOLD))
+_CROPS = ((0.0, 0.0), (0.06, 0.06), (0.12, 0.12), (0.0, 0.1), (0.1, 0.0))  # of the two ends of an axis
 _BLOCK = 512  # images whose windows are compared at once, with
-_WHOLE = 2048  # whole heads: small enough for a processor's cache
-_CHUNK = 256  # pairs registered at once
-_INSIDE = 0.75  # least share of a frame that must lie inside the other one
+_WHOLE_BLOCK = 2048  # whole heads: small enough for the processor's cache
+_REGISTERED_AT_ONCE = 256  # pairs
+_MIN_OVERLAP = 0.75  # share of the frame that must lie inside the other image
 
 
 def moved_pairs(heads: np.ndarray, joined: np.ndarray, progress: Callable[[int, int], None] | None = None) -> Pairs:
     """Pairs (i < j) among head thumbnails uint8 [N, 64, 64] that agree after registration.
 
-    Pairs whose ``joined`` int64 [N] is the same are known already to show one picture and are not looked at.
+    Args:
+        heads: the thumbnails.
+        joined: int64 [N]; pairs with the same value are already known to be copies and are skipped.
+        progress: called with (done, total).
     """
-    found: dict[tuple[int, int], tuple[float, bool]] = {}
-    count = len(heads)
-    if count < 2:
-        return Pairs(*(np.zeros(0, dtype=kind) for kind in (np.int64, np.int64, np.float32, np.bool_)))
+    if len(heads) < 2:
+        return _sorted_pairs({})
     descriptor, fields = Descriptor.fit(heads), whole_fields(heads)
-    starts = range(0, count, _BLOCK)
-    described = np.concatenate(list(in_threads(lambda low: descriptor(heads[low : low + _BLOCK]), starts)))
-    whole = described, descriptor.mirrored(described)
-    least = candidate_cosine(heads, descriptor)
+    starts = range(0, len(heads), _BLOCK)
+    straight = np.concatenate(list(in_threads(lambda low: descriptor(heads[low : low + _BLOCK]), starts)))
+    whole = straight, descriptor.mirrored(straight)
+    cosine = candidate_cosine(heads, descriptor)
 
     def compare(low: int) -> list[tuple[int, int, float, bool]]:
-        i, j, window, mirrored = _candidates(heads, descriptor, whole, low, least)
-        fresh = joined[i] != joined[j]
-        i, j, window, mirrored = (part[fresh] for part in (i, j, window, mirrored))
-        agree: list[tuple[int, int, float, bool]] = []
-        for start in range(0, len(i), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            value = confirm(fields, i[part], j[part], window[part], mirrored[part])
-            columns = (np.minimum(i[part], j[part]), np.maximum(i[part], j[part]), value, mirrored[part])
-            agree += zip(*(column[value >= REGISTERED].tolist() for column in columns), strict=True)
-        return agree
+        candidates = _candidates(heads, descriptor, whole, low, cosine)
+        fresh = joined[candidates[0]] != joined[candidates[1]]
+        return _confirmed(fields, *(column[fresh] for column in candidates))
 
+    best: dict[tuple[int, int], tuple[float, bool]] = {}
     for done, block in enumerate(in_threads(compare, starts), 1):
-        for one, other, value, mirrored in block:
-            found[one, other] = max(found.get((one, other), (0.0, False)), (value, mirrored))
+        for first, second, similarity, mirrored in block:
+            best[first, second] = max(best.get((first, second), (0.0, False)), (similarity, mirrored))
         if progress is not None:
             progress(done, len(starts))
-    ends = np.array(sorted(found), dtype=np.int64).reshape(-1, 2)
-    values = [found[a, b] for a, b in ends.tolist()]
+    return _sorted_pairs(best)
+
+
+def _confirmed(
+    fields: dict[int, np.ndarray], i: np.ndarray, j: np.ndarray, window: np.ndarray, mirrored: np.ndarray
+) -> list[tuple[int, int, float, bool]]:
+    """(first, second, similarity, mirrored) of the candidates that agree after registration."""
+    agreeing: list[tuple[int, int, float, bool]] = []
+    for low in range(0, len(i), _REGISTERED_AT_ONCE):
+        part = slice(low, low + _REGISTERED_AT_ONCE)
+        similarity = confirm(fields, i[part], j[part], window[part], mirrored[part])
+        columns = (np.minimum(i[part], j[part]), np.maximum(i[part], j[part]), similarity, mirrored[part])
+        keep = similarity >= REGISTERED_THRESHOLD
+        agreeing += zip(*(column[keep].tolist() for column in columns), strict=True)
+    return agreeing
+
+
+def _sorted_pairs(best: dict[tuple[int, int], tuple[float, bool]]) -> Pairs:
+    """(first, second) → (similarity, mirrored) as :class:`Pairs`."""
+    ends = np.array(sorted(best), dtype=np.int64).reshape(-1, 2)
+    values = [best[first, second] for first, second in ends.tolist()]
     return Pairs(
         ends[:, 0],
         ends[:, 1],
-        np.array([value for value, _ in values], dtype=np.float32),
-        np.array([flipped for _, flipped in values], dtype=bool),
+        np.array([similarity for similarity, _ in values], dtype=np.float32),
+        np.array([mirrored for _, mirrored in values], dtype=bool),
     )
 
 
 def windows() -> np.ndarray:
-    """float32 [19, 4]: the windows (left, top, right, bottom) as shares of the head's box; the first is all of it.
+    """float32 [19, 4]: windows (left, top, right, bottom) as shares of the head's box. The first is the whole box.
 
-    Those that cut one axis much more than the other are left out.
+    Windows that crop one axis much more than the other are left out.
     """
-    chosen = [(x, y) for x, y in product(_CUTS, _CUTS) if abs(sum(x) - sum(y)) < 0.125]
-    return np.array([(x[0], y[0], 1 - x[1], 1 - y[1]) for x, y in chosen], dtype=np.float32)
+    crops = [(x, y) for x, y in product(_CROPS, _CROPS) if abs(sum(x) - sum(y)) < 0.125]
+    return np.array([(x[0], y[0], 1 - x[1], 1 - y[1]) for x, y in crops], dtype=np.float32)
 
 
 def candidate_cosine(heads: np.ndarray, descriptor: Descriptor) -> float:
-    """From which cosine on pairs are registered.
+    """The cosine of descriptors from which pairs are registered.
 
-    As low as time allows: so that about three strangers an image are, going by the best cosines of 512 x 512 pairs.
-    A small collection can afford to look at nearly all pairs; its descriptor, learnt from few images, needs it to.
+    It is as low as time allows: about three pairs of different pictures per image, estimated from the best cosines of
+    512 x 512 pairs. A small collection can afford to register nearly all pairs. It also needs to, because its
+    descriptor is fitted to few images.
     """
-    some = heads[:: -(-len(heads) // 512)]
-    whole = descriptor(some)
+    sample = heads[:: -(-len(heads) // 512)]
+    whole = descriptor(sample)
     sides = whole, descriptor.mirrored(whole)
 
     def highest(window: np.ndarray) -> np.ndarray:
-        cut = descriptor(some, window)
-        return np.maximum(*(cut @ side.T for side in sides))
+        cropped = descriptor(sample, window)
+        return np.maximum(*(cropped @ side.T for side in sides))
 
-    best = np.full((len(some), len(some)), -1, dtype=np.float32)
+    best = np.full((len(sample), len(sample)), -1, dtype=np.float32)
     for cosine in in_threads(highest, list(windows())):
         np.maximum(best, cosine, out=best)
-    best[np.diag_indices(len(some))] = -1
-    return float(np.clip(np.quantile(best, max(0.0, 1 - _BUDGET / len(heads))), *CANDIDATE))
+    best[np.diag_indices(len(sample))] = -1
+    return float(np.clip(np.quantile(best, max(0.0, 1 - _BUDGET / len(heads))), *CANDIDATE_RANGE))
 
 
 def _candidates(
-    heads: np.ndarray, descriptor: Descriptor, whole: tuple[np.ndarray, ...], low: int, least: float
+    heads: np.ndarray, descriptor: Descriptor, whole: tuple[np.ndarray, ...], low: int, threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(i, j, window, mirrored) of pairs whose descriptors agree, with i in the block from ``low`` on.
+    """(i, j, window, mirrored) of pairs whose descriptors agree, with i in the block that starts at ``low``.
 
-    Window w of image i was compared with the whole of image j. Each (i, j) comes once, with its best window and side,
-    though it may come again as (j, i).
+    Window w of image i is compared with the whole of image j. Each (i, j) is returned once, with its best window and
+    side. The same pair may be returned again as (j, i).
     """
     block = heads[low : low + _BLOCK]
     parts = []
     for number, window in enumerate(windows()):
-        cut = descriptor(block, window)
-        for start, mirrored in product(range(0, len(heads), _WHOLE), (False, True)):
-            others = whole[mirrored][start : start + _WHOLE]
-            i, j = above(cut, others, least)
-            cosine = np.einsum("ij,ij->i", cut[i], others[j])
+        cropped = descriptor(block, window)
+        for start, mirrored in product(range(0, len(heads), _WHOLE_BLOCK), (False, True)):
+            others = whole[mirrored][start : start + _WHOLE_BLOCK]
+            i, j = pairs_above(cropped, others, threshold)
+            cosine = np.einsum("ij,ij->i", cropped[i], others[j])
             parts.append((i + low, j + start, cosine, np.full(len(i), 2 * number + mirrored)))
-    i, j, cosine, how = (np.concatenate(column) for column in zip(*parts, strict=True))
+    i, j, cosine, code = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.lexsort((-cosine, j, i))
-    i, j, how = i[order], j[order], how[order]
+    i, j, code = i[order], j[order], code[order]
     keep = i != j
     keep[1:] &= (np.diff(i) != 0) | (np.diff(j) != 0)
-    keep &= (how > 1) | (i < j)  # whole against whole is the same both ways
-    i, j, how = i[keep], j[keep], how[keep]
-    return i, j, how // 2, how % 2 == 1
+    keep &= (code > 1) | (i < j)  # comparing whole with whole is symmetric
+    i, j, code = i[keep], j[keep], code[keep]
+    return i, j, code // 2, code % 2 == 1
 
 
 def whole_fields(heads: np.ndarray) -> dict[int, np.ndarray]:
-    """The local structure of all of ``heads`` at the sides that registration works at, on the disk: 10 KB a head."""
-    made = {side: scratch((len(heads), side, side), np.float16) for side in (_SMALL, THUMB)}
+    """The local structure of all ``heads`` at each side length of the registration, in files of 10 KB per head."""
+    fields = {side: scratch((len(heads), side, side), np.float16) for side in (_SMALL, THUMB)}
 
-    def fill(part: slice) -> None:
-        for side, fields in made.items():
-            fields[part] = field(heads[part], WHOLE, side)
+    def fill(chunk: slice) -> None:
+        for side, field in fields.items():
+            field[chunk] = window_structure(heads[chunk], WHOLE, side)
 
-    for _ in in_threads(fill, list(slabs(len(heads)))):
+    for _ in in_threads(fill, list(chunks(len(heads)))):
         pass
-    return made
+    return fields
 
 
 def confirm(
     fields: dict[int, np.ndarray], i: np.ndarray, j: np.ndarray, window: np.ndarray, mirrored: np.ndarray
 ) -> np.ndarray:
-    """float32 [M]: correlation of head i with head j (mirrored where asked) after registration from a window.
+    """Correlation float32 [M] of head i with head j after registration that starts from a window.
 
-    ``fields`` as :func:`whole_fields` gives them. Pairs that are far from agreeing at a small size or after a step are
-    given up; their value is what they had reached.
+    Head j is mirrored where ``mirrored`` is true. ``fields`` is the result of :func:`whole_fields`. Pairs that are far
+    from agreeing at the small size or after one step are dropped; their value is the correlation reached so far.
     """
-    affine = _starting(windows()[window])
+    affine = _window_affine(windows()[window])
     result = np.zeros(len(i), dtype=np.float32)
-    going = np.arange(len(i))
-    for side, steps, enough in _STAGES:
-        image, template = (fields[side][part[going]].astype(np.float32) for part in (i, j))
-        flipped = mirrored[going]
+    active = np.arange(len(i))
+    for side, steps, threshold in _STAGES:
+        image, template = (fields[side][part[active]].astype(np.float32) for part in (i, j))
+        flipped = mirrored[active]
         template[flipped] = template[flipped, :, ::-1]
-        value, affine[going] = _gauss_newton(image, template, affine[going], steps)
-        result[going] = value if side == THUMB else np.minimum(value, REGISTERED - 0.01)
-        going = going[value >= enough]
-        if not len(going):
+        value, affine[active] = _gauss_newton(image, template, affine[active], steps)
+        result[active] = value if side == THUMB else np.minimum(value, REGISTERED_THRESHOLD - 0.01)
+        active = active[value >= threshold]
+        if not len(active):
             break
     return result
 
 
-def _starting(window: np.ndarray) -> np.ndarray:
-    """float32 [M, 3, 3]: maps of the frame [-1, 1]² onto windows [M, 4]."""
+def _window_affine(window: np.ndarray) -> np.ndarray:
+    """Maps float32 [M, 3, 3] of the frame [-1, 1]² onto windows [M, 4]."""
     affine = np.zeros((len(window), 3, 3), dtype=np.float32)
     left, top, right, bottom = window.T
     affine[:, 0, 0], affine[:, 1, 1], affine[:, 2, 2] = right - left, bottom - top, 1
@@ -185,46 +200,60 @@ def _starting(window: np.ndarray) -> np.ndarray:
 def _gauss_newton(
     image: np.ndarray, template: np.ndarray, affine: np.ndarray, steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Register ``image`` to ``template``, both float32 [M, S, S]; ``affine`` [M, 3, 3] maps template to image
-    coordinates. Returns the best correlation [M] and its map [M, 3, 3]."""
-    count, side, _ = image.shape
-    chosen, points = _points(side)
-    first, last = chosen.start, chosen.stop
-    fixed = template[:, chosen, chosen].reshape(count, -1)
-    after, before = slice(first + 1, last + 1, 2), slice(first - 1, last - 1, 2)
-    spacing = np.float32(side / 4)
-    across = ((template[:, chosen, after] - template[:, chosen, before]) * spacing).reshape(count, -1)
-    down = ((template[:, after, chosen] - template[:, before, chosen]) * spacing).reshape(count, -1)
+    """Register ``image`` to ``template``, both float32 [M, S, S].
+
+    ``affine`` [M, 3, 3] maps template to image coordinates.
+
+    Returns:
+        The best correlation [M] and its map [M, 3, 3].
+    """
+    pixels, points = _grid(image.shape[1])
+    fixed, across, down = _template_gradients(template, pixels)
     inverse = np.linalg.inv(_hessian(across, down, points))
-    best, best_affine = np.full(count, -1, dtype=np.float32), affine.copy()
+    best, best_affine = np.full(len(image), -1, dtype=np.float32), affine.copy()
     for step in range(steps + 1):
-        moved, seen = _sampled(image, affine, points)
-        number = seen.sum(axis=1)
-        a, b = ((part - (np.vecdot(part, seen) / np.maximum(number, 1))[:, None]) * seen for part in (moved, fixed))
-        power, product_ = np.vecdot(a, a), np.vecdot(a, b)
-        value = product_ / np.maximum(np.sqrt(power * np.vecdot(b, b)), 1e-6)
-        value[number < _INSIDE * points.shape[1]] = -1
+        moved, inside = _sampled(image, affine, points)
+        count = inside.sum(axis=1)
+        a, b = ((part - (np.vecdot(part, inside) / np.maximum(count, 1))[:, None]) * inside for part in (moved, fixed))
+        power, covariance = np.vecdot(a, a), np.vecdot(a, b)
+        value = covariance / np.maximum(np.sqrt(power * np.vecdot(b, b)), 1e-6)
+        value[count < _MIN_OVERLAP * points.shape[1]] = -1
         better = value > best
         best[better], best_affine[better] = value[better], affine[better]
         if step == steps:
             break
-        gain = np.clip(product_ / np.maximum(power, 1e-6), 0.2, 5.0)
+        gain = np.clip(covariance / np.maximum(power, 1e-6), 0.2, 5.0)
         a *= gain[:, None]
         a -= b
         slope = np.concatenate([(part * a) @ points.T for part in (across, down)], axis=1)
-        move = np.clip((inverse @ slope[..., None])[..., 0], -0.1, 0.1)
-        change = np.tile(np.eye(3, dtype=np.float32), (count, 1, 1))
-        change[:, :2] += move.reshape(count, 2, 3)
-        affine = affine @ np.linalg.inv(change)
+        affine = affine @ _inverse_update(np.clip((inverse @ slope[..., None])[..., 0], -0.1, 0.1))
     return best, best_affine
 
 
-@lru_cache(maxsize=4)
-def _points(side: int) -> tuple[slice, np.ndarray]:
-    """Which pixels of a row or column are compared, and homogeneous coordinates float32 [3, P] of those of a field.
+def _template_gradients(template: np.ndarray, pixels: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The compared pixels of ``template`` and their gradients across and down, each float32 [M, P]."""
+    count, side, _ = template.shape
+    after, before = (slice(pixels.start + offset, pixels.stop + offset, 2) for offset in (1, -1))
+    spacing = np.float32(side / 4)
+    across = (template[:, pixels, after] - template[:, pixels, before]) * spacing
+    down = (template[:, after, pixels] - template[:, before, pixels]) * spacing
+    fixed, across, down = (part.reshape(count, -1) for part in (template[:, pixels, pixels], across, down))
+    return fixed, across, down
 
-    The fields are smooth: every other pixel of every other row tells as much, in a quarter of the time. The borders'
-    structure is made up by reflection, so they are left out.
+
+def _inverse_update(parameters: np.ndarray) -> np.ndarray:
+    """The inverse of the affine maps [M, 3, 3] with parameters float32 [M, 6]."""
+    change = np.tile(np.eye(3, dtype=np.float32), (len(parameters), 1, 1))
+    change[:, :2] += parameters.reshape(-1, 2, 3)
+    return np.linalg.inv(change)
+
+
+@lru_cache(maxsize=4)
+def _grid(side: int) -> tuple[slice, np.ndarray]:
+    """The compared pixels of a row or column, and the homogeneous coordinates float32 [3, P] of the compared pixels.
+
+    The fields are smooth: every other pixel of every other row is enough and takes a quarter of the time. The borders
+    are left out because their structure comes from reflection.
     """
     line = (np.arange(0, side, 2) + 0.5) / side * 2 - 1
     used = np.flatnonzero(np.abs(line) < 0.94)
@@ -234,35 +263,39 @@ def _points(side: int) -> tuple[slice, np.ndarray]:
 
 
 def _hessian(across: np.ndarray, down: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """float32 [M, 6, 6] of the affine parameters, from a template's slopes [M, P] in both directions."""
+    """float32 [M, 6, 6] of the affine parameters, from a template's gradients [M, P] in both directions."""
     squares = (points[:, None] * points[None]).reshape(9, -1).T
     hessian = np.empty((len(across), 2, 3, 2, 3), dtype=np.float32)
-    for (row, one), (column, other) in product(enumerate((across, down)), repeat=2):
-        hessian[:, row, :, column] = ((one * other) @ squares).reshape(-1, 3, 3)
+    for (row, left), (column, right) in product(enumerate((across, down)), repeat=2):
+        hessian[:, row, :, column] = ((left * right) @ squares).reshape(-1, 3, 3)
     flat = hessian.reshape(-1, 6, 6)
-    # a little damping: flat structure along one direction must not throw the map away
+    # damping: without structure along one direction the step would be arbitrarily large
     diagonal = np.arange(6)
     flat[:, diagonal, diagonal] += 0.01 * np.trace(flat, axis1=1, axis2=2)[:, None] / 6 + 1e-6
     return flat
 
 
 def _sampled(image: np.ndarray, affine: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values float32 [M, P] of ``image`` [M, S, S] at mapped points, bilinear, and 1 where those lie inside it or 0."""
+    """Sample ``image`` [M, S, S] at mapped points, bilinearly.
+
+    Returns:
+        Values float32 [M, P], and a mask float32 [M, P] that is 1 where the point lies inside the image.
+    """
     side = image.shape[1]
     x, y = affine[:, 0] @ points, affine[:, 1] @ points
-    seen = ((np.abs(x) <= 1) & (np.abs(y) <= 1)).astype(np.float32)
-    for at in (x, y):
-        at += 1
-        at *= side / 2
-        at -= 0.5
-        np.clip(at, 0, side - 1.001, out=at)
+    inside = ((np.abs(x) <= 1) & (np.abs(y) <= 1)).astype(np.float32)
+    for coordinate in (x, y):
+        coordinate += 1
+        coordinate *= side / 2
+        coordinate -= 0.5
+        np.clip(coordinate, 0, side - 1.001, out=coordinate)
     column, row = x.astype(np.int32), y.astype(np.int32)
     x -= column
     y -= row
-    place = row * side + column + np.arange(0, image.size, side * side, dtype=np.int32)[:, None]
+    index = row * side + column + np.arange(0, image.size, side * side, dtype=np.int32)[:, None]
     flat, lines = image.reshape(-1), []
     for below in (0, side):
-        left, right = flat.take(place + below), flat.take(place + (below + 1))
+        left, right = flat.take(index + below), flat.take(index + (below + 1))
         right -= left
         right *= x
         left += right
@@ -270,4 +303,4 @@ def _sampled(image: np.ndarray, affine: np.ndarray, points: np.ndarray) -> tuple
     lines[1] -= lines[0]
     lines[1] *= y
     lines[0] += lines[1]
-    return lines[0], seen
+    return lines[0], inside

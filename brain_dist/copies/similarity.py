@@ -1,9 +1,9 @@
-"""Pairs of pictures that lie on each other: correlation of their local structure.
+"""Similarity of images that are aligned with each other: correlation of their local structure.
 
-Plain correlation cannot tell copies from two heads of like outline: between different patients it reaches 0.96, while a
-sharpened copy falls to 0.87. What copies share is the local structure. So each 64 x 64 thumbnail, less its local mean
-and divided by its local spread, is correlated with the others': over the whole picture and over the head alone,
-straight and mirrored; the best counts.
+Plain correlation cannot separate copies from different heads of similar outline: between different patients it reaches
+0.96, while a sharpened copy drops to 0.87. Copies share their local structure. Each 64 x 64 thumbnail is therefore
+normalised by its local mean and local standard deviation before it is correlated with the others. This is done on the
+whole image and on the head alone, straight and mirrored; the highest of the four values counts.
 """
 
 from __future__ import annotations
@@ -19,19 +19,22 @@ import numpy as np
 from brain_dist.common.scratch import scratch
 from brain_dist.common.workers import in_threads
 
-SAME = 0.80  # similarity from which two aligned images count as one picture; brain_dist.copies.search says why
-_WINDOW = 9  # pixels of the 64 x 64 thumbnail over which mean and spread are local
+ALIGNED_THRESHOLD = 0.80  # similarity from which aligned images are copies; brain_dist.copies.search gives the evidence
+_WINDOW = 9  # pixels of the 64 x 64 thumbnail over which local mean and standard deviation are taken
 _BASIS = 256  # dimensions of the candidate search
-_BLOCK = 1024  # images a side of one block of the candidate search
-_SLAB = 128  # thumbnails worked on at once: the intermediate results stay in a processor's cache
+_BLOCK = 1024  # images per side of a block of the candidate search
+_CHUNK = 128  # thumbnails processed at once: intermediate results stay in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
     """M pairs, sorted.
 
-    ``first`` < ``second`` int64 [M]; ``similarity`` float32 [M]; ``mirrored`` bool [M]: the pair agrees better when one
-    of the two is flipped left to right.
+    Attributes:
+        first: int64 [M], less than ``second``.
+        second: int64 [M].
+        similarity: float32 [M].
+        mirrored: bool [M], the pair agrees better when one of the two is flipped left to right.
     """
 
     first: np.ndarray
@@ -41,75 +44,79 @@ class Pairs:
 
 
 def aligned_pairs(
-    thumbs: np.ndarray, *, same: float = SAME, progress: Callable[[int, int], None] | None = None
+    thumbs: np.ndarray, *, threshold: float = ALIGNED_THRESHOLD, progress: Callable[[int, int], None] | None = None
 ) -> Pairs:
-    """All pairs among thumbnails uint8 [N, 2, 64, 64] (whole picture, head alone) of similarity ``same`` or more.
+    """All pairs among thumbnails uint8 [N, 2, 64, 64] (whole image, head alone) with at least this similarity.
 
-    Comparing all pairs at full length would cost N² x 4096 products four times over. Each unit vector is therefore
-    projected onto the 256 main directions of a sample, and what is left of it is kept as one more coordinate: by the
-    Cauchy-Schwarz inequality the product of those short vectors is never below the true similarity, so candidates
-    found with them miss nothing, and only candidates are compared in full.
+    Comparing all pairs at full length would cost 4 x N² x 4096 products. Each unit vector is therefore projected onto
+    the 256 main directions of a sample, and the norm of the residual is kept as one more coordinate. By the
+    Cauchy-Schwarz inequality the product of these short vectors is never below the true similarity. Candidates found
+    with them miss nothing, and only candidates are compared at full length.
     """
     count = len(thumbs)
-    found: list[tuple[np.ndarray, ...]] = []
+    blocks: list[tuple[np.ndarray, ...]] = []
     starts = range(0, count, _BLOCK)
     done, total = 0, 2 * len(starts)
-    # Full structures, 8 KB a thumbnail, wait in a file: memory stays small, and none is computed twice
+    # Full structures take 8 KB per thumbnail. They are kept in a file, so that memory stays small.
     full = scratch((count, *thumbs.shape[2:]), np.float16)
     frames = [thumbs[:, frame] for frame in range(thumbs.shape[1])]
     for frame, bases in zip(frames, list(in_threads(_basis, frames)), strict=True):
         short = _shortened(frame, bases, full)
 
-        def rows(low: int, short: tuple[np.ndarray, np.ndarray] = short) -> list[tuple[np.ndarray, ...]]:
-            return list(_block(full, short, low, same))
+        def compare(low: int, short: tuple[np.ndarray, np.ndarray] = short) -> list[tuple[np.ndarray, ...]]:
+            return list(_block_pairs(full, short, low, threshold))
 
-        for part in in_threads(rows, starts):
-            found += part
+        for block in in_threads(compare, starts):
+            blocks += block
             done += 1
             if progress is not None:
                 progress(done, total)
-    first, second, value, flipped = (np.concatenate(column) for column in zip(*found, strict=True))
-    order = np.lexsort((flipped, -value, second, first))  # the best of up to four finds of a pair comes first
-    first, second, value, flipped = first[order], second[order], value[order], flipped[order]
+    return _best_of_each(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
+
+
+def _best_of_each(first: np.ndarray, second: np.ndarray, similarity: np.ndarray, mirrored: np.ndarray) -> Pairs:
+    """Keep the best of up to four matches of each pair."""
+    order = np.lexsort((mirrored, -similarity, second, first))
+    first, second, similarity, mirrored = first[order], second[order], similarity[order], mirrored[order]
     best = np.ones(len(first), dtype=bool)
     best[1:] = (np.diff(first) != 0) | (np.diff(second) != 0)
-    return Pairs(first[best].astype(np.int64), second[best].astype(np.int64), value[best], flipped[best])
+    return Pairs(first[best].astype(np.int64), second[best].astype(np.int64), similarity[best], mirrored[best])
 
 
-def _block(
-    full: np.ndarray, short: tuple[np.ndarray, np.ndarray], low: int, same: float
+def _block_pairs(
+    full: np.ndarray, short: tuple[np.ndarray, np.ndarray], low: int, threshold: float
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """(i, j, similarity, mirrored) of the pairs i < j with i in the block from ``low`` on."""
+    """(i, j, similarity, mirrored) of the pairs i < j with i in the block that starts at ``low``."""
     for start, mirrored in product(range(low, len(full), _BLOCK), (False, True)):
-        i, j = above(short[0][low : low + _BLOCK], short[mirrored][start : start + _BLOCK], same - 1e-3)
+        i, j = pairs_above(short[0][low : low + _BLOCK], short[mirrored][start : start + _BLOCK], threshold - 1e-3)
         i, j = i + low, j + start
         i, j = i[i < j], j[i < j]
-        value = _similarity(full, i, j, mirrored=mirrored)
-        keep = value >= same
-        yield i[keep], j[keep], value[keep], np.full(int(keep.sum()), mirrored)
+        similarity = _similarity(full, i, j, mirrored=mirrored)
+        keep = similarity >= threshold
+        yield i[keep], j[keep], similarity[keep], np.full(int(keep.sum()), mirrored)
 
 
 def structure(thumbs: np.ndarray) -> np.ndarray:
-    """Local structure of thumbnails uint8 [N, 64, 64]: float32 [N, 4096] of length 1, or all 0 for a flat picture."""
-    made = np.empty((len(thumbs), thumbs.shape[1] * thumbs.shape[2]), dtype=np.float32)
-    for low in range(0, len(thumbs), _SLAB):
-        part = slice(low, low + _SLAB)
-        made[part] = unit(detail(thumbs[part].astype(np.float32)))
-    return made
+    """Local structure of thumbnails uint8 [N, 64, 64]: float32 [N, 4096] of length 1, or all 0 for a flat image."""
+    vectors = np.empty((len(thumbs), thumbs.shape[1] * thumbs.shape[2]), dtype=np.float32)
+    for low in range(0, len(thumbs), _CHUNK):
+        chunk = slice(low, low + _CHUNK)
+        vectors[chunk] = unit_vectors(local_structure(thumbs[chunk].astype(np.float32)))
+    return vectors
 
 
-def detail(pixels: np.ndarray) -> np.ndarray:
-    """Float pixels [N, S, S] less their local mean, divided by their local spread."""
+def local_structure(pixels: np.ndarray) -> np.ndarray:
+    """Float pixels [N, S, S] minus their local mean, divided by their local standard deviation."""
     mean = box_matrix(pixels.shape[-1], _WINDOW)
     result = pixels - mean @ pixels @ mean.T
-    spread = np.sqrt(np.maximum(mean @ (result * result) @ mean.T, 0.0))
-    # The floor keeps the noise of an empty background from counting as much as anatomy.
-    result /= spread + (0.05 * pixels.std(axis=(1, 2), keepdims=True) + 0.5)
+    deviation = np.sqrt(np.maximum(mean @ (result * result) @ mean.T, 0.0))
+    # The added constant keeps noise in an empty background from counting as much as anatomy.
+    result /= deviation + (0.05 * pixels.std(axis=(1, 2), keepdims=True) + 0.5)
     return result
 
 
-def unit(fields: np.ndarray) -> np.ndarray:
-    """Fields [N, S, S] as vectors [N, S²] of mean 0 and length 1; all 0 for a flat one."""
+def unit_vectors(fields: np.ndarray) -> np.ndarray:
+    """Fields [N, S, S] as vectors [N, S²] of mean 0 and length 1; all 0 for a flat field."""
     flat = fields.reshape(len(fields), fields.shape[1] * fields.shape[2])
     flat = flat - flat.mean(axis=1, keepdims=True)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
@@ -125,21 +132,21 @@ def box_matrix(size: int, width: int) -> np.ndarray:
 def kernel_matrix(size: int, weights: np.ndarray) -> np.ndarray:
     """float32 [size, size]: convolution with ``weights`` as a matrix, reflecting at the ends.
 
-    Two products with a small matrix filter a stack of thumbnails several times faster than scipy.ndimage does.
+    Two products with a small matrix filter a stack of thumbnails several times faster than scipy.ndimage.
     """
     matrix = np.zeros((size, size), dtype=np.float32)
-    reach = len(weights) // 2
-    for row, (offset, weight) in product(range(size), enumerate(weights, -reach)):
+    radius = len(weights) // 2
+    for row, (offset, weight) in product(range(size), enumerate(weights, -radius)):
         column = row + offset
         column = -column - 1 if column < 0 else 2 * size - 1 - column if column >= size else column
         matrix[row, column] += weight
     return matrix
 
 
-def halves(fields: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fields [N, S, S] → their even and odd parts from left to right, as vectors [N, S² / 2] of the same lengths.
+def even_and_odd(fields: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Split fields [N, S, S] into their even and odd halves from left to right, each float [N, S² / 2].
 
-    A mirrored field has the same even part and the negative odd one.
+    The lengths add up to that of the field. A mirrored field has the same even half and the negative odd half.
     """
     count, rows, columns = fields.shape
     fields = fields * np.sqrt(np.float32(0.5))
@@ -149,18 +156,21 @@ def halves(fields: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _basis(thumbs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Orthonormal float32 [2048, K] and [2048, L], K + L <= 256: main directions of up to 512 thumbnails' halves."""
+    """Main directions of the even and odd halves of up to 512 thumbnails.
+
+    Orthonormal float32 [2048, K] and [2048, L], K + L <= 256.
+    """
     sample = structure(thumbs[:: max(1, len(thumbs) // 512)][:512])
-    wide = [half.astype(np.float64) for half in halves(sample.reshape(-1, *thumbs.shape[1:]))]
-    # The right singular vectors of the sample by way of its small Gram matrix: forty times faster than a plain SVD.
-    solved = [np.linalg.eigh(half @ half.T) for half in wide]
-    powers = np.sort(np.concatenate([power for power, _ in solved]))[-_BASIS:]
+    halves = [half.astype(np.float64) for half in even_and_odd(sample.reshape(-1, *thumbs.shape[1:]))]
+    # The right singular vectors of the sample from its small Gram matrix: forty times faster than a plain SVD.
+    spectra = [np.linalg.eigh(half @ half.T) for half in halves]
+    powers = np.sort(np.concatenate([power for power, _ in spectra]))[-_BASIS:]
 
-    def directions(half: np.ndarray, power: np.ndarray, mix: np.ndarray) -> np.ndarray:
+    def directions(half: np.ndarray, power: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         used = (power >= powers[0]) & (power > 1e-6 * powers[-1])
-        return (half.T @ mix[:, used] / np.sqrt(power[used])).astype(np.float32)
+        return (half.T @ vectors[:, used] / np.sqrt(power[used])).astype(np.float32)
 
-    even, odd = (directions(half, *pair) for half, pair in zip(wide, solved, strict=True))
+    even, odd = (directions(half, *spectrum) for half, spectrum in zip(halves, spectra, strict=True))
     return even, odd
 
 
@@ -169,48 +179,49 @@ def _shortened(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Short vectors float32 [N, <= 258] of thumbnails and of their mirror images; fills ``full`` [N, 64, 64]."""
     even = bases[0].shape[1] + 1
-    made = np.empty((2, len(thumbs), even + bases[1].shape[1] + 1), dtype=np.float32)
+    short = np.empty((2, len(thumbs), even + bases[1].shape[1] + 1), dtype=np.float32)
 
     def fill(low: int) -> None:
-        part = slice(low, low + _SLAB)
-        fields = structure(thumbs[part]).reshape(-1, *thumbs.shape[1:])
-        full[part] = fields
-        for half, basis, place in zip(halves(fields), bases, (made[0, part, :even], made[0, part, even:]), strict=True):
-            np.matmul(half, basis, out=place[:, :-1])
-            rest = np.vecdot(half, half) - np.vecdot(place[:, :-1], place[:, :-1])
-            place[:, -1] = np.sqrt(np.maximum(rest, 0.0))
-        made[1, part, :even], made[1, part, even:] = made[0, part, :even], -made[0, part, even:]
-        made[1, part, -1] *= -1  # what is left of two halves may agree either way
+        chunk = slice(low, low + _CHUNK)
+        fields = structure(thumbs[chunk]).reshape(-1, *thumbs.shape[1:])
+        full[chunk] = fields
+        columns = short[0, chunk, :even], short[0, chunk, even:]
+        for half, basis, target in zip(even_and_odd(fields), bases, columns, strict=True):
+            np.matmul(half, basis, out=target[:, :-1])
+            residual = np.vecdot(half, half) - np.vecdot(target[:, :-1], target[:, :-1])
+            target[:, -1] = np.sqrt(np.maximum(residual, 0.0))
+        short[1, chunk, :even], short[1, chunk, even:] = short[0, chunk, :even], -short[0, chunk, even:]
+        short[1, chunk, -1] *= -1  # a residual norm has no sign: the residuals may agree either way
 
-    for _ in in_threads(fill, range(0, len(thumbs), _SLAB)):
+    for _ in in_threads(fill, range(0, len(thumbs), _CHUNK)):
         pass
-    return made[0], made[1]
+    return short[0], short[1]
 
 
-def above(left: np.ndarray, right: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (i, j) where the products of vectors left [N, K] and right [M, K] are at least ``least``."""
-    products = _room(len(left), len(right), np.float32)
+def pairs_above(left: np.ndarray, right: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (i, j) at which the products of vectors left [N, K] and right [M, K] are at least ``threshold``."""
+    products = _buffer(len(left), len(right), np.float32)
     np.matmul(left, right.T, out=products)
-    found = np.greater_equal(products, least, out=_room(len(left), len(right), np.bool_))
-    return np.divmod(np.flatnonzero(found), len(right))
+    above = np.greater_equal(products, threshold, out=_buffer(len(left), len(right), np.bool_))
+    return np.divmod(np.flatnonzero(above), len(right))
 
 
-def _room(rows: int, columns: int, kind: type) -> np.ndarray:
-    """This thread's memory to use again and again: getting it anew costs more than the product it is for."""
-    kept = _kept.__dict__
-    if (room := kept.get(kind.__name__)) is None or len(room) < rows * columns:
-        room = kept[kind.__name__] = np.empty(rows * columns, dtype=kind)
-    return room[: rows * columns].reshape(rows, columns)
+def _buffer(rows: int, columns: int, kind: type) -> np.ndarray:
+    """A reused buffer of this thread: allocating one costs more than the product that is written to it."""
+    buffers = _thread_buffers.__dict__
+    if (buffer := buffers.get(kind.__name__)) is None or len(buffer) < rows * columns:
+        buffer = buffers[kind.__name__] = np.empty(rows * columns, dtype=kind)
+    return buffer[: rows * columns].reshape(rows, columns)
 
 
-_kept = threading.local()
+_thread_buffers = threading.local()
 
 
 def _similarity(full: np.ndarray, i: np.ndarray, j: np.ndarray, *, mirrored: bool) -> np.ndarray:
     """float32 [len(i)]: correlation of full[i] with full[j] or its mirror image; ``full`` [N, 64, 64]."""
     result = np.zeros(len(i), dtype=np.float32)
-    for low in range(0, len(i), _SLAB):
-        part = slice(low, low + _SLAB)
-        one, other = full[i[part]].astype(np.float32), full[j[part]].astype(np.float32)
-        result[part] = np.einsum("nyx,nyx->n", one, other[:, :, ::-1] if mirrored else other)
+    for low in range(0, len(i), _CHUNK):
+        chunk = slice(low, low + _CHUNK)
+        first, second = full[i[chunk]].astype(np.float32), full[j[chunk]].astype(np.float32)
+        result[chunk] = np.einsum("nyx,nyx->n", first, second[:, :, ::-1] if mirrored else second)
     return result

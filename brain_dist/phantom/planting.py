@@ -128,7 +128,7 @@ def score(root: Path, ids: Sequence[str], first: np.ndarray, second: np.ndarray)
     source = [original.get(name, name) for name in ids]
     person = np.array([patient[name] for name in source])
     same, alike = np.array(source)[first] == np.array(source)[second], person[first] == person[second]
-    joined = connected(len(ids), zip(first[alike].tolist(), second[alike].tolist(), strict=True))
+    joined = connected(len(ids), np.column_stack([first[alike], second[alike]]))
     at = {name: position for position, name in enumerate(ids)}
     found = Counter(row["kind"] for row in planted if joined[at[row["id"]]] == joined[at[row["of"]]])
     kinds = Counter(row["kind"] for row in planted)
