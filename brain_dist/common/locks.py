@@ -1,4 +1,4 @@
-"""Locks between processes: an advisory lock on a file, which the kernel drops with its process, however that ends."""
+"""Locks between processes: an advisory lock on a file. The kernel releases it when the process ends."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-POLL = 0.1  # seconds between two tries
+_POLL = 0.1  # seconds between two attempts
 
 
 class Busy(Exception):
     """Another process holds the lock."""
 
 
-def take_lock(path: Path, *, timeout: float = 0.0) -> IO[str]:
-    """Lock the file at ``path``, which is made where there is none and stays; closing the result unlocks it.
+def take_lock(path: Path, *, timeout: float = 0.0, required: bool = True) -> IO[str]:
+    """Lock a file, which is created if it does not exist. Closing the result releases the lock; the file stays.
 
     Args:
-        path: the lock's file. Nothing is written to it.
-        timeout: seconds to wait for another process to let go; ``math.inf`` waits for as long as it takes.
+        path: the lock file. Nothing is written to it.
+        timeout: seconds to wait for another process to release the lock; ``math.inf`` waits forever.
+        required: False continues without a lock on a file system that does not support locks.
 
     Raises:
         Busy: another process still holds the lock after ``timeout``.
-        OSError: the file can't be opened for writing.
-
-    On a file system without locks the file is opened and nothing is locked.
+        OSError: the file is not writable, or its file system does not support locks.
     """
     file = path.open("a")
     deadline = time.monotonic() + timeout
@@ -40,16 +39,22 @@ def take_lock(path: Path, *, timeout: float = 0.0) -> IO[str]:
             if time.monotonic() >= deadline:
                 file.close()
                 raise Busy(f"another process holds {path}") from None
-            time.sleep(POLL)
-        except OSError:  # this file system has no locks
-            return file
+            time.sleep(_POLL)
+        except OSError:
+            if not required:
+                return file
+            file.close()
+            raise
 
 
 @contextmanager
 def locked(path: Path, *, patience: float = math.inf, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the lock at ``path`` for the length of a block, waiting for it as long as it takes.
+    """Hold the lock on ``path`` during a ``with`` block, after waiting for it as long as necessary.
 
-    After ``patience`` seconds ``on_wait`` is called once, to say what the process is waiting for.
+    Args:
+        path: the lock file.
+        patience: seconds of waiting after which ``on_wait`` is called, once.
+        on_wait: tells the user what the process waits for.
     """
     try:
         file = take_lock(path, timeout=patience)

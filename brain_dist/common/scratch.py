@@ -1,4 +1,4 @@
-"""Large arrays that wait on the disk instead of in memory."""
+"""Large temporary arrays on disk instead of in memory."""
 
 from __future__ import annotations
 
@@ -10,40 +10,45 @@ import numpy as np
 from brain_dist.errors import UserError
 
 
-def scratch(shape: tuple[int, ...], kind: type) -> np.ndarray:
-    """An array in a nameless file of the folder for temporary files ($TMPDIR); it goes with its last view.
+def scratch(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """An array in an unnamed file in the folder for temporary files ($TMPDIR); deleted with its last view.
 
-    The room is taken at once: a disk that fills up later would end the process without a word.
+    The space is allocated at once: if the disk filled up later, the process would be killed without a message.
+
+    Raises:
+        UserError: the disk is too small.
     """
-    size = int(np.prod(shape)) * np.dtype(kind).itemsize
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if not size:
-        return np.zeros(shape, dtype=kind)  # no file can be mapped at length 0
+        return np.zeros(shape, dtype=dtype)  # an empty file cannot be memory-mapped
     try:
         with tempfile.TemporaryFile() as file:
             os.posix_fallocate(file.fileno(), 0, size)
-            return np.memmap(file, dtype=kind, mode="r+", shape=shape)
+            return np.memmap(file, dtype=dtype, mode="r+", shape=shape)
     except OSError as error:
-        room = f"{size / 1e6:,.1f} MB in {tempfile.gettempdir()}"
-        raise UserError(f"no {room} for intermediate results ({error.strerror}); set TMPDIR to a larger disk") from None
+        space = f"{size / 1e6:,.1f} MB in {tempfile.gettempdir()}"
+        raise UserError(
+            f"no {space} for intermediate results ({error.strerror}); set TMPDIR to a larger disk"
+        ) from None
 
 
-def gathered(source: np.ndarray, rows: np.ndarray, slab: int = 1024) -> np.ndarray:
-    """``source[rows]`` as a scratch array; ``source`` itself where ``rows`` are all of it."""
+def gathered(source: np.ndarray, rows: np.ndarray, block: int = 1024) -> np.ndarray:
+    """``source[rows]`` as a scratch array; ``source`` itself if ``rows`` are all its rows."""
     if len(rows) == len(source):
         return source
-    made = scratch((len(rows), *source.shape[1:]), source.dtype.type)
-    for low in range(0, len(rows), slab):
-        made[low : low + slab] = source[rows[low : low + slab]]
-    return made
+    result = scratch((len(rows), *source.shape[1:]), source.dtype.type)
+    for start in range(0, len(rows), block):
+        result[start : start + block] = source[rows[start : start + block]]
+    return result
 
 
 def concatenated(parts: list[np.ndarray]) -> np.ndarray:
-    """Arrays one after the other, as a scratch array; the only one as it is."""
+    """The arrays one after another, as a scratch array; a single array is returned unchanged."""
     if len(parts) == 1:
         return parts[0]
-    made = scratch((sum(len(part) for part in parts), *parts[0].shape[1:]), parts[0].dtype.type)
+    result = scratch((sum(len(part) for part in parts), *parts[0].shape[1:]), parts[0].dtype.type)
     start = 0
     for part in parts:
-        made[start : start + len(part)] = part
+        result[start : start + len(part)] = part
         start += len(part)
-    return made
+    return result

@@ -1,4 +1,4 @@
-"""Worker processes for the image work: results in order, no orphans when the parent is killed."""
+"""Worker processes for images: results in order, no orphans if the parent is killed."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ Run = Callable[[Callable[[Any], Any], Sequence[Any], int], Iterator[Any]]
 
 @contextmanager
 def worker_pool(workers: int) -> Iterator[Run]:
-    """Gives ``run(function, items, chunk)``: an iterator of results in the order of ``items``.
+    """Yield ``run(function, items, chunk_size)``, which iterates over the results in the order of ``items``.
 
-    With one worker the work is done in this process. The others are forked off a server that has loaded what the image
-    work needs and nothing else: the caller may have threads, and loading once is faster than in each process. The
-    server starts at once, beside what the caller does next.
+    With one worker, this process does the work. Otherwise the workers are forked from a server process, which is safe
+    if the caller has threads, and which imports the image libraries once for all workers. The server starts at once, in
+    parallel with what the caller does next.
     """
     if workers <= 1:
-        yield lambda function, items, chunk: map(function, items)
+        yield lambda function, items, chunk_size: map(function, items)
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["brain_dist.collection.examination"])
     forkserver.ensure_running()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_exit_with_parent) as pool:
         try:
-            yield lambda function, items, chunk: pool.map(function, items, chunksize=chunk)
+            yield lambda function, items, chunk_size: pool.map(function, items, chunksize=chunk_size)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """``function`` of each item, in order, on all cores: for NumPy, which lets go of Python's lock.
+    """``function`` of each item, in order, in one thread per core; for NumPy, which releases the GIL.
 
-    Its own threads are held to one meanwhile: a core works faster alone than at the barriers of many small products.
+    NumPy's own threads are limited to one meanwhile: one core per item is faster than many cores per small product.
     """
     from threadpoolctl import threadpool_limits
 
@@ -51,10 +51,10 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Ite
         yield from pool.map(function, items)
 
 
-def _die_with_parent() -> None:
-    # An executor's workers wait for work on a pipe whose other end they hold themselves: nothing wakes them when the
-    # parent is killed, and they would write into a folder that the next build is clearing.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle, once
+def _exit_with_parent() -> None:
+    # A worker waits for items on a pipe that it also holds the other end of. If the parent is killed, it would wait
+    # forever, or go on writing into a folder that the next build removes.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     parent = multiprocessing.parent_process()
     assert parent is not None
 
