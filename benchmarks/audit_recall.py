@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
 from brain_dist.audit import survey
-from brain_dist.collection.pixels import head_box, thumbnails
+from brain_dist.collection.measures import head_box, thumbnails
 from brain_dist.collection.recipes import default_recipe
 from brain_dist.collection.records import find_records
 from brain_dist.copies import registration, search
@@ -117,7 +117,7 @@ def phantoms(patients: int, seed: int, workers: int) -> dict[str, Any]:
         generate(root, patients=patients, slices=SLICES, size=SIZE, seed=seed, workers=workers, progress=True, plant=1,
                  published=True)  # fmt: skip
         source = survey.Source("phantoms", root, default_recipe(root))
-        found = survey.survey([source], workers=workers, skip_bad=False, progress=lambda *_: None)
+        found = survey.survey_collections([source], workers=workers, skip_bad=False, progress=lambda *_: None)
         score = planting.score(root, [Path(path).stem for path in found.path], found.first, found.second)
     print(f"\n## Phantoms: {patients} patients, {SLICES} slices each of {SIZE}² pixels, every slice copied once\n")
     print("| kind | planted | found | recall |\n|---|---|---|---|")

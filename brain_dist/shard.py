@@ -192,10 +192,10 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _audit(args: argparse.Namespace) -> int:
-    from brain_dist.audit.run import PAGE, print_audit, run_audit, sources
+    from brain_dist.audit.run import PAGE, print_audit, read_sources, run_audit
     from brain_dist.collection.examination import BadImages
 
-    collections = sources(args.folders, args.recipe)
+    collections = read_sources(args.folders, args.recipe)
     try:
         with _progress() as progress:
             found, counts = run_audit(

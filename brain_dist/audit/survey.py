@@ -1,16 +1,14 @@
-"""What published collections really hold: every pair of copies, alone and between collections, and what follows.
+"""Decode all images of published collections and find every pair of copies. The collections are only read.
 
-:func:`survey` decodes and compares, :func:`summary` counts (``audit.json``), :func:`pairs_table` lists
-(``pairs.parquet``); ``brain_dist.audit.page`` shows. Nothing is written into the collections.
+:func:`survey_collections` decodes and compares, :func:`pairs_table` lists the pairs (``pairs.parquet``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations, product
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,27 +16,34 @@ import numpy as np
 
 from brain_dist.collection.examination import BadImages, examine_all
 from brain_dist.collection.recipes import Recipe
-from brain_dist.collection.records import find_records
+from brain_dist.collection.records import Record, find_records
 from brain_dist.common.scratch import concatenated
 from brain_dist.common.text import printable
 from brain_dist.common.workers import worker_pool
-from brain_dist.copies import search
-from brain_dist.copies.registration import REGISTERED_THRESHOLD
-from brain_dist.copies.similarity import ALIGNED_THRESHOLD
+from brain_dist.copies.search import Findings, find_copies
 from brain_dist.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# more images of the same pixels than this (all-black slices …): not all their pairs are listed, but each image's with
-# the first one of every collection, split and class among them, so that no count changes
+# Of more exact copies than this (all-black slices, for example), not all pairs are listed. Each image is listed with
+# the first of every collection, split and class, so that no count changes.
 CROWD = 64
 TRAIN, TEST = "train", "test"
+Progress = Callable[[str, int, int], None]  # stage, done, total
+_PAIR = {
+    "first": np.int64,
+    "second": np.int64,
+    "exact": bool,
+    "similarity": np.float32,
+    "mirrored": bool,
+    "moved": bool,
+}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A collection to look at: the name it goes by, its folder, how it lies there."""
+    """A collection to audit: its name in the results, its folder, and the recipe that describes the folder."""
 
     name: str
     folder: Path
@@ -47,14 +52,26 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """N images of all collections and their M pairs.
+    """N images of all collections and their M pairs of copies.
 
-    ``path`` (to show), ``file``, ``label`` (class name), ``split`` and ``patient`` (None where unknown), ``slice`` (its
-    number in the file, None where there is but one): object [N]; ``collection`` and ``part`` int64 [N], positions in
-    ``names`` and in the parts of that collection's recipe.
-    ``first`` < ``second`` int64 [M]: every pair of copies; ``exact``, ``mirrored``, ``moved`` bool [M]; ``similarity``
-    float32 [M].
-    ``skipped``: damaged files that were left out.
+    Attributes:
+        names: names of the collections.
+        path: object [N], path in the collection, safe to print.
+        file: object [N], path of the file.
+        slice: object [N], number of the slice in the file, None if the file has only one.
+        label: object [N], class name.
+        split: object [N], published split or None.
+        patient: object [N], patient or None.
+        collection: int64 [N], position in ``names``.
+        part: int64 [N], position in the parts of that collection's recipe.
+        first: int64 [M], first image of each pair; less than ``second``.
+        second: int64 [M], second image of each pair.
+        exact: bool [M], the two have the same pixels.
+        similarity: float32 [M], 1 for exact copies.
+        mirrored: bool [M], one of the two is mirrored.
+        moved: bool [M], the two agree only after registration.
+        skipped: damaged files that were skipped: ``collection``, ``source`` and ``reason`` of each.
+        warnings: messages about the folders, for the user.
     """
 
     names: tuple[str, ...]
@@ -75,218 +92,141 @@ class Survey:
     skipped: list[dict[str, str]]
     warnings: list[str]
 
-    def clashes(self, chosen: np.ndarray) -> np.ndarray:
-        """bool [len(chosen)]: do the labels of these pairs contradict each other? "tumor" agrees with any tumour."""
-        one, other = self.label[self.first[chosen]], self.label[self.second[chosen]]
-        vague = ((one == "tumor") & (other != "notumor")) | ((other == "tumor") & (one != "notumor"))
-        return (one != other) & ~vague
+    def contradicting(self, pairs: np.ndarray) -> np.ndarray:
+        """bool [len(pairs)]: the labels of these pairs contradict each other. "tumor" agrees with any tumour class."""
+        first, second = self.label[self.first[pairs]], self.label[self.second[pairs]]
+        vague = ((first == "tumor") & (second != "notumor")) | ((second == "tumor") & (first != "notumor"))
+        return (first != second) & ~vague
 
 
-def survey(
-    sources: Sequence[Source], *, workers: int, skip_bad: bool, progress: Callable[[str, int, int], None]
-) -> Survey:
-    """Look at all images of ``sources``; errors as a build has them, with the collection's name before them."""
-    columns: dict[str, list[Any]] = {key: [] for key in ("path", "file", "slice", "label", "split", "patient")}
-    collection, parts, hashes, thumbs, skipped, warnings = [], [], [], [], [], []
-    listed, damaged = [], []
-    for source in sources:  # all folders first: what is wrong with the last one is told before an hour of decoding
-        with _named(source):
-            records, told = find_records(source.recipe, source.folder)
-        listed.append(records)
-        warnings += [f"{source.name}: {text}" for text in told]
-    with worker_pool(workers) as run:
-        for number, (source, records) in enumerate(zip(sources, listed, strict=True)):
-            try:
-                with _named(source):
-                    good, images, small, bad = examine_all(
-                        records, source.folder, source.recipe, run, skip_bad=skip_bad,
-                        progress=partial(progress, f"decoding {source.name}"),
-                    )  # fmt: skip
-            except BadImages as error:
-                damaged += [f"{source.name}: {line}" for line in error.files]
-                continue
-            skipped += [{"collection": source.name, **entry} for entry in bad]
-            for record in good:
-                columns["path"].append(printable(record.path))
-                columns["file"].append(source.folder / record.path)
-                columns["slice"].append(record.frame)
-                columns["label"].append(source.recipe.classes[record.label])
-                columns["split"].append(record.published)
-                columns["patient"].append(record.patient)
-            collection += [number] * len(good)
-            parts += [record.part for record in good]
-            hashes += [image.pixel_hash for image in images]
-            thumbs.append(small)
-    if damaged:
-        raise BadImages(damaged)
-    arrays = {key: np.array([*values, None], dtype=object)[:-1] for key, values in columns.items()}
-    where = np.array(collection, dtype=np.int64)
-    unknown = [("", None)] * len(where)  # copies alone are wanted here; patients come in when groups are counted
-    found = search.find_copies(concatenated(thumbs), hashes, unknown, progress=partial(progress, "comparing"))
+@dataclass
+class _Images:
+    """What was decoded so far, image by image; ``thumbs`` and ``skipped`` have other lengths."""
+
+    collection: list[int]
+    records: list[Record]
+    hashes: list[str]
+    thumbs: list[np.ndarray]
+    skipped: list[dict[str, str]]
+
+
+def survey_collections(sources: Sequence[Source], *, workers: int, skip_bad: bool, progress: Progress) -> Survey:
+    """Decode all images of ``sources`` and compare them.
+
+    Raises:
+        BadImages: files of any collection cannot be decoded, and ``skip_bad`` is false.
+        UserError: a folder does not fit its recipe. All folders are checked before anything is decoded. The messages
+            start with the collection's name.
+    """
+    listed, warnings = _list_records(sources)
+    images = _decode(sources, listed, workers, skip_bad, progress)
+    owners = [sources[number] for number in images.collection]
+    columns: dict[str, list[Any]] = {
+        "path": [printable(record.path) for record in images.records],
+        "file": [owner.folder / record.path for owner, record in zip(owners, images.records, strict=True)],
+        "slice": [record.frame for record in images.records],
+        "label": [owner.recipe.classes[record.label] for owner, record in zip(owners, images.records, strict=True)],
+        "split": [record.published for record in images.records],
+        "patient": [record.patient for record in images.records],
+    }
+    no_patients = [("", None)] * len(owners)  # only copies are needed here; the counts use the patients
+    findings = find_copies(
+        concatenated(images.thumbs), images.hashes, no_patients, progress=partial(progress, "comparing")
+    )
+    kinds = list(zip(images.collection, columns["split"], columns["label"], strict=True))
     return Survey(
-        tuple(source.name for source in sources),
-        **arrays,
-        collection=where,
-        part=np.array(parts, dtype=np.int64),
-        **_all_pairs(found, list(zip(collection, columns["split"], columns["label"], strict=True))),
-        skipped=skipped,
+        names=tuple(source.name for source in sources),
+        **{key: np.array(values, dtype=object) for key, values in columns.items()},
+        collection=np.array(images.collection, dtype=np.int64),
+        part=np.array([record.part for record in images.records], dtype=np.int64),
+        **_image_pairs(findings, kinds),
+        skipped=images.skipped,
         warnings=warnings,
     )
 
 
-@contextmanager
-def _named(source: Source) -> Iterator[None]:
-    """Says of a user's mistake in which collection it is; the list of damaged files goes on as it is."""
-    try:
-        yield
-    except BadImages:
-        raise
-    except UserError as error:
-        raise UserError(f"{source.name}: {error}") from None
+def _list_records(sources: Sequence[Source]) -> tuple[list[list[Record]], list[str]]:
+    """The records of each collection, and all warnings."""
+    listed, warnings = [], []
+    for source in sources:
+        try:
+            records, messages = find_records(source.recipe, source.folder)
+        except UserError as error:
+            raise UserError(f"{source.name}: {error}") from None
+        listed.append(records)
+        warnings += [f"{source.name}: {message}" for message in messages]
+    return listed, warnings
 
 
-def _all_pairs(found: search.Findings, kinds: Sequence[Hashable]) -> dict[str, np.ndarray]:
-    """Pairs of pixels → pairs of images: whatever is a near copy of an image is one of its exact copies too.
+def _decode(
+    sources: Sequence[Source], listed: list[list[Record]], workers: int, skip_bad: bool, progress: Progress
+) -> _Images:
+    """Decode the records of all collections; the error about damaged files lists those of every collection."""
+    images, damaged = _Images([], [], [], [], []), []
+    with worker_pool(workers) as run:
+        for number, (source, records) in enumerate(zip(sources, listed, strict=True)):
+            try:
+                good, examined, thumbs, bad = examine_all(
+                    records, source.folder, source.recipe, run, skip_bad=skip_bad,
+                    progress=partial(progress, f"decoding {source.name}"),
+                )  # fmt: skip
+            except BadImages as error:
+                damaged += [f"{source.name}: {line}" for line in error.files]
+                continue
+            except UserError as error:
+                raise UserError(f"{source.name}: {error}") from None
+            images.collection += [number] * len(good)
+            images.records += good
+            images.hashes += [image.pixel_hash for image in examined]
+            images.thumbs.append(thumbs)
+            images.skipped += [{"collection": source.name, **entry} for entry in bad]
+    if damaged:
+        raise BadImages(damaged)
+    return images
 
-    ``kinds`` [N]: of a crowd, images of one kind (collection, split and class) are represented by the first.
+
+def _image_pairs(findings: Findings, kinds: Sequence[Hashable]) -> dict[str, np.ndarray]:
+    """Expand pairs of distinct pixels to pairs of images: a near copy of an image is a near copy of its exact copies.
+
+    ``kinds`` [N] is the collection, split and class of each image. In a crowd of exact copies, the first image of each
+    kind represents the others.
     """
-    order = np.argsort(found.copy_of, kind="stable")
-    firsts, starts = np.unique(found.copy_of[order], return_index=True)
-    parts = (part.tolist() for part in np.split(order, starts[1:]))
-    same: dict[int, list[int]] = dict(zip(firsts.tolist(), parts, strict=True))
-    heads = {
-        leader: members
-        if len(members) <= CROWD
-        else list({kinds[image]: image for image in reversed(members)}.values())
-        for leader, members in same.items()
+    copies: dict[int, list[int]] = {}
+    for image, leader in enumerate(findings.copy_of.tolist()):
+        copies.setdefault(leader, []).append(image)
+    representatives = {
+        leader: images if len(images) <= CROWD else list({kinds[image]: image for image in reversed(images)}.values())
+        for leader, images in copies.items()
     }
     rows: list[tuple[int, int, bool, float, bool, bool]] = []
-    for leader, members in same.items():
-        pairs = {(min(a, b), max(a, b)) for a in heads[leader] for b in members if a != b}
+    for leader, images in copies.items():
+        pairs = {(min(a, b), max(a, b)) for a in representatives[leader] for b in images if a != b}
         rows += [(a, b, True, 1.0, False, False) for a, b in pairs]
-    near = found.near
+    near = findings.near
     columns = (near.first, near.second, near.similarity, near.mirrored, near.moved)
-    for one, other, similar, mirrored, moved in zip(*(column.tolist() for column in columns), strict=True):
-        ends = (*product(heads[one], same[other]), *product(same[one], heads[other]))
+    for first, second, similarity, mirrored, moved in zip(*(column.tolist() for column in columns), strict=True):
+        ends = (*product(representatives[first], copies[second]), *product(copies[first], representatives[second]))
         pairs = {(min(a, b), max(a, b)) for a, b in ends}
-        rows += [(a, b, False, similar, mirrored, moved) for a, b in pairs]
-    rows.sort()
-    first, second, exact, similarity, mirrored, moved = zip(*rows, strict=True) if rows else ((),) * 6
-    return {
-        "first": np.array(first, dtype=np.int64),
-        "second": np.array(second, dtype=np.int64),
-        "exact": np.array(exact, dtype=bool),
-        "similarity": np.array(similarity, dtype=np.float32),
-        "mirrored": np.array(mirrored, dtype=bool),
-        "moved": np.array(moved, dtype=bool),
-    }
+        rows += [(a, b, False, similarity, mirrored, moved) for a, b in pairs]
+    table = np.array(sorted(rows), dtype=list(_PAIR.items()))
+    return {name: table[name].copy() for name in _PAIR}
 
 
-def pairs_table(found: Survey) -> pa.Table:
-    """A row a pair: ``kind`` (exact or near), ``similarity``, ``mirrored``, ``moved``, and of both images ``path``,
-    ``collection``, ``split``, ``label``, ``patient`` with the ending ``_a`` or ``_b``; null where unknown."""
+def pairs_table(survey: Survey) -> pa.Table:
+    """One row per pair.
+
+    Columns: ``kind`` (exact or near), ``similarity``, ``mirrored``, ``moved``, and ``path``, ``collection``, ``split``,
+    ``label``, ``patient`` and ``slice`` of both images with the suffix ``_a`` or ``_b``; null if unknown.
+    """
     import pyarrow as pa
 
     columns: dict[str, Any] = {}
-    for ending, side in (("a", found.first), ("b", found.second)):
-        names = np.array([*found.names, None], dtype=object)
-        values = {"collection": names[found.collection[side]]}
-        values |= {key: getattr(found, key)[side] for key in ("path", "split", "label", "patient")}
-        columns |= {f"{key}_{ending}": pa.array(value.tolist(), pa.string()) for key, value in values.items()}
-        columns[f"slice_{ending}"] = pa.array(found.slice[side].tolist(), pa.int32())
-    columns["kind"] = pa.array(np.where(found.exact, "exact", "near").tolist(), pa.string())
-    columns["similarity"] = pa.array(found.similarity)
-    columns["mirrored"], columns["moved"] = pa.array(found.mirrored), pa.array(found.moved)
+    for suffix, images in (("a", survey.first), ("b", survey.second)):
+        values = {"collection": np.array(survey.names, dtype=object)[survey.collection[images]]}
+        values |= {key: getattr(survey, key)[images] for key in ("path", "split", "label", "patient")}
+        columns |= {f"{key}_{suffix}": pa.array(value.tolist(), pa.string()) for key, value in values.items()}
+        columns[f"slice_{suffix}"] = pa.array(survey.slice[images].tolist(), pa.int32())
+    columns["kind"] = pa.array(np.where(survey.exact, "exact", "near").tolist(), pa.string())
+    columns["similarity"] = pa.array(survey.similarity)
+    columns["mirrored"], columns["moved"] = pa.array(survey.mirrored), pa.array(survey.moved)
     return pa.table(columns)
-
-
-def summary(found: Survey) -> dict[str, Any]:
-    """The counts of ``audit.json``; shards/README.md explains each."""
-    between = {
-        f"{found.names[a]}|{found.names[b]}": _between(found, a, b) for a, b in combinations(range(len(found.names)), 2)
-    }
-    return {
-        "collections": {name: _alone(found, number) for number, name in enumerate(found.names)},
-        "between": between,
-        "thresholds": {"aligned": ALIGNED_THRESHOLD, "registered": REGISTERED_THRESHOLD},
-        "skipped": found.skipped,
-    }
-
-
-def _alone(found: Survey, number: int) -> dict[str, Any]:
-    """Counts of one collection, as if there were no other."""
-    members = np.flatnonzero(found.collection == number)
-    inside = (found.collection[found.first] == number) & (found.collection[found.second] == number)
-    exact, near = np.flatnonzero(inside & found.exact), np.flatnonzero(inside & ~found.exact)
-    train, test = found.split == TRAIN, found.split == TEST
-    known = found.patient[members]
-    by_exact, by_near = (_touched(found, part, test, train) for part in (exact, near))
-    trained = set(found.patient[train & (found.collection == number)]) - {None}
-    return {
-        "images": len(members),
-        "exact_redundant": len(members) - len(np.unique(_joined(found, exact)[members])),
-        "test_images": int(test[members].sum()),
-        "test_images_with_exact_train_copy": len(by_exact),
-        "test_images_with_near_train_copy": len(by_near),
-        "test_images_with_any_train_copy": len(np.union1d(by_exact, by_near)),
-        "label_conflicts": _conflicts(found, np.flatnonzero(inside)),
-        "groups": len(np.unique(_joined(found, np.flatnonzero(inside), patients=True)[members])),
-        "test_images_with_patient_in_train": (
-            int(np.isin(known[test[members]], list(trained)).sum()) if any(known != None) else None  # noqa: E711
-        ),
-    }
-
-
-def _between(found: Survey, a: int, b: int) -> dict[str, Any]:
-    """Counts of two collections; the keys say A for the first one and B for the second."""
-    where = found.collection
-    of_a, of_b = where == a, where == b
-    across = (of_a[found.first] & of_b[found.second]) | (of_b[found.first] & of_a[found.second])
-    counts: dict[str, Any] = {"A": found.names[a], "B": found.names[b]}
-    for side, mine, other in (("A", of_a, of_b), ("B", of_b, of_a)):
-        for kind, chosen in (("exact", across & found.exact), ("near", across & ~found.exact), ("any", across)):
-            counts[f"{kind}_images_in_{side}"] = len(_touched(found, np.flatnonzero(chosen), mine, other))
-    counts["label_conflicts"] = _conflicts(found, np.flatnonzero(across))
-    for side, through, mine, other in (("A", "B", of_a, of_b), ("B", "A", of_b, of_a)):
-        key = f"test_images_of_{side}_whose_patient_is_in_train_of_{side}_through_{through}"
-        counts[key] = _inherited_leaks(found, np.flatnonzero(across), mine, other)
-    return counts
-
-
-def _inherited_leaks(found: Survey, pairs: np.ndarray, mine: np.ndarray, other: np.ndarray) -> int | None:
-    """Test images of ``mine`` that are copies of a patient's image in ``other`` of whom train holds a copy too.
-
-    None where ``other`` knows no patients.
-    """
-    if not any(found.patient[other] != None):  # noqa: E711
-        return None
-    patients: dict[int, set[str]] = {}
-    for one, two in zip(found.first[pairs].tolist(), found.second[pairs].tolist(), strict=True):
-        here, there = (one, two) if mine[one] else (two, one)
-        if found.patient[there] is not None:
-            patients.setdefault(here, set()).add(found.patient[there])
-    trained = set().union(*(who for image, who in patients.items() if found.split[image] == TRAIN))
-    return sum(bool(who & trained) for image, who in patients.items() if found.split[image] == TEST)
-
-
-def _touched(found: Survey, pairs: np.ndarray, these: np.ndarray, those: np.ndarray) -> np.ndarray:
-    """The images of ``these`` (bool [N]) that a pair joins to one of ``those``; sorted, each once."""
-    one, two = found.first[pairs], found.second[pairs]
-    return np.union1d(one[these[one] & those[two]], two[these[two] & those[one]])
-
-
-def _joined(found: Survey, pairs: np.ndarray, *, patients: bool = False) -> np.ndarray:
-    """int64 [N]: the first image of each one's set, over pairs and, if asked, patients of a collection."""
-    links = list(zip(found.first[pairs].tolist(), found.second[pairs].tolist(), strict=True))
-    if patients:
-        seen: dict[tuple[int, str], int] = {}
-        for image, (number, patient) in enumerate(zip(found.collection.tolist(), found.patient, strict=True)):
-            if patient is not None:
-                links.append((seen.setdefault((number, patient), image), image))
-    return search.connected(len(found.path), links)
-
-
-def _conflicts(found: Survey, pairs: np.ndarray) -> int:
-    """Pictures under labels that contradict each other: sets of copies, not images."""
-    joined = _joined(found, pairs)
-    return len(np.unique(joined[found.first[pairs[found.clashes(pairs)]]]))

@@ -1,162 +1,177 @@
-"""What the counts of an audit mean, in words: rows of tables and sentences for the terminal and the page."""
+"""The counts of an audit in words: table rows and sentences for the terminal and the page."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from brain_dist.audit.counts import inherited_key
 from brain_dist.pages.text import percent
 
-# (words, key of audit.json's collections, key of what it is a share of or "")
-INSIDE = (
+# (text, key in a collection's counts, key of the whole that it is a share of or "")
+COLLECTION_ROWS = (
     ("images", "images", ""),
-    ("repeat another one’s pixels", "exact_redundant", "images"),
-    ("images in the test part", "test_images", ""),
-    ("– with the same pixels in the training part", "test_images_with_exact_train_copy", "test_images"),
-    ("– with a near copy in the training part", "test_images_with_near_train_copy", "test_images"),
+    ("exact copies of another image", "exact_redundant", "images"),
+    ("test images", "test_images", ""),
+    ("– with an exact copy in the training split", "test_images_with_exact_train_copy", "test_images"),
+    ("– with a near copy in the training split", "test_images_with_near_train_copy", "test_images"),
     ("– with either", "test_images_with_any_train_copy", "test_images"),
-    ("– whose patient is in the training part", "test_images_with_patient_in_train", "test_images"),
+    ("– whose patient is in the training split", "test_images_with_patient_in_train", "test_images"),
     ("pictures with contradicting labels", "label_conflicts", ""),
-    ("groups of patients and copies", "groups", ""),
+    ("groups joined by copies and patients", "groups", ""),
 )
-# (words, few words for a terminal, key of what :func:`directions` gives)
-BETWEEN = (
-    ("with the same pixels", "same\npixels", "exact"),
-    ("with a near copy", "near", "near"),
+# (text, short text for a terminal, key in :func:`between_rows`)
+BETWEEN_COLUMNS = (
+    ("with an exact copy", "exact\ncopy", "exact"),
+    ("with a near copy", "near\ncopy", "near"),
     ("with either", "either", "any"),
-    ("pictures with contradicting labels", "labels\ndiffer", "label_conflicts"),
-    ("test images whose patient, known there, is trained on", "patient\nleaks", "patients"),
+    ("pictures with contradicting labels", "label\nconflicts", "label_conflicts"),
+    ("test images whose patient is in the training split", "patient\nleaks", "patients"),
 )
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A sentence about the data. ``tone``: bad (numbers on these data mislead), good, or plain."""
+    """A sentence about the data: ``lead`` is its emphasised start, ``text`` the rest.
+
+    ``tone`` is "bad" (results on these data are misleading), "good" or "plain".
+    """
 
     tone: str
     lead: str
     text: str
 
 
-def share(count: int | None, of: int | None = None) -> str:
-    """899, 1311 → "899 (68.6 %)"; without a whole the count alone; unknown, or a share of nothing → a dash."""
-    if count is None or of == 0:
+def count_share(count: int | None, whole: int | None = None) -> str:
+    """899, 1311 → "899 (68.6 %)". Without ``whole`` the count alone; a dash if it is unknown or ``whole`` is 0."""
+    if count is None or whole == 0:
         return "–"
-    return f"{count:,} ({percent(count / of)})" if of else f"{count:,}"
+    return f"{count:,} ({percent(count / whole)})" if whole else f"{count:,}"
 
 
-def counted(count: int, one: str, many: str = "") -> str:
-    """1, "image" → "1 image"; 2,000 → "2,000 images"."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+def plural(count: int, noun: str) -> str:
+    """1, "image" → "1 image"; 2000, "image" → "2,000 images"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def directions(counts: dict[str, Any]) -> list[dict[str, Any]]:
-    """Two rows a pair of collections, of A in B and of B in A: names, and (count, whole) by the keys of BETWEEN."""
+def _share_of(count: int, whole: int, noun: str) -> str:
+    """899, 1311, "test image" → "899 of 1,311 test images (68.6 %)"."""
+    return f"{count:,} of {plural(whole, noun)} ({percent(count / whole)})"
+
+
+def between_rows(counts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Two rows for each pair of collections: images of A in B and of B in A.
+
+    Each row has the names ``of`` and ``in``, and (count, whole or None) under the keys of BETWEEN_COLUMNS.
+    """
     rows = []
     for pair in counts["between"].values():
-        for side, there in (("A", "B"), ("B", "A")):
-            alone = counts["collections"][pair[side]]
-            row = {kind: (pair[f"{kind}_images_in_{side}"], None) for kind in ("exact", "near")}
-            row["any"] = (pair[f"any_images_in_{side}"], alone["images"])
-            row |= {"of": pair[side], "in": pair[there], "label_conflicts": (pair["label_conflicts"], None)}
-            row["patients"] = (pair[inherited(side, there)], alone["test_images"])
-            rows.append(row)
+        for side, other in (("A", "B"), ("B", "A")):
+            collection = counts["collections"][pair[side]]
+            rows.append(
+                {
+                    "of": pair[side],
+                    "in": pair[other],
+                    "exact": (pair[f"exact_images_in_{side}"], None),
+                    "near": (pair[f"near_images_in_{side}"], None),
+                    "any": (pair[f"any_images_in_{side}"], collection["images"]),
+                    "label_conflicts": (pair["label_conflicts"], None),
+                    "patients": (pair[inherited_key(side, other)], collection["test_images"]),
+                }
+            )
     return rows
 
 
-def inherited(side: str, there: str) -> str:
-    """The key of a pair for test images of ``side`` whose patient, known from ``there``, is trained on."""
-    return f"test_images_of_{side}_whose_patient_is_in_train_of_{side}_through_{there}"
+def collection_findings(name: str, counts: dict[str, Any], train_images: int) -> list[Finding]:
+    """Findings about one collection."""
+    collection = counts["collections"][name]
+    has_split = bool(collection["test_images"] and train_images)
+    return [
+        _copy_leaks(collection, has_split),
+        *(_patient_leaks(name, counts) if has_split else []),
+        _label_conflicts(collection),
+        _groups(collection),
+    ]
 
 
-def inside(name: str, counts: dict[str, Any], train_images: int) -> list[Finding]:
-    """What to say of one collection."""
-    one = counts["collections"][name]
-    return [*_leaks(name, one, train_images), *_patients(name, counts, train_images), *_labels(one), _groups(one)]
-
-
-def _leaks(name: str, one: dict[str, Any], train_images: int) -> list[Finding]:
-    tested, exact, near, either = (
-        one[key]
-        for key in ("test_images", *(f"test_images_with_{kind}_train_copy" for kind in ("exact", "near", "any")))
-    )
-    if not tested or not train_images:
-        return [Finding("plain", "No published split", "into training and test, so nothing can leak between them yet.")]
+def _copy_leaks(collection: dict[str, Any], has_split: bool) -> Finding:
+    if not has_split:
+        return Finding("plain", "No published split", "into training and test, so there is no leakage to measure.")
+    exact, near, either = (collection[f"test_images_with_{kind}_train_copy"] for kind in ("exact", "near", "any"))
     if not either:
-        return [Finding("good", "No picture of the test part", "is known from the training part.")]
+        return Finding("good", "No test image", "has a copy in the training split.")
     have = "has" if either == 1 else "have"
-    text = f"{have} a copy in the training part: {exact:,} the very same pixels, {near:,} a near copy"
+    text = f"{have} a copy in the training split: {exact:,} an exact copy, {near:,} a near copy"
     both = exact + near - either
     text += f" ({both:,} of them both). " if both else ". "
-    text += "Accuracy on this test part partly measures memory."
-    return [Finding("bad", _of(either, tested, "test image"), text)]
+    text += "Accuracy on this test split partly measures memorisation."
+    return Finding("bad", _share_of(either, collection["test_images"], "test image"), text)
 
 
-def _of(count: int, whole: int, what: str) -> str:
-    """ "899 of 1,311 test images (68.6 %)"."""
-    return f"{count:,} of {counted(whole, what)} ({percent(count / whole)})"
-
-
-def _patients(name: str, counts: dict[str, Any], train_images: int) -> list[Finding]:
-    one = counts["collections"][name]
-    tested, known = one["test_images"], one["test_images_with_patient_in_train"]
-    if not tested or not train_images:
-        return []
-    if known:
-        show = "shows" if known == 1 else "show"
-        text = f"{show} a patient of whom the training part has images too."
-        return [Finding("bad", _of(known, tested, "test image"), text)]
-    if known == 0:
-        return [
-            Finding("good", "No patient of the test part", "is in the training part, as far as patients are named.")
-        ]
-    found = []
+def _patient_leaks(name: str, counts: dict[str, Any]) -> list[Finding]:
+    collection = counts["collections"][name]
+    test_images, leaks = collection["test_images"], collection["test_images_with_patient_in_train"]
+    if leaks == 0:
+        return [Finding("good", "No test patient", "is in the training split, as far as patients are identified.")]
+    if leaks:
+        text = f"{'shows' if leaks == 1 else 'show'} a patient who also has images in the training split."
+        return [Finding("bad", _share_of(leaks, test_images, "test image"), text)]
+    findings = []
     for pair in counts["between"].values():
-        for side, there in (("A", "B"), ("B", "A")):
-            count = pair[inherited(side, there)] if pair[side] == name else None
-            if count:
+        for side, other in (("A", "B"), ("B", "A")):
+            leaks = pair[inherited_key(side, other)] if pair[side] == name else None
+            if leaks:
                 text = (
-                    f"{'shows' if count == 1 else 'show'} a patient whom the training part shows too: their copies in "
-                    f"{pair[there]}, which names patients, give it away. There may be more."
+                    f"{'shows' if leaks == 1 else 'show'} a patient who also has images in the training split. Copies "
+                    f"in {pair[other]}, which identifies patients, reveal this. There may be more."
                 )
-                found.append(Finding("bad", _of(count, tested, "test image"), text))
-    text = "so other slices of the test part’s patients may be in the training part without being seen here."
-    return found or [Finding("plain", "No patients are named,", text)]
+                findings.append(Finding("bad", _share_of(leaks, test_images, "test image"), text))
+    text = "so the training split may contain other slices of the test patients. This audit cannot detect them."
+    return findings or [Finding("plain", "Patients are not identified,", text)]
 
 
-def _labels(one: dict[str, Any]) -> list[Finding]:
-    conflicts = one["label_conflicts"]
+def _label_conflicts(collection: dict[str, Any]) -> Finding:
+    conflicts = collection["label_conflicts"]
     if not conflicts:
-        return [Finding("good", "No picture", "has labels here that contradict each other.")]
-    text = "in copies under labels that contradict each other: at least one of them is wrong."
-    return [Finding("bad", counted(conflicts, "picture"), f"{'occurs' if conflicts == 1 else 'occur'} {text}")]
+        return Finding("good", "No picture", "has copies with contradicting labels.")
+    has, label = ("has", "At least one of its") if conflicts == 1 else ("have", "For each, at least one of the")
+    return Finding(
+        "bad", plural(conflicts, "picture"), f"{has} copies with contradicting labels. {label} labels is wrong."
+    )
 
 
-def _groups(one: dict[str, Any]) -> Finding:
-    images, groups, repeats = one["images"], one["groups"], one["exact_redundant"]
-    lead = f"{counted(images, 'image')}, {counted(groups, 'group')}:"
-    copies = f"{repeats:,} ({percent(repeats / images)}) repeat another one’s pixels" if repeats else "no two are equal"
-    return Finding("plain", lead, f"{copies}; a group joins all copies of a picture and all images of a known patient.")
+def _groups(collection: dict[str, Any]) -> Finding:
+    images, groups, repeats = collection["images"], collection["groups"], collection["exact_redundant"]
+    lead = f"{plural(images, 'image')} in {plural(groups, 'group')}:"
+    if repeats:
+        copies = f"{plural(repeats, 'image')} ({percent(repeats / images)}) {'repeats' if repeats == 1 else 'repeat'}"
+    else:
+        copies = "no image repeats"
+    text = "A group contains all copies of a picture and all images of an identified patient."
+    return Finding("plain", lead, f"{copies} the pixels of another. {text}")
 
 
-def between(counts: dict[str, Any]) -> list[Finding]:
-    """What to say of each pair of collections."""
-    found = []
+def between_findings(counts: dict[str, Any]) -> list[Finding]:
+    """Findings about each pair of collections."""
+    findings = []
     for pair in counts["between"].values():
-        (a, of_a, all_a), (b, of_b, all_b) = (
-            (pair[side], pair[f"any_images_in_{side}"], counts["collections"][pair[side]]["images"]) for side in "AB"
-        )
-        if not of_a:
-            found.append(Finding("good", f"{a} and {b}", "have no picture in common."))
+        a, b = pair["A"], pair["B"]
+        shared_a, shared_b = pair["any_images_in_A"], pair["any_images_in_B"]
+        if not shared_a:
+            findings.append(Finding("good", f"{a} and {b}", "share no picture."))
             continue
-        lead = f"{of_a:,} of {counted(all_a, 'image')} of {a} ({percent(of_a / all_a)})"
-        text = (
-            f"{'is' if of_a == 1 else 'are'} in {b} too, and {of_b:,} of {counted(all_b, 'image')} of {b} "
-            f"({percent(of_b / all_b)}) in {a}. Neither can be an independent test of a model trained on the other."
+        of_a, of_b = (
+            f"{shared:,} of {plural(counts['collections'][name]['images'], 'image')} of {name} "
+            f"({percent(shared / counts['collections'][name]['images'])})"
+            for name, shared in ((a, shared_a), (b, shared_b))
         )
-        found.append(Finding("bad", lead, text))
+        text = (
+            f"{'has' if shared_a == 1 else 'have'} a copy in {b}, and {of_b} {'has' if shared_b == 1 else 'have'} a "
+            f"copy in {a}. Neither collection is an independent test set for a model trained on the other."
+        )
+        findings.append(Finding("bad", of_a, text))
         conflicts = pair["label_conflicts"]
         if conflicts:
-            text = f"{'has' if conflicts == 1 else 'have'} one label in {a} and a contradicting one in {b}."
-            found.append(Finding("bad", counted(conflicts, "picture"), text))
-    return found
+            text = f"{'has' if conflicts == 1 else 'have'} contradicting labels in {a} and {b}."
+            findings.append(Finding("bad", plural(conflicts, "picture"), text))
+    return findings

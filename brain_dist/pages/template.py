@@ -1,4 +1,4 @@
-"""HTML pages from templates, self-contained and escaped."""
+"""Templates of self-contained HTML pages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def page_template(name: str) -> jinja2.Template:
-    """A page of this package; whatever is put into it is escaped, and a value that is missing is an error."""
+    """The template at ``name``, a path in this package. Values are escaped, and a missing value is an error."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -23,10 +23,10 @@ def page_template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "number": number, "json": lambda v: json.dumps(v, indent=1)}
+    environment.filters |= {
+        "percent": percent,
+        "number": number,
+        "thousands": "{:,}".format,
+        "json": lambda value: json.dumps(value, indent=1),
+    }
     return environment.get_template(name)
-
-
-def display_name(name: str) -> str:
-    """A class or dataset name for reading: "notumor" → "no tumour"."""
-    return "no tumour" if name == "notumor" else name.replace("_", " ")

@@ -12,8 +12,9 @@ from brain_dist import __version__
 from brain_dist.collection.spellings import SPLITS
 from brain_dist.judging.metrics import wilson_interval
 from brain_dist.judging.predictions import Predictions
-from brain_dist.pages.figures import image_address
-from brain_dist.pages.template import display_name, page_template
+from brain_dist.pages.figures import jpeg_url
+from brain_dist.pages.template import page_template
+from brain_dist.pages.text import display_name
 from brain_dist.reporting import plots
 from brain_dist.store.dataset import Dataset
 
@@ -208,8 +209,8 @@ def card(p: Predictions, i: int, examples: dict[int, Example]) -> dict[str, Any]
         "said": display_name(p.classes[p.predicted[i]]),
         "prob_true": float(p.prob[i, p.label[i]]),
         "prob_said": float(p.prob[i].max()),
-        "picture": None if example is None else image_address(example.picture),
-        "overlay": None if example is None or heat is None else image_address(plots.overlay(example.picture, heat)),
+        "picture": None if example is None else jpeg_url(example.picture),
+        "overlay": None if example is None or heat is None else jpeg_url(plots.overlay(example.picture, heat)),
         "empty_map": heat is not None and not heat.any(),
     }
 

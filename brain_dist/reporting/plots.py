@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from brain_dist.judging.metrics import reliability, wilson_interval
-from brain_dist.pages.figures import COLOURS, INK, STYLES, dress, figure_svg, new_figure
+from brain_dist.pages.figures import COLOURS, INK, STYLES, style_axes, figure_svg, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ def roc(label: np.ndarray, prob: np.ndarray, names: Sequence[str], auc: Sequence
         style: dict[str, Any] = {"color": COLOURS[c % len(COLOURS)], "linestyle": STYLES[c % len(STYLES)]}
         axes.plot(false, true, linewidth=1.8, label=f"{name}  {shown}", **style)
     axes.set(xlim=(-0.01, 1), ylim=(0, 1.01), aspect="equal")
-    dress(axes, "ROC, each class against the rest", "1 − specificity", "sensitivity")
+    style_axes(axes, "ROC, each class against the rest", "1 − specificity", "sensitivity")
     if any(area is not None for area in auc):
         axes.legend(
             loc="lower right",
@@ -64,10 +64,10 @@ def reliability_diagram(label: np.ndarray, prob: np.ndarray, ece: float) -> str:
     # The area of a point tells how many images it stands for; a bin of three says little
     upper.scatter(x, y, s=12 + 160 * count / len(label), color=COLOURS[0], zorder=3, clip_on=False)
     upper.set(xlim=(0, 1.01), ylim=(0, 1.03))
-    dress(upper, "Reliability", "", "share right")
+    style_axes(upper, "Reliability", "", "share right")
     share = bins["count"] / bins["count"].sum()
     lower.bar(bins["edges"][:-1], share, width=np.diff(bins["edges"]), align="edge", color="#9cc3df", edgecolor="white")
-    dress(lower, "", "confidence (probability of the named class)", "share")
+    style_axes(lower, "", "confidence (probability of the named class)", "share")
     lower.set_title("")
     text = f"Reliability diagram over {np.count_nonzero(used)} filled bins. Expected calibration error {ece:.3f}."
     return figure_svg(figure, "reliability", text)
@@ -121,7 +121,7 @@ def _panel(title: str, y: str) -> tuple[Figure, Axes]:
 
     figure = new_figure(4.0, 2.9)
     axes = figure.subplots()
-    dress(axes, title, "optimiser step", y)
+    style_axes(axes, title, "optimiser step", y)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     return figure, axes
 

@@ -1,4 +1,4 @@
-"""What a prediction prints and draws: the fit, its error, the tables, what they rest on, the plot."""
+"""The report of a prediction: the fit, its error, the tables, the assumptions, the plot."""
 
 from __future__ import annotations
 
@@ -7,146 +7,174 @@ import statistics
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from brain_dist.errors import UserError
-from brain_dist.scalability.cost import Measured, Model
+from brain_dist.scalability.cost import CostModel, MeasuredStep
 from brain_dist.scalability.cost_fit import HeldBack
 from brain_dist.scalability.machines import Machine
 
-
-def report(
-    found: Sequence[dict[str, Any]],
-    rows: Sequence[Measured],
-    fitted: Model,
-    tested: HeldBack,
-    machine: Machine,
-    folder: Path,
-) -> None:
-    """Print what was fitted, how far off it was, the table and what it rests on; write predict.parquet and .png."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from rich.console import Console
+if TYPE_CHECKING:
     from rich.table import Table
 
+COLUMNS = ("nodes", "ranks", "batch", "images/s", "speed-up", "efficiency", "step, ms", "communication", "memory")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A prediction and what it is based on.
+
+    Attributes:
+        rows: Rows of predict.parquet.
+        measured: Measurements that the model was fitted to.
+        fitted: The fitted cost model.
+        held_back: Predictions of measurements that were held back.
+        machine: The machine that is predicted.
+    """
+
+    rows: Sequence[dict[str, Any]]
+    measured: Sequence[MeasuredStep]
+    fitted: CostModel
+    held_back: HeldBack
+    machine: Machine
+
+
+def report(prediction: Prediction, folder: Path) -> None:
+    """Print the prediction; write predict.parquet and predict.png to ``folder``.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    from rich.console import Console
+
     console = Console(width=None if sys.stdout.isatty() else 120)
-    for line in [*told(rows, fitted), error_line(tested)]:
+    error = error_line(prediction.held_back)
+    for line in [*fit_lines(prediction.measured, prediction.fitted), error]:
         console.print(line, highlight=False, markup=False)
-    for name in dict.fromkeys(row["curve"] for row in found):
-        table = Table(title=f"{name}; extrapolated to {machine.name}", title_justify="left")
-        for head in (
-            "nodes",
-            "ranks",
-            "batch",
-            "images/s",
-            "speed-up",
-            "efficiency",
-            "step, ms",
-            "communication",
-            "memory",
-        ):
-            table.add_column(head, justify="right")
-        for row in (row for row in found if row["curve"] == name):
-            table.add_row(
-                f"{row['nodes']}", f"{row['ranks']:,}", f"{row['global_batch']:,}", f"{row['images_per_s']:,.0f}",
-                f"{row['speedup']:.2f}", f"{row['efficiency']:.0%}", f"{1e3 * row['step']:,.2f}",
-                f"{(row['exposed'] + row['waiting']) / row['step']:.0%}", f"{row['memory_states'] / 1e6:,.1f} MB",
-            )  # fmt: skip
-        console.print(table)
-    for line in assumptions(machine, rows):
+    for name in dict.fromkeys(row["curve"] for row in prediction.rows):
+        rows = [row for row in prediction.rows if row["curve"] == name]
+        console.print(_table(f"{name}; extrapolated to {prediction.machine.name}", rows))
+    for line in assumptions(prediction.machine, prediction.measured):
         console.print(line, highlight=False, markup=False)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(list(found)), folder / "predict.parquet")
-        draw(found, machine.name, error_line(tested), folder / "predict.png")
+        _write(prediction, error, folder)
     except OSError as error:
         raise UserError(f"--out {folder}: {error.strerror}; choose another folder") from None
-    print(f"written: {folder}/predict.parquet, {folder}/predict.png")
+    print(f"wrote {folder}/predict.parquet, {folder}/predict.png")
 
 
-def told(rows: Sequence[Measured], fitted: Model) -> list[str]:
-    """The fitted unknowns in words."""
-    ranks = sorted({row.case.ranks for row in rows})
-    lines = [f"fitted to {len(rows)} measurements on {', '.join(map(str, ranks))} ranks:"]
-    for (model, size, precision, stage), own in fitted.compute.items():
+def _write(prediction: Prediction, error: str, folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(list(prediction.rows)), folder / "predict.parquet")
+    draw(prediction.rows, prediction.machine.name, error, folder / "predict.png")
+
+
+def _table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for name in COLUMNS:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            f"{row['nodes']}", f"{row['ranks']:,}", f"{row['global_batch']:,}", f"{row['images_per_s']:,.0f}",
+            f"{row['speedup']:.2f}", f"{row['efficiency']:.0%}", f"{1e3 * row['step']:,.2f}",
+            f"{(row['exposed'] + row['waiting']) / row['step']:.0%}", f"{row['memory_states'] / 1e6:,.1f} MB",
+        )  # fmt: skip
+    return table
+
+
+def fit_lines(measured: Sequence[MeasuredStep], fitted: CostModel) -> list[str]:
+    """The fitted coefficients as text."""
+    ranks = sorted({step.case.ranks for step in measured})
+    lines = [f"fitted to {len(measured)} measurements on {', '.join(map(str, ranks))} ranks:"]
+    for (model, size, precision, stage), compute in fitted.compute.items():
         lines += [
             f"  {model} {size}² {precision}, ZeRO {stage}:",
-            f"    {1e3 * own.fixed:.2f} ms a micro-batch + {1e3 * own.per_image:.3f} ms an image, optimiser"
-            f" {1e3 * own.per_step:.2f} ms + {1e9 * own.per_parameter:.2f} ms a million parameters",
+            f"    {1e3 * compute.fixed:.2f} ms a micro-batch + {1e3 * compute.per_image:.3f} ms an image, optimiser"
+            f" {1e3 * compute.per_step:.2f} ms + {1e9 * compute.per_parameter:.2f} ms a million parameters",
         ]
     for name, link in (("inside a machine", fitted.link), ("between machines", fitted.network)):
         if link is not None:
-            speed = f"{link.bandwidth / 1e6:,.0f} MB/s" if math.isfinite(link.bandwidth) else "no bound seen"
-            lines.append(f"  wires {name}: α {1e6 * link.latency:,.0f} µs a hop, β {speed}")
-    if any(row.case.ranks > 1 for row in rows):
+            limit = f"{link.bandwidth / 1e6:,.0f} MB/s" if math.isfinite(link.bandwidth) else "not a limit"
+            lines.append(f"  link {name}: α {1e6 * link.latency:,.0f} µs a hop, β {limit}")
+    if any(step.case.ranks > 1 for step in measured):
         lines.append(f"  waiting for the slower rank: {fitted.waiting:.1%} of forward and backward")
     return lines
 
 
-def error_line(tested: HeldBack) -> str:
-    """How far off the fit was where it had not looked."""
-    if not tested.errors:
-        return f"held-back error: unknown, the rest told too little ({tested.how}); measure more numbers of ranks"
-    line = (
-        f"held-back error of the step time: median {statistics.median(tested.errors):.1%}, worst"
-        f" {max(tested.errors):.1%} of {len(tested.errors)} measurements ({tested.how}"
+def error_line(held_back: HeldBack) -> str:
+    """The error on held-back measurements as text."""
+    errors = held_back.errors
+    if not errors:
+        return (
+            "held-back error: unknown, the other measurements do not determine the model"
+            f" ({held_back.method}); measure more numbers of ranks"
+        )
+    skipped = held_back.unpredictable
+    return (
+        f"held-back error of the step time: median {statistics.median(errors):.1%}, worst {max(errors):.1%} of"
+        f" {len(errors)} measurements ({held_back.method}"
+        + (f"; {skipped} more could not be predicted from the rest)" if skipped else ")")
     )
-    if tested.untold:
-        line += f"; {tested.untold} more could not be predicted from the rest"
-    return line + ")"
 
 
-def assumptions(machine: Machine, rows: Sequence[Measured]) -> list[str]:
-    """What the table rests on."""
-    most = max(row.case.ranks for row in rows)
+def assumptions(machine: Machine, measured: Sequence[MeasuredStep]) -> list[str]:
+    """What the prediction assumes, as text."""
+    most = max(step.case.ranks for step in measured)
     lines = [
         f"These are extrapolations, not measurements: nothing ran on {machine.name}, and nothing on more than {most}"
-        f" rank{'s' if most > 1 else ''}. The held-back error above is that of the machine that was measured.",
+        f" rank{'s' if most > 1 else ''}. The held-back error above is that of the measured machine.",
         f"Source of the machine's numbers: {machine.source}.",
     ]
     if machine.compute is not None:
         lines.append(
-            "Compute is the described device's, not fitted: images × FLOP / (rate × MFU), or its images/s where the"
-            " file gives them; the optimiser is bound by memory. No rank is assumed slower than another."
+            "Compute is that of the described device, not fitted: images × FLOP / (rate × MFU), or the file's images/s"
+            " if given. Memory bandwidth limits the optimiser. No rank waits for a slower one."
         )
-    if machine.loader is None:
-        real = machine.compute is None and any(row.loader is not None for row in rows)
-        lines.append("The loader is as fast as it was alone." if real else "The loader is assumed never to bind.")
+    if machine.loader_images_per_s is None:
+        measured_loader = machine.compute is None and any(step.loader is not None for step in measured)
+        lines.append(
+            "The loader is as fast as measured by itself." if measured_loader else "The loader never limits a step."
+        )
     lines.append(
-        "Communication, in the table with waiting for the slower rank: a ring over consecutive ranks at the pace of its"
-        " slowest link, DeepSpeed's messages as counted; memory: weights, gradients and optimiser states by the ZeRO"
-        " paper, no activations."
+        "Communication (in the table including the wait for the slower rank): a ring over consecutive ranks at the"
+        " speed of its slowest link, with DeepSpeed's messages as counted. Memory: weights, gradients and optimiser"
+        " states by the ZeRO paper, without activations."
     )
     if machine.device == "cuda":
         lines.append(
-            "NCCL's trees need fewer hops than a ring: with many ranks and short messages communication is"
-            " overestimated."
+            "NCCL's trees need fewer hops than a ring, so communication is overestimated for many ranks and short"
+            " messages."
         )
     return lines
 
 
 def draw(rows: Sequence[dict[str, Any]], machine: str, error: str, path: Path) -> None:
-    """One line a configuration, dotted its ideal: the rate of the fewest nodes times the number of nodes."""
-    from brain_dist.pages.figures import COLOURS, STYLES, dress, new_figure
+    """Plot images/s per curve; the dotted ideal is the rate of the fewest nodes times the number of nodes."""
+    from brain_dist.pages.figures import COLOURS, STYLES, style_axes, new_figure
 
     figure = new_figure(8, 5)
     axes = figure.subplots()
-    names = list(dict.fromkeys(row["curve"] for row in rows))
-    for number, name in enumerate(names):
-        own = [row for row in rows if row["curve"] == name]
-        colour, style = COLOURS[number % len(COLOURS)], STYLES[number // len(COLOURS) % len(STYLES)]
-        ranks = [row["ranks"] for row in own]
-        ideal = [own[0]["images_per_s"] * row["ranks"] / own[0]["ranks"] for row in own]
+    for index, name in enumerate(dict.fromkeys(row["curve"] for row in rows)):
+        curve = [row for row in rows if row["curve"] == name]
+        colour, style = COLOURS[index % len(COLOURS)], STYLES[index // len(COLOURS) % len(STYLES)]
+        ranks = [row["ranks"] for row in curve]
+        ideal = [curve[0]["images_per_s"] * count / ranks[0] for count in ranks]
+        rates = [row["images_per_s"] for row in curve]
         axes.plot(ranks, ideal, color=colour, linestyle=":", linewidth=1)
-        axes.plot(ranks, [row["images_per_s"] for row in own], color=colour, linestyle=style, marker="o", markersize=4,
-                  label=name)  # fmt: skip
+        axes.plot(ranks, rates, color=colour, linestyle=style, marker="o", markersize=4, label=name)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     ticks = sorted({row["ranks"] for row in rows})
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
-    below = "\n".join(["ranks (dotted: ideal)", *textwrap.wrap(error, 100)])
-    dress(axes, f"{machine}: extrapolated, not measured", below, "images/s")
+    label = "\n".join(["ranks (dotted: ideal)", *textwrap.wrap(error, 100)])
+    style_axes(axes, f"{machine}: extrapolated, not measured", label, "images/s")
     axes.legend(frameon=False, fontsize=8.5)
     figure.savefig(path, dpi=130)

@@ -1,4 +1,4 @@
-"""The audit as a user meets it: a page, counts and pairs from one command; refusals in one line; all or nothing."""
+"""The audit command: its page, counts and pairs; one-line errors; complete output or none."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, Done, children, environment, in_process
-from data.pictures import draw
-from data.scans import write_nifti
+from helpers import ROOT, Result, children, environment, in_process
+from pictures import draw
 from PIL import Image, ImageEnhance
+from scans import write_nifti
 
-from brain_dist.audit.page import galleries
+from brain_dist.audit.galleries import galleries
 from brain_dist.audit.survey import Survey
 from brain_dist.errors import run
 from brain_dist.shard import main
@@ -34,36 +34,35 @@ title: Volumes <of> mine
 licence: CC0 & more
 parts: [{format: nifti, slices: {from: 0.5}}]
 """
-REFUSALS = {
-    "gone": "gone is no folder; name the folder of a collection",
-    "one one/../one": "one/../one is given twice; name each collection once",
+ERRORS = {
+    "gone": "gone is not a folder; give the folder of a collection",
+    "one one/../one": "one/../one is given twice; give each collection once",
     "one sub/one --recipe two=x.yaml": (
-        "--recipe two=x.yaml names none of the collections; write NAME=YAML, NAME one of HERE/one, sub/one"
+        "--recipe two=x.yaml does not start with the name of a collection; use NAME=YAML with NAME one of HERE/one, "
+        "sub/one"
     ),
     "one sub/one deep/sub/one": (
-        "sub/one and deep/sub/one would both be called sub/one; rename one, or name it by way of a link"
+        "sub/one and deep/sub/one would have the same name sub/one; rename one, or give a symbolic link to it"
     ),
-    "one --recipe one=x --recipe one=x": "--recipe is given twice for one; keep one of them",
-    "one --out one/audit": "--out one/audit lies inside the collection one; name a folder outside it",
-    "one --out other": "--out other exists and is no audit that could be replaced; name another one or remove it",
-    "one --out other/file": (
-        "--out other/file exists and is no audit that could be replaced; name another one or remove it"
-    ),
+    "one --recipe one=x --recipe one=x": "--recipe is given twice for one; give it once",
+    "one --out one/audit": "--out one/audit is inside the collection one; choose a folder outside it",
+    "one --out other": "--out other exists and is not an audit folder; choose another --out",
+    "one --out other/file": "--out other/file exists and is not an audit folder; choose another --out",
     "one binary": (
-        "binary: the folder yes names none of the classes glioma, meningioma, notumor, pituitary; it does not say "
-        "which tumour: for tumour or none build with a recipe whose classes are [notumor, tumor], such as "
+        "binary: the folder yes is not one of the classes glioma, meningioma, notumor, pituitary; it does not give the kind "
+        "of tumour: for tumour or no tumour, build with a recipe whose classes are [notumor, tumor], such as "
         "shards/datasets/br35h.yaml"
     ),
     "one bad": (
-        "1 image file cannot be used, first bad: glioma/b.png: is empty (0 bytes); mend or remove what is listed, or "
-        "leave it out with --skip-bad"
+        "1 image file cannot be used, first bad: glioma/b.png: is empty (0 bytes); repair or remove the "
+        "listed files, or leave them out with --skip-bad"
     ),
 }
 
 
-def save(picture: Image.Image, path: Path) -> Path:
+def save(image: Image.Image, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, "PNG")
+    image.save(path, "PNG")
     return path
 
 
@@ -72,7 +71,7 @@ def darker(number: int, size: int) -> Image.Image:
 
 
 class Page(HTMLParser):
-    """What a browser would make of it: text, tags with their attributes, addresses of pictures."""
+    """The text of a page, its tags with their attributes, and its image URLs."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -83,21 +82,21 @@ class Page(HTMLParser):
         self.feed(self.source)
         self.close()
         self.text = " ".join("".join(pieces).split())
-        self.pictures = [attributes["src"] or "" for tag, attributes in self.tags if tag == "img"]
+        self.images = [attributes["src"] or "" for tag, attributes in self.tags if tag == "img"]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
 
 
-def picture(address: str) -> np.ndarray:
-    kind, data = address.split(",", 1)
+def decode(url: str) -> np.ndarray:
+    kind, data = url.split(",", 1)
     assert kind == "data:image/jpeg;base64"
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))), dtype=float)
 
 
 @pytest.fixture(scope="module")
-def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
-    """A collection with a split, hostile names and a damaged file, and one of volumes; audited by one command."""
+def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """An audit of two collections: one with a split, hostile names and a damaged file, and one of volumes."""
     root = tmp_path_factory.mktemp("audit")
     mine = root / "my <collection>"
     save(draw(1, 240), mine / "Training" / "glioma" / HOSTILE)
@@ -113,11 +112,11 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     write_nifti(root / "volumes" / "notumor" / "v.nii", volume)
     write_nifti(root / "volumes" / "glioma" / "w.nii", np.stack([draw(n, 96) for n in (21, 22)], 2).astype(np.int16))
     (root / "volumes.yaml").write_text(NIFTI)
-    words = [str(mine), str(root / "volumes"), "--recipe", f"volumes={root / 'volumes.yaml'}", "--workers", "1"]
-    return root / "out", in_process("shard", "audit", *words, "--skip-bad", "--out", str(root / "out"))
+    arguments = [str(mine), str(root / "volumes"), "--recipe", f"volumes={root / 'volumes.yaml'}", "--workers", "1"]
+    return root / "out", in_process("shard", "audit", *arguments, "--skip-bad", "--out", str(root / "out"))
 
 
-def test_all_three_files_say_the_same(audited):
+def test_files_and_terminal_agree(audited):
     out, done = audited
     assert sorted(path.name for path in out.iterdir()) == ["audit.json", "index.html", "pairs.parquet"]
     assert [path.name for path in out.parent.iterdir() if path.name.startswith(".")] == []
@@ -131,65 +130,66 @@ def test_all_three_files_say_the_same(audited):
         ("near", "notumor", "meningioma", None),
         ("near", "notumor", "notumor", 3),
     ]
-    words = " ".join(done.out.split())
-    assert "– with either 2 (50.0 %)" in words.replace("\u00a0", " ")
-    assert f"the pairs side by side: {out / 'index.html'}" in words
-    assert "left out as damaged: 1 file" in words
+    text = " ".join(done.out.split())
+    assert "– with either 2 (50.0 %)" in text.replace("\u00a0", " ")
+    assert f"the pairs side by side: {out / 'index.html'}" in text
+    assert "skipped 1 damaged file, listed in audit.json" in text
 
 
-def test_page_tells_the_findings_in_sentences(audited):
+def test_page_states_the_findings(audited):
     text = Page(audited[0] / "index.html").text.replace("\u00a0", " ")
     assert "Audit of my <collection>, volumes" in text
     assert (
-        "2 of 4 test images (50.0 %) have a copy in the training part: 1 the very same pixels, 1 a near copy." in text
+        "2 of 4 test images (50.0 %) have a copy in the training split: 1 an exact copy, 1 a near copy. Accuracy"
+        in text
     )
-    assert "1 picture occurs in copies under labels that contradict each other" in text
-    assert "1 of 6 images of my <collection> (16.7 %) is in volumes too" in text
+    assert "1 picture has copies with contradicting labels. At least one of its labels is wrong." in text
+    assert "1 of 6 images of my <collection> (16.7 %) has a copy in volumes, and 1 of 3 images of volumes" in text
     assert "No published split into training and test" in text  # volumes
     assert "Volumes <of> mine" in text
     assert "CC0 & more" in text
-    assert "my <collection>: bro" not in text  # the path says where it lies
+    assert "my <collection>: bro" not in text  # the path follows the name
     assert "my <collection>: Testing/glioma/bro<ken>.png is empty (0 bytes)" in text
     assert "All 3 pairs." not in text
     assert "Similarity" in text
-    assert "Same pixels" in text
+    assert "Exact copy" in text
 
 
-def test_page_is_one_file_that_runs_nothing_it_was_given(audited):
+def test_page_is_one_file_and_escapes_names(audited):
     page = Page(audited[0] / "index.html")
     assert SHOWN in page.text
     allowed = {"src", "alt", "loading"}
     assert all(set(attributes) == allowed for tag, attributes in page.tags if tag == "img")
     assert any(SHOWN in (attributes.get("alt") or "") for _, attributes in page.tags)
     assert not {"script", "link", "iframe", "object", "collection"} & {tag for tag, _ in page.tags}
-    assert all(address.startswith("data:image/jpeg;base64,") for address in page.pictures)
+    assert all(url.startswith("data:image/jpeg;base64,") for url in page.images)
     links = [attributes["href"] for tag, attributes in page.tags if "href" in attributes]
     assert links == ["#h-skipped"]
     assert not re.search(r"url\(|@import|https?://", page.source)
     assert len(page.source) < 1_000_000
 
 
-def test_page_shows_the_pairs_as_they_are_stored(audited):
+def test_page_shows_the_stored_images(audited):
     page = Page(audited[0] / "index.html")
     labels = [attributes["alt"] or "" for tag, attributes in page.tags if tag == "img"]
-    # the conflict, the exact leak, the near leak (the conflict again), the one in two collections, and the doubtful two
-    assert len(page.pictures) == 2 * (1 + 1 + 1 + 1 + 2)
+    # contradicting labels, exact leak, near leak (the contradicting pair again), two collections, two uncertain pairs
+    assert len(page.images) == 2 * (1 + 1 + 1 + 1 + 2)
     assert ["meningioma" in labels[0], "no tumour" in labels[1]] == [True, True]  # training before test
-    shown = [picture(address) for address in page.pictures]
+    shown = [decode(url) for url in page.images]
     np.testing.assert_allclose(shown[0], np.asarray(draw(2, 96)), atol=40)
     assert np.abs(shown[0] - np.asarray(draw(2, 96))).mean() < 4
-    assert shown[2].shape == shown[3].shape == (200, 200)  # made smaller
-    inside = labels.index(next(text for text in labels if "v.nii" in text))
-    assert np.abs(shown[inside] - shown[inside - 1]).mean() < 12  # a slice of a volume beside the picture it is
+    assert shown[2].shape == shown[3].shape == (200, 200)  # scaled down
+    slice_index = next(index for index, text in enumerate(labels) if "v.nii" in text)
+    assert np.abs(shown[slice_index] - shown[slice_index - 1]).mean() < 12  # the slice of a volume and its copy
 
 
 def test_galleries_spread_over_collections_pictures_and_similarity():
-    """Pictures of three images each, so of three pairs: 60 in x, 3 in y; images 0 and 1 of each are train and test."""
+    """60 pictures in x and 3 in y, each of three images (train, test, val) and so three pairs."""
     count = 3 * 63
     first, second = np.array([(3 * n + a, 3 * n + b) for n in range(63) for a, b in ((0, 1), (0, 2), (1, 2))]).T
     similarity = np.random.default_rng(0).uniform(0.8, 1, len(first)).astype(np.float32)
     moved = np.arange(len(first)) % 9 == 0
-    found = Survey(
+    survey = Survey(
         names=("x", "y"),
         **{key: np.array([None] * count, dtype=object) for key in ("path", "file", "slice", "patient")},
         label=np.array(["glioma"] * count, dtype=object),
@@ -205,50 +205,51 @@ def test_galleries_spread_over_collections_pictures_and_similarity():
         skipped=[],
         warnings=[],
     )
-    conflicts, exact, near, across, doubtful = galleries(found)
-    assert [(len(gallery.pairs), gallery.total) for gallery in (conflicts, exact, across)] == [(0, 0)] * 3
+    contradicting, exact, near, across, uncertain = galleries(survey)
+    assert [(len(gallery.pairs), gallery.total) for gallery in (contradicting, exact, across)] == [(0, 0)] * 3
     assert (len(near.pairs), near.total) == (24, 63)
     pictures = [pair // 3 for pair in near.pairs]
     assert len(set(pictures)) == 24
-    assert {60, 61, 62} <= set(pictures)  # all that y has
+    assert {60, 61, 62} <= set(pictures)  # all pictures of y
     leaks = similarity[0 : 3 * 60 : 3]
     assert {float(leaks.min()), float(leaks.max())} <= {float(similarity[pair]) for pair in near.pairs}
-    assert (len(doubtful.pairs), doubtful.total) == (24, 189)
+    assert (len(uncertain.pairs), uncertain.total) == (24, 189)
     lowest = {n: min(range(3 * n, 3 * n + 3), key=lambda pair: similarity[pair]) for n in range(63)}
-    assert set(doubtful.pairs) <= set(lowest.values())
+    assert set(uncertain.pairs) <= set(lowest.values())
     for kind in (False, True):
         of_kind = sorted((float(similarity[pair]), pair) for pair in lowest.values() if moved[pair] == kind)
-        shown = [pair for pair in doubtful.pairs if moved[pair] == kind]
+        shown = [pair for pair in uncertain.pairs if moved[pair] == kind]
         assert shown == [pair for _, pair in of_kind[: len(shown)]]
         assert len(shown) >= min(12, len(of_kind))
 
 
-def test_results_that_are_empty_read_well(tmp_path, capsys):
+def test_audit_without_findings(tmp_path, capsys):
     for number, name in enumerate(("Training/glioma/a.png", "Testing/glioma/b.png", "Testing/pituitary/c.png")):
         save(draw(number, 64), tmp_path / "clean" / name)
-    words = ["audit", str(tmp_path / "clean"), "--out", str(tmp_path / "out"), "--workers", "1"]
-    assert main(words) == 0
+    arguments = ["audit", str(tmp_path / "clean"), "--out", str(tmp_path / "out"), "--workers", "1"]
+    assert main(arguments) == 0
     assert "between collections" not in capsys.readouterr().out
     text = Page(tmp_path / "out" / "index.html").text
     for sentence in (
-        "No picture of the test part is known from the training part.",
-        "No patients are named, so other slices",
-        "No picture has labels here that contradict each other.",
-        "No test image has the same pixels as an image of its training part.",
+        "No test image has a copy in the training split.",
+        "Patients are not identified, so the training split may contain other slices",
+        "No picture has copies with contradicting labels.",
+        "no image repeats the pixels of another",
+        "No test image is an exact copy of a training image of its collection.",
         "There are no near copies.",
-        "of 2, 0.0",
+        "0.0 % of 2",
     ):
         assert sentence in text, sentence
     before = (tmp_path / "out" / "index.html").read_bytes()
     save(draw(0, 64), tmp_path / "clean" / "Testing" / "glioma" / "d.png")
-    assert main(words) == 0  # an audit is replaced
+    assert main(arguments) == 0  # an audit is replaced
     assert (tmp_path / "out" / "index.html").read_bytes() != before
     assert json.loads((tmp_path / "out" / "audit.json").read_text())["collections"]["clean"]["test_images"] == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clean", "out"]
 
 
-@pytest.mark.parametrize("words", REFUSALS)
-def test_refusals_are_one_line(tmp_path, monkeypatch, capsys, words):
+@pytest.mark.parametrize("arguments", ERRORS)
+def test_user_errors_are_one_line(tmp_path, monkeypatch, capsys, arguments):
     for folder in ("one", "sub/one", "deep/sub/one", "bad"):
         save(draw(1, 64), tmp_path / folder / "glioma" / "a.png")
     save(draw(1, 64), tmp_path / "binary" / "yes" / "a.png")
@@ -257,15 +258,15 @@ def test_refusals_are_one_line(tmp_path, monkeypatch, capsys, words):
     (tmp_path / "other" / "file").write_text("{}")
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
-    out = [] if "--out" in words else ["--out", "out"]
-    assert run(lambda: main(["audit", *words.split(), *out, "--workers", "1"])) == 2
+    out = [] if "--out" in arguments else ["--out", "out"]
+    assert run(lambda: main(["audit", *arguments.split(), *out, "--workers", "1"])) == 2
     *listed, line = capsys.readouterr().err.splitlines()
-    assert line == f"brain-dist: error: {REFUSALS[words].replace('HERE', tmp_path.name)}"
-    assert listed == (["bad: glioma/b.png: is empty (0 bytes)"] if "bad" in words else [])
+    assert line == f"brain-dist: error: {ERRORS[arguments].replace('HERE', tmp_path.name)}"
+    assert listed == (["bad: glioma/b.png: is empty (0 bytes)"] if "bad" in arguments else [])
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_disk_that_takes_no_more_keeps_the_earlier_audit(tmp_path):
+def test_full_disk_keeps_the_earlier_audit(tmp_path):
     for name in ("train/glioma/a.png", "test/pituitary/b.png"):
         save(draw(5, 200), tmp_path / "one" / name)
     out = tmp_path / "out"
@@ -273,10 +274,10 @@ def test_a_disk_that_takes_no_more_keeps_the_earlier_audit(tmp_path):
     for name in ("index.html", "pairs.parquet"):
         (out / name).write_text("before")
     (out / "audit.json").write_text('{"collections": {}, "between": {}, "thresholds": {}}')
-    words = f"{sys.executable} -m brain_dist.shard audit {tmp_path / 'one'} --out {out} --workers 1"
-    # bash counts in blocks of 1,024 bytes; the page is larger than 17 of them, the thumbnails are not
+    arguments = f"{sys.executable} -m brain_dist.shard audit {tmp_path / 'one'} --out {out} --workers 1"
+    # the limit is in blocks of 1,024 bytes; the page is larger than 17 blocks, the thumbnails are not
     done = subprocess.run(
-        ["bash", "-c", f"ulimit -f 17; {words}"],
+        ["bash", "-c", f"ulimit -f 17; {arguments}"],
         capture_output=True,
         text=True,
         check=False,
@@ -284,20 +285,20 @@ def test_a_disk_that_takes_no_more_keeps_the_earlier_audit(tmp_path):
         env=environment(),
     )
     assert (done.returncode, done.stderr) == (
-        2, f"brain-dist: error: --out {out} cannot be written (File too large)\n"
+        2, f"brain-dist: error: cannot write --out {out} (File too large)\n"
     )  # fmt: skip
     assert (out / "index.html").read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "out"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_an_audit_that_is_stopped_leaves_nothing(tmp_path, number):
+def test_killed_audit_leaves_nothing(tmp_path, number):
     folder = tmp_path / "one" / "glioma"
     for image in range(40):
         save(draw(image, 400), folder / f"{image}.png")
-        for again in range(100):  # work for many seconds, so that it cannot end first
+        for again in range(100):  # enough work for many seconds, so that it cannot finish before the signal
             (folder / f"{image}-{again}.png").hardlink_to(folder / f"{image}.png")
-    words = [
+    arguments = [
         sys.executable,
         "-m",
         "brain_dist.shard",
@@ -306,7 +307,7 @@ def test_an_audit_that_is_stopped_leaves_nothing(tmp_path, number):
         "--out",
         str(tmp_path / "a" / "out"),
     ]
-    process = subprocess.Popen([*words, "--workers", "2"], cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*arguments, "--workers", "2"], cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
     try:
         limit = time.monotonic() + 60
         while not any(map(children, children(process.pid))) and time.monotonic() < limit:

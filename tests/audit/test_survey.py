@@ -1,4 +1,4 @@
-"""What an audit counts is exactly what was planted, alone and between collections; every pair is listed."""
+"""The audit counts exactly what was planted, within and between collections, and lists every pair."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 from pictures import CLASSES, draw
 from PIL import Image, ImageEnhance
 
-from brain_dist.audit import survey as module
-from brain_dist.audit.survey import Source, Survey, pairs_table, summary, survey
+from brain_dist.audit import survey as survey_module
+from brain_dist.audit.counts import summary
+from brain_dist.audit.survey import Source, Survey, pairs_table, survey_collections
 from brain_dist.collection.examination import BadImages
 from brain_dist.collection.recipes import default_recipe, parse_recipe
 from brain_dist.errors import UserError
@@ -21,12 +22,12 @@ BINARY = {
 }
 
 
-def look(*sources: Source, skip_bad: bool = False) -> Survey:
-    return survey(sources, workers=1, skip_bad=skip_bad, progress=lambda stage, done, total: None)
+def run_survey(*sources: Source, skip_bad: bool = False) -> Survey:
+    return survey_collections(sources, workers=1, skip_bad=skip_bad, progress=lambda stage, done, total: None)
 
 
 def write(folder: Path, pictures: dict[str, Image.Image]) -> Source:
-    """A collection of PNG files, so that what is equal stays equal; described by its folders."""
+    """A collection of PNG files, so that equal images have equal pixels; described by its folders."""
     for name, picture in pictures.items():
         path = folder / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,7 @@ def darker(number: int, factor: float = 0.7) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Survey:
-    """``alpha`` with training and test part and no patients; ``beta`` with patients, tumour or none."""
+    """``alpha`` has a training and a test split and no patients; ``beta`` has patients and two classes."""
     root = tmp_path_factory.mktemp("collections")
     train = {f"{kind}/{kind[0]}{n}": head(10 * row + n) for row, kind in enumerate(CLASSES) for n in range(4)}
     train["meningioma/m4"] = head(11).resize((100, 100))
@@ -54,9 +55,9 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Survey:
         "glioma/t2": head(2).transpose(MIRROR),
         "glioma/t3": head(100),
         "meningioma/t0": head(10),
-        "meningioma/t1": head(11),  # m1's pixels, and a near copy of m4
-        "meningioma/t2": head(20),  # n0's pixels under another label
-        "notumor/t0": head(21).crop((27, 29, 101, 99)),  # within the head
+        "meningioma/t1": head(11),  # exact copy of m1, and a near copy of m4
+        "meningioma/t2": head(20),  # exact copy of n0 with another label
+        "notumor/t0": head(21).crop((27, 29, 101, 99)),  # cropped inside the head
         "pituitary/t0": head(130),
     }
     alpha = write(root / "alpha", {
@@ -74,7 +75,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Survey:
         "notumor/b6": head(201),
     })  # fmt: skip
     (folder / "patients.csv").write_text("id,who\nb0,P1\nb1,P1\nb2,P2\nb3,P2\nb4,P3\nb5,P3\nb6,\n")
-    return look(alpha, Source("beta", folder, parse_recipe(BINARY, "the recipe")))
+    return run_survey(alpha, Source("beta", folder, parse_recipe(BINARY, "the recipe")))
 
 
 def test_counts_are_what_was_planted(planted):
@@ -114,7 +115,7 @@ def test_counts_are_what_was_planted(planted):
                 "near_images_in_B": 2,
                 "any_images_in_B": 5,
                 "label_conflicts": 1,  # 130: pituitary, notumor; "tumor" agrees with glioma
-                "test_images_of_A_whose_patient_is_in_train_of_A_through_B": 3,  # 0 and 1 of P1; 100 of P2, by way of 3
+                "test_images_of_A_whose_patient_is_in_train_of_A_through_B": 3,  # 0 and 1 of P1; 100 of P2 (3)
                 "test_images_of_B_whose_patient_is_in_train_of_B_through_A": None,
             }
         },
@@ -123,7 +124,7 @@ def test_counts_are_what_was_planted(planted):
     }
 
 
-def test_every_pair_is_listed_with_all_that_is_known(planted):
+def test_table_lists_every_pair(planted):
     rows = pairs_table(planted).to_pylist()
     listed = {(row["path_a"][:-4], row["path_b"][:-4]): row for row in rows}
     assert len(listed) == len(rows)
@@ -131,7 +132,7 @@ def test_every_pair_is_listed_with_all_that_is_known(planted):
         ("Testing/glioma/t1", "Training/glioma/g1"),
         ("Testing/glioma/t2", "Training/glioma/g2"),
         ("Testing/meningioma/t1", "Training/meningioma/m4"),
-        ("Training/meningioma/m1", "Training/meningioma/m4"),  # what is near an image is near its exact copies
+        ("Training/meningioma/m1", "Training/meningioma/m4"),  # a near copy of an image is one of its exact copies
         ("Testing/notumor/t0", "Training/notumor/n1"),
         ("Testing/glioma/t1", "tumor/b1"),
         ("Training/glioma/g1", "tumor/b1"),
@@ -163,75 +164,79 @@ def test_every_pair_is_listed_with_all_that_is_known(planted):
     }  # fmt: skip
 
 
-def test_patients_of_a_collection_count_in_its_own_test_part(tmp_path):
+def test_patients_in_training_and_test_of_one_collection(tmp_path):
     source = write(tmp_path / "own", {
         "train/glioma/a": head(1), "train/glioma/b": head(2), "train/glioma/c": head(3),
         "test/glioma/d": head(4), "test/glioma/e": head(5), "test/glioma/f": head(6),
     })  # fmt: skip
     (source.folder / "patients.csv").write_text("id,patient\na,1\nb,2\nc,\nd,1\ne,3\nf,\n")
-    found = look(Source("own", source.folder, default_recipe(source.folder)))
-    counts = summary(found)["collections"]["own"]
+    survey = run_survey(Source("own", source.folder, default_recipe(source.folder)))
+    counts = summary(survey)["collections"]["own"]
     assert (counts["test_images_with_patient_in_train"], counts["groups"]) == (1, 5)
     assert counts["test_images_with_any_train_copy"] == 0
 
 
-def test_a_crowd_of_equal_images_counts_as_if_all_its_pairs_were_listed(tmp_path, monkeypatch):
+def test_crowd_of_exact_copies_does_not_change_the_counts(tmp_path, monkeypatch):
     crowd = {f"Testing/glioma/{n}": draw(1) for n in range(5)} | {f"Training/glioma/{n}": draw(1) for n in range(40)}
     crowd |= {
         "Training/pituitary/other": draw(1),
         "Testing/notumor/near": ImageEnhance.Brightness(draw(1)).enhance(0.7),
     }
     sources = write(tmp_path / "one", crowd), write(tmp_path / "two", {f"test/glioma/{n}": draw(1) for n in range(30)})
-    few = look(*sources)
-    monkeypatch.setattr(module, "CROWD", 10**6)
-    all_of_them = look(*sources)
-    assert len(few.first) < 500 < len(all_of_them.first) == 76 * 75 // 2 + 76
-    assert summary(few) == summary(all_of_them)
-    counts = summary(few)
+    sampled = run_survey(*sources)
+    monkeypatch.setattr(survey_module, "CROWD", 10**6)
+    complete = run_survey(*sources)
+    assert len(sampled.first) < 500 < len(complete.first) == 76 * 75 // 2 + 76
+    assert summary(sampled) == summary(complete)
+    counts = summary(sampled)
     assert counts["collections"]["one"]["test_images_with_any_train_copy"] == 6
     assert counts["collections"]["two"]["exact_redundant"] == 29
     assert counts["between"]["one|two"]["near_images_in_B"] == 30
 
 
 @pytest.mark.parametrize("images", [1, 5])
-def test_nothing_found_is_a_result_too(tmp_path, images):
-    found = look(write(tmp_path / "clean", {f"glioma/{n}": head(n) for n in range(images)}))
-    counts = summary(found)
+def test_collection_without_copies(tmp_path, images):
+    survey = run_survey(write(tmp_path / "clean", {f"glioma/{n}": head(n) for n in range(images)}))
+    counts = summary(survey)
     assert counts["collections"]["clean"] == {
         "images": images, "exact_redundant": 0, "test_images": 0, "test_images_with_exact_train_copy": 0,
         "test_images_with_near_train_copy": 0, "test_images_with_any_train_copy": 0, "label_conflicts": 0,
         "groups": images, "test_images_with_patient_in_train": None,
     }  # fmt: skip
     assert counts["between"] == {}
-    table = pairs_table(found)
+    table = pairs_table(survey)
     assert table.num_rows == 0
     assert {"path_a", "patient_b", "kind", "similarity", "mirrored", "moved"} <= set(table.column_names)
 
 
-def test_damage_anywhere_is_told_with_its_collection(tmp_path):
+def test_damaged_files_are_listed_with_their_collection(tmp_path):
     sources = [write(tmp_path / name, {f"glioma/{n}": draw(n) for n in range(2)}) for name in ("one", "two")]
     for source in sources:
         (source.folder / "glioma" / "bad.png").write_bytes(b"")
     with pytest.raises(BadImages) as caught:
-        look(*sources)
+        run_survey(*sources)
     assert caught.value.files == [f"{name}: glioma/bad.png: is empty (0 bytes)" for name in ("one", "two")]
-    found = look(*sources, skip_bad=True)
-    assert summary(found)["skipped"] == [
+    survey = run_survey(*sources, skip_bad=True)
+    assert summary(survey)["skipped"] == [
         {"collection": name, "source": "glioma/bad.png", "reason": "is empty (0 bytes)"} for name in ("one", "two")
     ]
-    assert len(found.path) == 4
+    assert len(survey.path) == 4
     for path in (sources[1].folder / "glioma").glob("[01].png"):
         path.unlink()
     with pytest.raises(UserError, match=r"^two: --skip-bad would leave no image at all"):
-        look(*sources, skip_bad=True)
+        run_survey(*sources, skip_bad=True)
 
 
-def test_a_folder_that_does_not_speak_for_itself_is_named_before_anything_is_decoded(tmp_path):
+def test_folders_are_checked_before_anything_is_decoded(tmp_path):
     good = write(tmp_path / "one", {"glioma/a": draw(1)})
     (tmp_path / "two" / "yes").mkdir(parents=True)
     Image.new("L", (64, 64)).save(tmp_path / "two" / "yes" / "a.png")
     stages: list[str] = []
-    with pytest.raises(UserError, match=r"^two: the folder yes names none of .*classes are \[notumor, tumor\]"):
-        survey([good, Source("two", tmp_path / "two", default_recipe(tmp_path / "two"))], workers=1, skip_bad=False,
-               progress=lambda stage, done, total: stages.append(stage))  # fmt: skip
+    with pytest.raises(UserError, match=r"^two: the folder yes is not one of .*classes are \[notumor, tumor\]"):
+        survey_collections(
+            [good, Source("two", tmp_path / "two", default_recipe(tmp_path / "two"))],
+            workers=1,
+            skip_bad=False,
+            progress=lambda stage, done, total: stages.append(stage),
+        )
     assert stages == []

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import in_process
+from helpers import in_process
 
-from brain_dist.audit.survey import Source, Survey, summary, survey
+from brain_dist.audit.counts import summary
+from brain_dist.audit.survey import Source, Survey, survey_collections
 from brain_dist.collection.recipes import default_recipe
 from brain_dist.phantom.planting import KINDS, score
 from brain_dist.store.dataset import open_dataset
@@ -29,7 +30,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(root: Path) -> Survey:
     source = Source("planted", root, default_recipe(root))
-    return survey([source], workers=1, skip_bad=False, progress=lambda *_: None)
+    return survey_collections([source], workers=1, skip_bad=False, progress=lambda *_: None)
 
 
 def ids_of(found: Survey) -> list[str]:
