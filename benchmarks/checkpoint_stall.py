@@ -23,8 +23,8 @@ from brain_dist.networks.create import create_network
 from brain_dist.ranks.device import choose_device
 from brain_dist.ranks.group import process_group
 from brain_dist.ranks.world import discover
-from brain_dist.stream import plan
 from brain_dist.stream.batch import Batch
+from brain_dist.stream.plan import TrainingPlan
 from brain_dist.training.engine import Engine
 from brain_dist.training.saving import Saver
 
@@ -48,7 +48,9 @@ def main() -> None:
     with process_group(world, device), tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         engine = Engine(config, create_network(config.model, 4, seed=0), world, device)
         rows = np.arange(2)
-        micro = next(plan.training(rows, rows * 0, seed=0, epochs=1, global_batch=2, micro_batch=2, rank=0, world=1))
+        zero = rows * 0
+        plan = TrainingPlan(rows=rows, shard=zero, label=zero, seed=0, epochs=1, global_batch=2, micro_batch=2)
+        micro = next(plan.micro_batches(rank=0, world_size=1))
         batch = Batch.of(torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8, device=device), micro, rows)
 
         def step() -> float:

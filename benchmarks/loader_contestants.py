@@ -40,14 +40,22 @@ class Place:
 def _jobs(place: Place) -> Any:
     from brain_dist.config import DataConfig
     from brain_dist.store.dataset import open_dataset
-    from brain_dist.stream import plan
-    from brain_dist.stream.batch import training_jobs
+    from brain_dist.stream.jobs import training_jobs
+    from brain_dist.stream.plan import TrainingPlan
 
     dataset, config = open_dataset(place.shards), DataConfig(size=place.size, color=place.color, threads=place.workers)  # type: ignore[arg-type]
     rows = np.arange(len(dataset), dtype=np.int64)
-    split = {"global_batch": place.batch, "micro_batch": place.batch, "rank": 0, "world": 1}
-    planned = plan.training(rows, rows * 0, seed=0, epochs=1, **split)
-    return dataset, config, training_jobs(dataset, config, AUGMENT, planned, seed=0)
+    plan = TrainingPlan(
+        rows=rows,
+        shard=rows * 0,
+        label=rows * 0,
+        seed=0,
+        epochs=1,
+        global_batch=place.batch,
+        micro_batch=place.batch,
+    )
+    micro_batches = plan.micro_batches(rank=0, world_size=1)
+    return dataset, config, training_jobs(dataset, config, AUGMENT, micro_batches, seed=0)
 
 
 def ours(place: Place) -> Iterator[int]:
@@ -58,7 +66,7 @@ def ours(place: Place) -> Iterator[int]:
 
     dataset, config, jobs = _jobs(place)
     device = torch.device("cpu")
-    for batch in open_loader(config, dataset, jobs, augmented=True, batch=place.batch, device=device):
+    for batch in open_loader(config, dataset, jobs, augmented=True, micro_batch=place.batch, device=device):
         yield int(batch.valid.sum())
 
 

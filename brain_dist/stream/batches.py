@@ -1,4 +1,4 @@
-"""Batches for one rank: those of a training, and those of chosen rows for an evaluation."""
+"""Batches of one rank: plan, jobs and loader in one call."""
 
 from __future__ import annotations
 
@@ -8,40 +8,36 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from brain_dist.config import Config, DataConfig
+from brain_dist.ranks.world import World
+from brain_dist.store.dataset import Dataset
+from brain_dist.stream.batch import Batch
+from brain_dist.stream.jobs import evaluation_jobs, training_jobs
+from brain_dist.stream.loader import open_loader
+from brain_dist.stream.plan import TrainingPlan, evaluation_micro_batches
 
 if TYPE_CHECKING:
     import torch
-
-    from brain_dist.ranks.world import World
-    from brain_dist.store.dataset import Dataset
-    from brain_dist.stream.batch import Batch
 
 
 def training_batches(
     config: Config, dataset: Dataset, world: World, device: torch.device, *, first_step: int
 ) -> Iterator[Batch]:
-    """This rank's micro-batches from ``first_step`` to the end of training."""
-    from brain_dist.stream import plan
-    from brain_dist.stream.batch import training_jobs
-    from brain_dist.stream.loader import open_loader
-
-    rows, train = dataset.rows("train"), config.train
-    planned = plan.training(
-        rows,
-        np.unique(dataset.columns["shard"][rows], return_inverse=True)[1],
-        seed=config.run.seed,
+    """The micro-batches of this rank from ``first_step`` to the end of training."""
+    rows, train, seed = dataset.rows("train"), config.train, config.run.seed
+    plan = TrainingPlan(
+        rows=rows,
+        shard=np.unique(dataset.columns["shard"][rows], return_inverse=True)[1],
+        label=dataset.columns["label"][rows].astype(np.int64),
+        seed=seed,
         epochs=train.epochs,
         global_batch=train.global_batch,
         micro_batch=train.micro_batch,
-        rank=world.rank,
-        world=world.size,
-        first_step=first_step,
         window=config.data.window,
-        label=dataset.columns["label"][rows].astype(np.int64),
         balance=train.balance,
     )
-    jobs = training_jobs(dataset, config.data, config.augment, planned, seed=config.run.seed)
-    return open_loader(config.data, dataset, jobs, augmented=True, batch=train.micro_batch, device=device)
+    micro_batches = plan.micro_batches(world.rank, world.size, first_step)
+    jobs = training_jobs(dataset, config.data, config.augment, micro_batches, seed=seed)
+    return open_loader(config.data, dataset, jobs, augmented=True, micro_batch=train.micro_batch, device=device)
 
 
 def evaluation_batches(
@@ -54,14 +50,10 @@ def evaluation_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Batch]:
-    """This rank's share of ``rows`` (int64 [N]), unaugmented, each row once over all ranks.
+    """This rank's part of ``rows`` (int64 [N]) without augmentation, each row once over all ranks.
 
-    All ranks take the same number of micro-batches; ``Batch.valid`` is False where a row only fills one up.
+    All ranks take the same number of micro-batches; ``Batch.valid`` is False for padding.
     """
-    from brain_dist.stream import plan
-    from brain_dist.stream.batch import evaluation_jobs
-    from brain_dist.stream.loader import open_loader
-
-    planned = plan.evaluation(rows, micro_batch=micro_batch, rank=rank, world=world_size)
-    jobs = evaluation_jobs(dataset, config, planned)
-    return open_loader(config, dataset, jobs, augmented=False, batch=micro_batch, device=device)
+    plan = evaluation_micro_batches(rows, micro_batch=micro_batch, rank=rank, world_size=world_size)
+    jobs = evaluation_jobs(dataset, config, plan)
+    return open_loader(config, dataset, jobs, augmented=False, micro_batch=micro_batch, device=device)

@@ -1,10 +1,10 @@
 """Random numbers as a pure function of what they are for.
 
-A counter-based generator has no state to save, to split over ranks or to lose: the number that sample 17 gets for its
-rotation in epoch 3 is ``uniform(seed, "rotate", 3, 17)``, whoever asks, in whatever order. The mixing function is the
-64-bit finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014, with Stafford's constants), applied once a word.
-It is written out here because library generators promise neither vectorised counters nor the same stream in their next
-version, and a run's order of samples must outlive both.
+A counter-based generator has no state to save, to split over ranks or to lose: the number for the rotation of sample 17
+in epoch 3 is ``uniform(seed, "rotate", 3, 17)`` on any rank and in any order. The mixing function is the 64-bit
+finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014, with Stafford's constants), applied once per word. It is
+written out here because library generators promise neither vectorised counters nor the same stream in their next
+version, and the order of samples of a run must not change with either.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def bits(seed: int, purpose: str, *counters: int | npt.ArrayLike) -> UInt64Array
     """64 random bits for each element of the broadcast ``counters``.
 
     Args:
-        seed: the run's seed.
-        purpose: a name that keeps unrelated draws apart ("order", "augment", …).
-        counters: non-negative integers or arrays of them (epoch, sample, draw); they broadcast together.
+        seed: seed of the run.
+        purpose: name that separates unrelated draws ("order", "augment.flip", …).
+        counters: non-negative integers or arrays of them (epoch, sample, …); they broadcast together.
 
     Returns:
         uint64 array of the broadcast shape.
     """
-    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is the point
+    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is intended
         state = _mix(np.asarray(seed & 0xFFFFFFFFFFFFFFFF, dtype=np.uint64) + _GOLDEN)
         for counter in (zlib.crc32(purpose.encode()), *counters):
             state = _mix((state ^ np.asarray(counter).astype(np.uint64)) + _GOLDEN)

@@ -1,4 +1,4 @@
-"""uint8 images to the network's input: normalise, widen to three channels, cast."""
+"""From uint8 images to the network's input."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ if TYPE_CHECKING:
 
 
 class Normalize:
-    """uint8 [B, 1 or 3, H, W] → the network's input [B, in_chans, H, W], on the device.
+    """Normalise images with ``data.mean`` and ``data.std`` and cast them, on the device.
 
-    Normalising one gray channel with three means and deviations widens it in the same operation, so a gray image
-    crosses memory as one channel until the very last step.
+    uint8 [B, 1 or 3, H, W] → ``dtype`` [B, in_chans, H, W], channels-last. A gray image broadcasts against three means
+    and standard deviations: it becomes three channels here, and needs one channel of memory until then.
+
+    Args:
+        config: ``mean`` and ``std``, for pixels in [0, 1]; their averages are used if ``in_chans`` is 1.
+        in_chans: input channels of the network, 1 or 3.
+        device: device of the images.
+        dtype: type of the network's input.
     """
 
     def __init__(self, config: DataConfig, in_chans: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -30,13 +36,13 @@ class Normalize:
         self.dtype = dtype
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """Normalise, widen, cast; channels-last, which convolutions want (and all ZeRO stages accept of an input)."""
+        """Normalise ``image``. Channels-last is the fast layout for convolutions, and all ZeRO stages accept it."""
         import torch
 
-        made = torch.addcmul(self.offset, image.float(), self.scale)
-        return made.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        normalized = torch.addcmul(self.offset, image.float(), self.scale)
+        return normalized.to(self.dtype).contiguous(memory_format=torch.channels_last)
 
-    def to_gray(self, made: torch.Tensor) -> np.ndarray:
-        """Undo the normalisation: uint8 [B, H, W], for showing to a person."""
-        undone = (made.float() - self.offset) / self.scale
-        return undone.mean(dim=1).round().clamp(0, 255).to("cpu").numpy().astype(np.uint8)
+    def to_gray(self, normalized: torch.Tensor) -> np.ndarray:
+        """Undo the normalisation, for display: uint8 [B, H, W]."""
+        pixels = (normalized.float() - self.offset) / self.scale
+        return pixels.mean(dim=1).round().clamp(0, 255).to("cpu").numpy().astype(np.uint8)

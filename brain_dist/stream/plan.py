@@ -1,11 +1,11 @@
-"""Which samples a step sees: pure functions of (seed, epoch, step), the same on any number of ranks.
+"""Which samples each rank loads in each step, as a pure function of (seed, epoch, step).
 
 An epoch is a permutation of the training rows, cut into global batches. A global batch is an ordered list of
-*positions*; position p belongs to micro-step ``p // (micro_batch * world)`` and, inside it, to rank
-``p % (micro_batch * world) // micro_batch``. The list does not depend on the world, only its cutting does: so 1, 2 or 8
-ranks see the same samples in the same step. The last
-batch of an epoch is filled up with invalid positions, so that every rank takes the same number of steps and no sample
-is dropped or seen twice. (Balanced sampling visits some twice and leaves others out: :mod:`brain_dist.stream.balance`.)
+*positions*. Position p belongs to micro-step ``p // (micro_batch * world_size)`` and there to rank
+``p % (micro_batch * world_size) // micro_batch``. The list does not depend on the world size, only its division among
+the ranks does: 1, 2 or 8 ranks see the same samples in the same step. The last batch of an epoch is padded with invalid
+positions, so that every rank takes the same number of steps and each sample is used once per epoch. (Balanced sampling
+uses some samples several times and leaves out others: :mod:`brain_dist.stream.balance`.)
 """
 
 from __future__ import annotations
@@ -19,68 +19,174 @@ import numpy.typing as npt
 from brain_dist.config import Balance
 from brain_dist.errors import UserError
 from brain_dist.stream import counter
-from brain_dist.stream.balance import balanced, class_weights, row_of
+from brain_dist.stream.balance import balanced_visits, class_weights, row_of
 
 Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one rank loads at once.
+    """The samples that one rank loads at once.
 
     Attributes:
-        epoch, step: step counts optimiser steps from the start of training (0-based), over all epochs.
-        micro: index of the micro-step inside the step.
-        rows: int64 [B], rows of the index; on padding, a row that is loaded but never counted.
-        valid: bool [B], False on padding.
-        position: int64 [B], place in the global batch.
-        draw: int64 [B], what is drawn at random for a sample is drawn for this number: the row on its first visit in
-            the epoch, another number on each further one.
-        weight: float32 [B], weight in the loss, 0 on padding.
-        total_weight: sum of the weights of the whole global batch (the loss's denominator).
+        epoch: epoch number, 0-based.
+        step: optimiser step since the start of training, 0-based, over all epochs.
+        micro_step: index of the micro-step inside the step.
+        rows: int64 [B], rows of the index; padding repeats other rows of the epoch.
+        valid: bool [B], False for padding.
+        position: int64 [B], position in the global batch.
+        visit: int64 [B], the number that random draws for a sample use, see :mod:`brain_dist.stream.balance`.
+        weight: float32 [B], weight in the loss, 0 for padding.
+        total_weight: sum of the weights of the whole global batch, the denominator of the loss.
     """
 
     epoch: int
     step: int
-    micro: int
+    micro_step: int
     rows: Rows
     valid: npt.NDArray[np.bool_]
     position: Rows
-    draw: Rows
+    visit: Rows
     weight: npt.NDArray[np.float32]
     total_weight: float
 
 
-def accumulation(global_batch: int, micro_batch: int, world: int) -> int:
-    """Micro-steps a step, so that ``micro_batch * accumulation * world == global_batch``; UserError if none fits."""
-    per_micro = micro_batch * world
-    if global_batch % per_micro:
-        fits = [m for m in range(micro_batch, 0, -1) if global_batch % (m * world) == 0]
-        mend = (
-            f"train.micro_batch={fits[0]} would do"
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """The order of samples of a whole training.
+
+    Attributes:
+        rows: int64 [N], rows of the training split.
+        shard: int64 [N], number of the shard that stores each row.
+        label: int64 [N], class of each row.
+        seed: seed of the run.
+        epochs: passes over the training split.
+        global_batch: samples of one optimiser step, over all ranks and micro-steps.
+        micro_batch: samples that one rank loads at once.
+        window: shuffling window in shards, see :func:`epoch_order`.
+        balance: "weights" or "sampling" makes the classes count equally, see :mod:`brain_dist.stream.balance`.
+
+    Raises:
+        UserError: ``rows`` is empty.
+    """
+
+    rows: Rows
+    shard: Rows
+    label: Rows
+    seed: int
+    epochs: int
+    global_batch: int
+    micro_batch: int
+    window: int = 0
+    balance: Balance = "none"
+
+    def __post_init__(self) -> None:
+        if not len(self.rows):
+            raise UserError("the training split is empty; rebuild the shards with other --fractions")
+
+    def micro_batches(self, rank: int, world_size: int, first_step: int = 0) -> Iterator[MicroBatch]:
+        """Every micro-batch of ``rank`` from step ``first_step`` to the end of training.
+
+        Starting at any step costs one permutation: nothing is read or skipped.
+        """
+        per_epoch = steps_per_epoch(len(self.rows), self.global_batch)
+        micro_steps = accumulation_steps(self.global_batch, self.micro_batch, world_size)
+        row_weight = self._row_weight()
+        for epoch in range(first_step // per_epoch, self.epochs):
+            order = self._epoch_visits(epoch)
+            for step_in_epoch in range(max(first_step - epoch * per_epoch, 0), per_epoch):
+                visits, valid = global_batch_at(order, step_in_epoch, self.global_batch)
+                weight = np.where(valid, row_weight[row_of(visits)], 0.0)
+                for micro_step in range(micro_steps):
+                    position = positions(micro_step, rank, world_size, self.micro_batch)
+                    yield MicroBatch(
+                        epoch=epoch,
+                        step=epoch * per_epoch + step_in_epoch,
+                        micro_step=micro_step,
+                        rows=row_of(visits[position]),
+                        valid=valid[position],
+                        position=position,
+                        visit=visits[position],
+                        weight=weight[position].astype(np.float32),
+                        total_weight=float(weight.sum()),
+                    )
+
+    def _row_weight(self) -> npt.NDArray[np.float64]:
+        """Weight in the loss by row number: float64 [largest row + 1]."""
+        weight = np.ones(int(self.rows.max()) + 1)
+        if self.balance == "weights":
+            weight[self.rows] = class_weights(self.label)
+        return weight
+
+    def _epoch_visits(self, epoch: int) -> Rows:
+        """All visits of an epoch in their order, int64 [N]."""
+        visits, shard = self.rows, self.shard
+        if self.balance == "sampling":
+            visits, index = balanced_visits(self.rows, self.label, seed=self.seed, epoch=epoch)
+            shard = self.shard[index]
+        return epoch_order(visits, shard, seed=self.seed, epoch=epoch, window=self.window)
+
+
+def evaluation_micro_batches(rows: Rows, *, micro_batch: int, rank: int, world_size: int) -> Iterator[MicroBatch]:
+    """The micro-batches of ``rank`` that use every row exactly once over all ranks, in order.
+
+    All ranks take the same number of steps; padding is invalid.
+    """
+    global_batch = micro_batch * world_size
+    position = positions(0, rank, world_size, micro_batch)
+    for step in range(steps_per_epoch(len(rows), global_batch)):
+        batch, batch_valid = global_batch_at(rows, step, global_batch)
+        own, valid = batch[position], batch_valid[position]
+        yield MicroBatch(
+            epoch=0,
+            step=step,
+            micro_step=0,
+            rows=own,
+            valid=valid,
+            position=position,
+            visit=own,
+            weight=valid.astype(np.float32),
+            total_weight=float(batch_valid.sum()),
+        )
+
+
+def accumulation_steps(global_batch: int, micro_batch: int, world_size: int) -> int:
+    """Micro-steps per optimiser step: ``global_batch / (micro_batch * world_size)``.
+
+    Raises:
+        UserError: ``global_batch`` is not a multiple of ``micro_batch * world_size``.
+    """
+    per_micro_step = micro_batch * world_size
+    if global_batch % per_micro_step:
+        fits = [m for m in range(micro_batch, 0, -1) if global_batch % (m * world_size) == 0]
+        advice = (
+            f"set train.micro_batch={fits[0]}"
             if fits
-            else f"choose a train.global_batch that {world} ranks divide, such as {-(-global_batch // world) * world}"
+            else f"set train.global_batch to a multiple of {world_size}, such as"
+            f" {-(-global_batch // world_size) * world_size}"
         )
         raise UserError(
-            f"train.global_batch={global_batch} is not train.micro_batch={micro_batch} × {world} ranks × a whole"
-            f" number; {mend}"
+            f"train.global_batch={global_batch} is not a multiple of train.micro_batch={micro_batch} × {world_size}"
+            f" ranks; {advice}"
         )
-    return global_batch // per_micro
+    return global_batch // per_micro_step
 
 
 def steps_per_epoch(samples: int, global_batch: int) -> int:
-    """Optimiser steps that see each of ``samples`` once; the last one may be partly filled."""
+    """Optimiser steps that use each of ``samples`` once; the last batch may be padded."""
     return -(-samples // global_batch)
 
 
-def epoch_order(rows: Rows, shard: npt.NDArray[np.int64], *, seed: int, epoch: int, window: int = 0) -> Rows:
+def epoch_order(rows: Rows, shard: Rows, *, seed: int, epoch: int, window: int = 0) -> Rows:
     """The order of one epoch: a permutation of ``rows``.
 
     Args:
-        rows: int64 [N], the rows of the training split.
-        shard: int64 [N], number of the shard that holds each row.
-        window: 0 shuffles all rows together. W > 0 shuffles the shards, then the samples inside each run of W shards,
-            so that reads of data larger than memory stay near-sequential.
+        rows: int64 [N], the rows (or visits) to shuffle.
+        shard: int64 [N], number of the shard that stores each of them.
+        seed: seed of the run.
+        epoch: epoch number.
+        window: 0 shuffles all rows together. W > 0 shuffles the shards, then the rows inside each run of W shards, so
+            that reads of data larger than memory stay nearly sequential.
 
     Returns:
         int64 [N].
@@ -88,84 +194,28 @@ def epoch_order(rows: Rows, shard: npt.NDArray[np.int64], *, seed: int, epoch: i
     key = counter.bits(seed, "order", epoch, rows)
     if window <= 0:
         return rows[np.argsort(key, kind="stable")]
-    present = np.unique(shard)
-    turn = np.empty(int(present.max()) + 1 if len(present) else 0, dtype=np.int64)
-    turn[present[np.argsort(counter.bits(seed, "shards", epoch, present), kind="stable")]] = np.arange(len(present))
-    return rows[np.lexsort((key, turn[shard] // window))]
+    shards = np.unique(shard)
+    shard_order = np.empty(int(shards.max()) + 1 if len(shards) else 0, dtype=np.int64)
+    shuffled = np.argsort(counter.bits(seed, "shards", epoch, shards), kind="stable")
+    shard_order[shards[shuffled]] = np.arange(len(shards))
+    return rows[np.lexsort((key, shard_order[shard] // window))]
 
 
 def global_batch_at(order: Rows, step_in_epoch: int, global_batch: int) -> tuple[Rows, npt.NDArray[np.bool_]]:
-    """The ordered rows of one step [G], and which of them are valid [G]."""
-    chunk = order[step_in_epoch * global_batch : (step_in_epoch + 1) * global_batch]
-    if not len(chunk):
-        raise ValueError(f"step {step_in_epoch} lies beyond an epoch of {len(order)} samples")
-    # Filled up with other samples of the epoch: not counted, but BatchNorm sees them, so they should be ordinary ones
-    rows = np.concatenate([chunk, np.resize(order, global_batch - len(chunk))])
-    return rows, np.arange(global_batch) < len(chunk)
+    """The rows of one step in their order [G], and which of them are valid [G].
 
-
-def positions(micro: int, rank: int, world: int, micro_batch: int) -> Rows:
-    """Positions in the global batch that ``rank`` computes in micro-step ``micro``: int64 [B]."""
-    start = (micro * world + rank) * micro_batch
-    return np.arange(start, start + micro_batch, dtype=np.int64)
-
-
-def training(
-    rows: Rows,
-    shard: npt.NDArray[np.int64],
-    *,
-    seed: int,
-    epochs: int,
-    global_batch: int,
-    micro_batch: int,
-    rank: int,
-    world: int,
-    first_step: int = 0,
-    window: int = 0,
-    label: Rows | None = None,
-    balance: Balance = "none",
-) -> Iterator[MicroBatch]:
-    """Every micro-batch of ``rank`` from step ``first_step`` to the end of training.
-
-    Starting at step k costs one permutation, whatever k is: nothing is read or skipped through. ``balance`` makes
-    the classes in ``label`` (int64 [N], of ``rows``) count alike: by their weights, or by how often they are visited.
+    Raises:
+        ValueError: the epoch has no step ``step_in_epoch``.
     """
-    if not len(rows):
-        raise UserError("the training split is empty; rebuild the shards with other --fractions")
-    per_epoch = steps_per_epoch(len(rows), global_batch)
-    micros = accumulation(global_batch, micro_batch, world)
-    label = np.zeros_like(rows) if label is None else label
-    weights = np.ones(int(rows.max()) + 1)
-    if balance == "weights":
-        weights[rows] = class_weights(label)
-    for epoch in range(first_step // per_epoch, epochs):
-        draws, at = rows, np.arange(len(rows))
-        if balance == "sampling":
-            draws, at = balanced(rows, label, seed=seed, epoch=epoch)
-        order = epoch_order(draws, shard[at], seed=seed, epoch=epoch, window=window)
-        begin = max(first_step - epoch * per_epoch, 0)
-        for step_in_epoch in range(begin, per_epoch):
-            batch, valid = global_batch_at(order, step_in_epoch, global_batch)
-            weight = np.where(valid, weights[row_of(batch)], 0.0)
-            for micro in range(micros):
-                place = positions(micro, rank, world, micro_batch)
-                yield MicroBatch(
-                    epoch=epoch,
-                    step=epoch * per_epoch + step_in_epoch,
-                    micro=micro,
-                    rows=row_of(batch[place]),
-                    valid=valid[place],
-                    position=place,
-                    draw=batch[place],
-                    weight=weight[place].astype(np.float32),
-                    total_weight=float(weight.sum()),
-                )
+    batch = order[step_in_epoch * global_batch : (step_in_epoch + 1) * global_batch]
+    if not len(batch):
+        raise ValueError(f"step {step_in_epoch} is beyond the end of an epoch of {len(order)} samples")
+    # Padding does not count in the loss, but BatchNorm sees it, so it consists of ordinary samples of the epoch
+    rows = np.concatenate([batch, np.resize(order, global_batch - len(batch))])
+    return rows, np.arange(global_batch) < len(batch)
 
 
-def evaluation(rows: Rows, *, micro_batch: int, rank: int, world: int) -> Iterator[MicroBatch]:
-    """Every row once over all ranks, in order; all ranks take the same number of steps, padding is invalid."""
-    for step in range(steps_per_epoch(len(rows), micro_batch * world)):
-        batch, valid = global_batch_at(rows, step, micro_batch * world)
-        place = positions(0, rank, world, micro_batch)
-        rows_, counted = batch[place], valid[place]
-        yield MicroBatch(0, step, 0, rows_, counted, place, rows_, counted.astype(np.float32), float(valid.sum()))
+def positions(micro_step: int, rank: int, world_size: int, micro_batch: int) -> Rows:
+    """Positions in the global batch that ``rank`` computes in ``micro_step``: int64 [B]."""
+    start = (micro_step * world_size + rank) * micro_batch
+    return np.arange(start, start + micro_batch, dtype=np.int64)

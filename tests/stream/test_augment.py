@@ -1,4 +1,6 @@
-"""Augmentation decisions: a function of the sample alone, inside the picture, and mixed the same on any world."""
+"""Augmentation parameters: a function of the sample alone, inside the image, and the same for every world size."""
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,13 +24,13 @@ def frames(count: int, seed: int = 0) -> augment.Frames:
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**31), epoch=st.integers(0, 1000), data=st.data())
-def test_a_sample_is_augmented_the_same_in_any_company(seed: int, epoch: int, data: st.DataObject) -> None:
+def test_augmentation_of_a_sample_does_not_depend_on_its_batch(seed: int, epoch: int, data: st.DataObject) -> None:
     all_frames = frames(50)
-    together = augment.decide(EVERYTHING, all_frames, np.arange(50), seed=seed, epoch=epoch)
-    company = np.array(data.draw(st.lists(st.integers(0, 49), min_size=1, max_size=20)))
-    alone = augment.decide(EVERYTHING, all_frames, company, seed=seed, epoch=epoch)
+    everything = augment.decide(EVERYTHING, all_frames, np.arange(50), seed=seed, epoch=epoch)
+    rows = np.array(data.draw(st.lists(st.integers(0, 49), min_size=1, max_size=20)))
+    batch = augment.decide(EVERYTHING, all_frames, rows, seed=seed, epoch=epoch)
     for name in ("crop", "affine", "gain", "shift", "erase"):
-        np.testing.assert_array_equal(getattr(alone, name), getattr(together, name)[company])
+        np.testing.assert_array_equal(getattr(batch, name), getattr(everything, name)[rows])
 
 
 @settings(max_examples=30, deadline=None)
@@ -47,50 +49,53 @@ def test_crops_stay_inside_the_frame_and_are_never_empty(seed: int) -> None:
 def test_decisions_have_the_stated_distributions() -> None:
     count = 20000
     columns = {"width": np.full(count, 512), "height": np.full(count, 512)}
-    made = augment.decide(
+    decisions = augment.decide(
         AugmentConfig(scale=(0.5, 1.0), ratio=(1.0, 1.0), flip=0.25, rotate=20, brightness=0, contrast=0.2, erase=0.3),
         augment.Frames.of(columns, head=False),
         np.arange(count),
         seed=1,
         epoch=2,
     )
-    area = made.crop[:, 2] * made.crop[:, 3] / 512**2
+    area = decisions.crop[:, 2] * decisions.crop[:, 3] / 512**2
     assert abs(area.mean() - 0.75) < 0.01
     assert area.min() > 0.49
-    assert abs((np.linalg.det(made.affine[:, :, :2]) < 0).mean() - 0.25) < 0.02
-    angle = np.rad2deg(np.arcsin(made.affine[:, 1, 0]))
+    assert abs((np.linalg.det(decisions.affine[:, :, :2]) < 0).mean() - 0.25) < 0.02
+    angle = np.rad2deg(np.arcsin(decisions.affine[:, 1, 0]))
     assert abs(angle.mean()) < 0.5
     assert 19.5 < np.abs(angle).max() <= 20.001
-    assert abs((made.erase[:, 2] > 0).mean() - 0.3) < 0.02
-    np.testing.assert_allclose(made.gain * 0.5 + made.shift, 0.5, atol=1e-6)  # contrast turns about mid-gray
+    assert abs((decisions.erase[:, 2] > 0).mean() - 0.3) < 0.02
+    np.testing.assert_allclose(
+        decisions.gain * 0.5 + decisions.shift, 0.5, atol=1e-6
+    )  # contrast changes about mid-gray
 
 
 def test_another_epoch_augments_differently() -> None:
-    first, second = (augment.decide(EVERYTHING, frames(50), np.arange(50), seed=0, epoch=e) for e in (0, 1))
+    first, second = (augment.decide(EVERYTHING, frames(50), np.arange(50), seed=0, epoch=epoch) for epoch in (0, 1))
     assert not np.array_equal(first.crop, second.crop)
     assert not np.array_equal(first.affine, second.affine)
 
 
 @settings(max_examples=20, deadline=None)
 @given(samples=st.integers(1, 60), seed=st.integers(0, 999), step=st.integers(0, 5))
-def test_mixing_does_not_depend_on_the_world(samples: int, seed: int, step: int) -> None:
+def test_mixing_does_not_depend_on_the_world_size(samples: int, seed: int, step: int) -> None:
     rows = np.arange(samples)
     order = plan.epoch_order(rows, rows, seed=seed, epoch=0)
     _, valid = plan.global_batch_at(order, step % plan.steps_per_epoch(samples, 24), 24)
 
-    def mixed(world: int, micro_batch: int) -> dict[int, tuple[float, ...]]:
-        found = {}
-        for micro in range(24 // (world * micro_batch)):
-            for rank in range(world):
-                place = plan.positions(micro, rank, world, micro_batch)
-                made = augment.mix(EVERYTHING, place, valid[place], seed=seed, step=step)
-                assert made is not None
-                for i, position in enumerate(place.tolist()):
-                    found[position] = (float(made.weight[i]), *made.box[i].tolist(), bool(made.blend[i]))
-        return found
+    def mix_by_position(world_size: int, micro_batch: int) -> dict[int, tuple[float, ...]]:
+        result = {}
+        for micro_step in range(24 // (world_size * micro_batch)):
+            for rank in range(world_size):
+                positions = plan.positions(micro_step, rank, world_size, micro_batch)
+                mix = augment.mix(EVERYTHING, positions, valid[positions], seed=seed, step=step)
+                assert mix is not None
+                for i, position in enumerate(positions.tolist()):
+                    result[position] = (float(mix.weight[i]), *mix.box[i].tolist(), bool(mix.blend[i]))
+        return result
 
-    whole = mixed(1, 24)
-    assert all(mixed(world, micro) == whole for world, micro in [(2, 4), (3, 8), (4, 6), (2, 12)])
+    whole = mix_by_position(1, 24)
+    for world_size, micro_batch in [(2, 4), (3, 8), (4, 6), (2, 12)]:
+        assert mix_by_position(world_size, micro_batch) == whole
     for position, (weight, *_) in whole.items():
         assert whole[position ^ 1][0] == weight
         if not (valid[position] and valid[position ^ 1]):
@@ -114,6 +119,6 @@ def test_mixing_is_off_by_default() -> None:
         {"mixup": -0.2},
     ],
 )
-def test_impossible_settings_are_named(wrong: dict) -> None:  # type: ignore[type-arg]
+def test_values_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"augment.{next(iter(wrong))}="):
         AugmentConfig(**wrong)

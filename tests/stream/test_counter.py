@@ -1,4 +1,4 @@
-"""The counter-based random numbers: uniform, independent by purpose, and never to change."""
+"""The counter-based random numbers: uniform, independent by purpose, and frozen."""
 
 import numpy as np
 from scipy import stats
@@ -29,7 +29,7 @@ def test_seed_purpose_and_counter_each_change_the_stream() -> None:
 
 
 def test_the_stream_is_frozen() -> None:
-    # A run saved today must go on with the same samples under any later version: these words may never change.
+    # A run saved today must resume with the same samples under any later version: these words must never change.
     assert [int(word) for word in counter.bits(0, "order", 0, np.arange(3))] == FROZEN
 
 
