@@ -1,7 +1,11 @@
-"""Choose the images of an evaluation that a person should look at: the surest errors, then the least sure hits."""
+"""Choose the predictions of an evaluation that a person should look at: confident errors and typical correct ones.
+
+All functions return positions in the predictions table. Confidence is the probability of the predicted class.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +15,15 @@ from brain_dist.judging.predictions import Predictions
 
 @dataclass(frozen=True)
 class Example:
-    """``image`` uint8 [H, W] as the network saw it; ``probability`` of the ``predicted`` class."""
+    """A prediction with its image.
+
+    Attributes:
+        image: uint8 [H, W], as the network saw it.
+        key: the image's key in the index.
+        true: name of the true class.
+        predicted: name of the predicted class.
+        probability: probability of the predicted class.
+    """
 
     image: np.ndarray
     key: str
@@ -21,7 +33,34 @@ class Example:
 
 
 def choose_examples(predictions: Predictions, count: int) -> np.ndarray:
-    """Positions of the ``count`` most telling predictions: errors by falling probability, then hits by rising one."""
-    wrong = predictions.predicted != predictions.label
-    sure = predictions.prob.max(axis=1)
-    return np.lexsort((np.where(wrong, -sure, sure), ~wrong))[:count]
+    """The first ``count`` of: errors by falling confidence, then correct predictions by rising confidence."""
+    correct = np.flatnonzero(predictions.predicted == predictions.label)
+    confidence = predictions.prob[correct].max(axis=1)
+    uncertain = correct[np.argsort(confidence, kind="stable")]
+    return np.concatenate([confident_errors(predictions), uncertain])[:count]
+
+
+def confident_errors(predictions: Predictions, per_group: int | None = None) -> np.ndarray:
+    """Errors by falling confidence; at most ``per_group`` of one group if it is given."""
+    errors = np.flatnonzero(predictions.predicted != predictions.label)
+    errors = errors[np.argsort(-predictions.prob[errors].max(axis=1), kind="stable")]
+    if per_group is None:
+        return errors
+    counter: Counter[str] = Counter()
+    kept = []
+    for position, group in zip(errors.tolist(), predictions.group[errors].tolist(), strict=True):
+        counter[group] += 1
+        if counter[group] <= per_group:
+            kept.append(position)
+    return np.array(kept, dtype=np.int64)
+
+
+def typical_hits(predictions: Predictions) -> np.ndarray:
+    """For each class the correct prediction of median confidence; none for a class without a correct prediction."""
+    confidence = predictions.prob.max(axis=1)
+    medians = []
+    for label in range(len(predictions.classes)):
+        correct = np.flatnonzero((predictions.label == label) & (predictions.predicted == label))
+        if len(correct):
+            medians.append(correct[np.argsort(confidence[correct], kind="stable")[len(correct) // 2]])
+    return np.array(medians, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The report of a real run folder in a real browser: its numbers, its pictures, what it says when parts are gone."""
+"""The report of a real run folder in a real browser: numbers, images, and messages about missing parts."""
 
 from __future__ import annotations
 
@@ -23,16 +23,20 @@ from safetensors.torch import save_file
 from sklearn import metrics as sk
 
 from brain_dist import config, evaluate, report, shortcut
-from brain_dist.checkpoints.layout import MARKER, checkpoint_folder, marker_text
+from brain_dist.checkpoints.layout import MARKER, checkpoint_folder, encode_marker
 from brain_dist.errors import UserError
 from brain_dist.inference.run import load_run
+from brain_dist.judging.examples import choose_examples, confident_errors, typical_hits
 from brain_dist.judging.predictions import Predictions, read_predictions, write_predictions
 from brain_dist.networks.create import create_network
 from brain_dist.pages.text import number, percent
 from brain_dist.ranks.world import discover
-from brain_dist.reporting.build import build_report, make_examples, typical_hits, worst_mistakes
+from brain_dist.reporting.build import worst_mistakes
+from brain_dist.reporting.images import make_slices
+from brain_dist.reporting.page import render
+from brain_dist.reporting.run_files import read_run_files
 from brain_dist.store.dataset import open_dataset
-from brain_dist.tracking.run_folder import write_run_files
+from brain_dist.tracking.run_folder import RunFacts, write_run_files
 from brain_dist.tracking.tracker import Tracker
 
 STEP = 7
@@ -40,19 +44,21 @@ QUIET = "--disable-quic --no-first-run --disable-background-networking --disable
 
 
 @pytest.fixture(scope="module")
-def made(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder as training, evaluate and shortcut leave it. The network is the seed's but for its last layer, which
-    names the class whose training images have the nearest mean features."""
+def finished_run(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a checkpoint, a log, predictions, shortcut baselines and a report.
+
+    The network is randomly initialised. Only its last layer is set: it predicts the class with the nearest mean of
+    features among the training images.
+    """
     base = tmp_path_factory.mktemp("runs")
-    words = ["--run.name", "trial", "--run.dir", str(base), "--run.device", "cpu", "--data.shards", str(phantom_shards)]
-    settings = config.load(
-        [*words, "--model.name", "test_convnext", "--data.size", "64", "--data.threads", "1", "--track.wandb", "off"]
-    )
+    arguments = f"--run.name trial --run.dir {base} --run.device cpu --data.shards {phantom_shards}".split()
+    tiny = "--model.name test_convnext --data.size 64 --data.threads 1 --track.wandb off".split()
+    settings = config.load([*arguments, *tiny])
     dataset, run = open_dataset(phantom_shards), settings.run.path
     network = create_network(settings.model, len(dataset.classes), seed=3)
     size = sum(parameter.numel() for parameter in network.parameters())
-    command = ["python", "-m", "brain_dist.train", *words]
-    write_run_files(settings, dataset, discover({}), torch.device("cpu"), size, command)
+    command = ["python", "-m", "brain_dist.train", *arguments]
+    write_run_files(RunFacts(settings, dataset, discover({}), torch.device("cpu"), size), command)
     folder = checkpoint_folder(run / "checkpoints", STEP)
     folder.mkdir(parents=True)
 
@@ -60,7 +66,7 @@ def made(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         file = folder / "model.safetensors"
         save_file({name: value.contiguous() for name, value in state.items()}, file)
         listing = {file.name: {"size": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}}
-        (folder / MARKER).write_bytes(marker_text({"files": listing}))
+        (folder / MARKER).write_bytes(encode_marker({"files": listing}))
 
     save(network.state_dict())
     loaded, rows = load_run(run), dataset.rows("train")
@@ -68,16 +74,16 @@ def made(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         features = loaded.model.forward_head(loaded.model.forward_features(loaded.images(rows)), pre_logits=True)
         label, scale = torch.from_numpy(dataset.columns["label"][rows]), features.std(0)
         mean = torch.stack([(features / scale)[label == c].mean(0) for c in range(len(dataset.classes))])
-        # |x/scale - mean|², without what is equal for all classes, is linear in x
+        # -|x/scale - mean|² without the terms that are equal for all classes is linear in x
         state = loaded.model.state_dict()
         state["head.fc.weight"], state["head.fc.bias"] = 2 * mean / scale, -mean.square().sum(1)
     save(state)
     with Tracker(settings, run, first_step=0, total_steps=STEP, enabled=True) as tracker:
         for step in range(STEP):
             values = {"epoch": step / 3, "loss": 1.4 - 0.1 * step, "lr": 1e-4 * step, "grad_norm": 1.0}
-            tracker.train(step, {**values, "images_per_s": 100.0})
+            tracker.log_step(step, {**values, "images_per_s": 100.0})
         scores = {"loss": 1.2, "accuracy": 0.4, "f1_macro": 0.35, "auc_macro": None}
-        tracker.evaluation(STEP, "val", {"epoch": 2.0, **scores})
+        tracker.log_evaluation(STEP, "val", {"epoch": 2.0, **scores})
     for split in ("test", "train"):
         assert evaluate.main([str(run), "--split", split, "--device", "cpu"]) == 0
     assert shortcut.main([str(phantom_shards), "--json", str(run / "predictions" / "shortcut.json")]) == 0
@@ -86,31 +92,31 @@ def made(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture
-def run(made: Path, tmp_path: Path) -> Path:
-    """A copy of that run folder to change."""
-    return Path(shutil.copytree(made, tmp_path / "trial"))
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the run folder that a test may change."""
+    return Path(shutil.copytree(finished_run, tmp_path / "trial"))
 
 
 class Page(HTMLParser):
-    """Text by element id, and every address that the page would fetch or point to."""
+    """Text by element id, and every URL that the page loads or links to."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.by_id: dict[str, str] = {}
-        self.addresses: list[str] = []
-        self.pictures: list[dict[str, str | None]] = []
+        self.urls: list[str] = []
+        self.images: list[dict[str, str | None]] = []
         self.tags: set[str] = set()
         self._open: list[tuple[str, str | None]] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
+        attributes = dict(attrs)
         self.tags.add(tag)
-        self.addresses += [v for k, v in attrs if k in ("src", "href", "xlink:href", "action", "data", "srcset") and v]
+        self.urls += [v for k, v in attrs if k in ("src", "href", "xlink:href", "action", "data", "srcset") and v]
         if tag == "img":
-            self.pictures.append(found)
+            self.images.append(attributes)
         if tag not in ("img", "meta", "br", "link"):
-            self._open.append((tag, found.get("id")))
+            self._open.append((tag, attributes.get("id")))
 
     def handle_endtag(self, tag: str) -> None:
         while self._open and self._open.pop()[0] != tag:
@@ -123,25 +129,26 @@ class Page(HTMLParser):
 
 
 def browser(page: Path, profile: Path, *flags: str, width: int = 1200) -> str:
-    """What Chromium prints for the page."""
+    """Standard output of Chromium for the page."""
     chromium = shutil.which("chromium")
     if chromium is None:
-        reason = "chromium is not installed (apt-get install chromium): the report was not opened in a browser"
+        reason = "chromium is not installed (apt-get install chromium)"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
-    words = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *QUIET.split()]
-    words += [f"--user-data-dir={profile}", f"--window-size={width},2000", *flags, page.resolve().as_uri()]
-    return subprocess.run(words, capture_output=True, text=True, timeout=90, check=True).stdout
+    arguments = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *QUIET.split()]
+    arguments += [f"--user-data-dir={profile}", f"--window-size={width},2000", *flags, page.resolve().as_uri()]
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=90, check=True).stdout
 
 
 def page_of(run: Path, name: str = "test") -> Page:
-    return Page(build_report(run, None, name))
+    files = read_run_files(run, name)
+    return Page(render(files, worst_mistakes(files.predictions), typical_hits(files.predictions), {}, None))
 
 
-def test_headline_numbers_in_the_browser_are_those_of_the_predictions(made: Path, tmp_path: Path) -> None:
-    shown = Page(browser(made / "report" / "index.html", tmp_path, "--dump-dom")).by_id
-    table = pq.read_table(made / "predictions" / "test.parquet").to_pandas()
+def test_browser_shows_the_metrics_of_the_predictions(finished_run: Path, tmp_path: Path) -> None:
+    shown = Page(browser(finished_run / "report" / "index.html", tmp_path, "--dump-dom")).by_id
+    table = pq.read_table(finished_run / "predictions" / "test.parquet").to_pandas()
     prob = table[[c for c in table.columns if c.startswith("prob_")]].to_numpy()
     label, predicted = table["label"].to_numpy(), prob.argmax(1)
     auc = sk.roc_auc_score(label, prob / prob.sum(1, keepdims=True), multi_class="ovr")
@@ -150,130 +157,132 @@ def test_headline_numbers_in_the_browser_are_those_of_the_predictions(made: Path
         "f1_macro": percent(sk.f1_score(label, predicted, average="macro")),
         "auc_macro": number(auc),
         "kappa": number(sk.cohen_kappa_score(label, predicted)),
-        "ece": number(json.loads((made / "predictions" / "test.json").read_text())["ece"]),
+        "ece": number(json.loads((finished_run / "predictions" / "test.json").read_text())["ece"]),
         "images": str(len(table)),
         "patients": str(table["patient"].nunique()),
     }
     assert {name: shown[name] for name in expected} == expected
-    assert "Made-up images" in shown["phantom"]
-    assert "machinery, not the medicine" in shown["phantom"]
-    assert "Unseen patients" in shown["separation"]
+    assert "Synthetic images" in shown["phantom"]
+    assert "say nothing about real patients" in shown["phantom"]
+    assert "No leakage found" in shown["separation"]
     assert shown["command"].startswith("python -m brain_dist.train --run.name trial")
 
 
-def test_the_browser_shows_every_picture_and_asks_for_nothing(made: Path, tmp_path: Path) -> None:
-    html = (made / "report" / "index.html").read_text()
+def test_browser_shows_every_image_and_loads_no_other_file(finished_run: Path, tmp_path: Path) -> None:
+    html = (finished_run / "report" / "index.html").read_text()
     probe = """<script>addEventListener("load", () => parent.postMessage(JSON.stringify({
-        pictures: [...document.images].map(i => [i.complete, i.naturalWidth, i.naturalHeight]),
+        images: [...document.images].map(i => [i.complete, i.naturalWidth, i.naturalHeight]),
         plots: [...document.querySelectorAll("figure svg")].map(s => s.getBoundingClientRect().height),
         fetched: performance.getEntriesByType("resource").map(r => r.name).filter(n => !n.startsWith("data:")),
         width: innerWidth, needed: document.documentElement.scrollWidth }), "*"))</script>"""
     (tmp_path / "probe.html").write_text(html.replace("</body>", probe + "</body>"))
-    predictions = read_predictions(made / "predictions" / "test.parquet")
+    predictions = read_predictions(finished_run / "predictions" / "test.parquet")
     cards = len(worst_mistakes(predictions)) + len(typical_hits(predictions))
     for width in (1200, 400):
-        # In a frame, because a window of a browser is never as narrow as a telephone's
+        # In a frame, because a browser window cannot be as narrow as a phone
         frame = f'<iframe src="probe.html" style="border:0;width:{width}px;height:900px"></iframe>'
         listen = "<script>addEventListener('message', e => document.title = e.data)</script>"
         (tmp_path / "frame.html").write_text(f"<!doctype html><title></title>{listen}{frame}")
         profile = tmp_path / f"profile{width}"
         dom = browser(tmp_path / "frame.html", profile, "--dump-dom", "--virtual-time-budget=5000", width=1400)
         seen = json.loads(dom.split("<title>")[1].split("</title>")[0])
-        assert seen["pictures"] == [[True, 64, 64]] * (2 * cards)
+        assert seen["images"] == [[True, 64, 64]] * (2 * cards)
         assert len(seen["plots"]) == 5
         assert min(seen["plots"]) > 100
         assert seen["fetched"] == []
         assert seen["needed"] <= seen["width"] == width
 
 
-def test_screenshot_is_not_blank(made: Path, tmp_path: Path) -> None:
+def test_screenshot_is_not_blank(finished_run: Path, tmp_path: Path) -> None:
     for width in (1200, 400):
         shot = tmp_path / f"{width}.png"
-        browser(made / "report" / "index.html", tmp_path / f"profile{width}", f"--screenshot={shot}", width=width)
+        browser(
+            finished_run / "report" / "index.html", tmp_path / f"profile{width}", f"--screenshot={shot}", width=width
+        )
         pixels = np.asarray(Image.open(shot).convert("RGB"))
         assert pixels.shape[1] == width
-        written = (pixels.min(axis=2) < 100).mean(axis=1)  # dark pixels by row of the screen: text and lines
-        assert 0.2 < (written > 0.005).mean() < 0.95
+        dark = (pixels.min(axis=2) < 100).mean(axis=1)  # share of dark pixels per row of the screen
+        assert 0.2 < (dark > 0.005).mean() < 0.95
         blue = (pixels[..., 2].astype(int) - pixels[..., 0] > 120).sum()
-        assert blue > 500  # the accuracy's bar, the plots
+        assert blue > 500  # bars and plots
 
 
-def test_page_stands_alone(made: Path) -> None:
-    html = (made / "report" / "index.html").read_text()
+def test_page_is_self_contained(finished_run: Path) -> None:
+    html = (finished_run / "report" / "index.html").read_text()
     page = Page(html)
-    assert all(address.startswith(("data:image/jpeg;base64,", "#")) for address in page.addresses)
+    assert all(url.startswith(("data:image/jpeg;base64,", "#")) for url in page.urls)
     assert not page.tags & {"script", "link", "iframe", "object", "embed", "base"}
     assert "@import" not in html
     assert "url(http" not in html
-    assert len(page.pictures) >= 8
-    for attributes in page.pictures:
+    assert len(page.images) >= 8
+    for attributes in page.images:
         image = Image.open(io.BytesIO(base64.b64decode((attributes["src"] or "").split(",")[1])))
         assert image.size == (64, 64)
         assert attributes["alt"]
 
 
-def test_pictures_are_what_the_network_saw(made: Path) -> None:
-    predictions = read_predictions(made / "predictions" / "test.parquet")
-    loaded = load_run(made)
+def test_images_are_the_inputs_of_the_network(finished_run: Path) -> None:
+    predictions = read_predictions(finished_run / "predictions" / "test.parquet")
+    loaded = load_run(finished_run)
     positions = worst_mistakes(predictions)[:3]
-    examples = make_examples(loaded, predictions, positions)
-    assert [example.row for example in examples] == predictions.row[positions].tolist()
-    for position, example in zip(positions, examples, strict=True):
-        pixels = torch.from_numpy(example.picture)[None, None].expand(1, 3, -1, -1) / 255
+    slices = make_slices(loaded, predictions, positions)
+    assert [shown.row for shown in slices] == predictions.row[positions].tolist()
+    for position, shown in zip(positions, slices, strict=True):
+        pixels = torch.from_numpy(shown.image)[None, None].expand(1, 3, -1, -1) / 255
         data = loaded.config.data
-        seen = (pixels - torch.tensor(data.mean).view(3, 1, 1)) / torch.tensor(data.std).view(3, 1, 1)
+        inputs = (pixels - torch.tensor(data.mean).view(3, 1, 1)) / torch.tensor(data.std).view(3, 1, 1)
         with torch.no_grad():
-            np.testing.assert_allclose(loaded.model(seen)[0], predictions.logit[position], rtol=1e-3, atol=1e-2)
-        assert (example.picture.dtype, example.picture.shape) == (np.uint8, (64, 64))
-        assert example.heat is not None
-        assert example.heat.shape == (64, 64)
-    assert make_examples(loaded, predictions, np.array([], dtype=np.int64)) == []
+            np.testing.assert_allclose(loaded.model(inputs)[0], predictions.logit[position], rtol=1e-3, atol=1e-2)
+        assert (shown.image.dtype, shown.image.shape) == (np.uint8, (64, 64))
+        assert shown.heat is not None
+        assert shown.heat.shape == (64, 64)
+    assert make_slices(loaded, predictions, np.array([], dtype=np.int64)) == []
 
 
-def test_without_shards_the_page_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_page_without_shards(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run / "predictions" / "test.parquet"
     predictions = read_predictions(path)
     write_predictions(path, replace(predictions, shards=str(run / "gone")), predictions.row)
     assert report.main([str(run), "--out", str(run / "page.html")]) == 0
     page = Page((run / "page.html").read_text())
-    assert page.pictures == []
-    assert "no longer there" in page.by_id["pictures-missing"]
+    assert page.images == []
+    assert "no longer exists" in page.by_id["images-missing"]
     assert "could not be checked" in page.by_id["separation"]
     assert page.by_id["accuracy"] == percent(predictions.evaluate()["accuracy"])
-    assert "no pictures" in capsys.readouterr().err
+    assert "no images" in capsys.readouterr().err
 
 
-def test_without_checkpoint_the_page_says_so(run: Path) -> None:
+def test_page_without_checkpoint(run: Path) -> None:
     shutil.rmtree(run / "checkpoints")
     assert report.main([str(run)]) == 0
     page = Page((run / "report" / "index.html").read_text())
-    assert page.pictures == []
-    assert "no complete checkpoint" in page.by_id["pictures-missing"]
-    assert "Unseen patients" in page.by_id["separation"]
+    assert page.images == []
+    assert "no complete checkpoint" in page.by_id["images-missing"]
+    assert "No leakage found" in page.by_id["separation"]
 
 
-def test_leaks_and_other_collections_are_named(run: Path) -> None:
+def test_page_reports_leakage_and_other_shards(run: Path) -> None:
     train = page_of(run, "train").by_id["separation"]
     n = len(read_predictions(run / "predictions" / "train.parquet"))
-    assert "Not all unseen" in train
-    assert f"{n} of these {n} images" in train
-    facts = json.loads((run / "environment.json").read_text())
-    (run / "environment.json").write_text(json.dumps(facts | {"dataset_version": "0" * 64}))
+    assert "Leakage." in train
+    assert f"{n} of the {n} evaluated images" in train
+    environment = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps(environment | {"dataset_version": "0" * 64}))
     assert "Other shards" in page_of(run).by_id["separation"]
 
 
-def test_shortcut_that_does_as_well_is_not_hidden(run: Path) -> None:
+def test_page_compares_with_the_best_shortcut(run: Path) -> None:
     path = run / "predictions" / "shortcut.json"
-    found = json.loads(path.read_text())
+    shortcut = json.loads(path.read_text())
     accuracy = read_predictions(run / "predictions" / "test.parquet").evaluate()["accuracy"]
     for border, verdict in ((accuracy, "No better than a shortcut"), (accuracy - 0.05, "adds 5.0 percentage points")):
-        for name, score in found["baselines"].items():
+        for name, score in shortcut["baselines"].items():
             score["accuracy"] = border if name == "border" else 0.0
-        path.write_text(json.dumps(found))
+        path.write_text(json.dumps(shortcut))
         assert verdict in page_of(run).by_id["shortcut-verdict"]
     for other in ({"dataset_version": "0" * 64}, {"fold": 1}):
-        path.write_text(json.dumps(found | other))
-        assert "shortcut-verdict" not in page_of(run).by_id  # it was measured on other data
+        path.write_text(json.dumps(shortcut | other))
+        assert "shortcut-verdict" not in page_of(run).by_id  # measured on other data
 
 
 def with_predictions(run: Path, changed: Predictions) -> Page:
@@ -281,48 +290,50 @@ def with_predictions(run: Path, changed: Predictions) -> Page:
     return page_of(run)
 
 
-def test_names_are_text_and_never_markup(run: Path) -> None:
+def test_names_are_escaped(run: Path) -> None:
     predictions = read_predictions(run / "predictions" / "test.parquet")
     key = np.array([f"<script>alert({i})</script>" for i in range(len(predictions))], dtype=object)
     page = with_predictions(run, replace(predictions, key=key))
     assert "script" not in page.tags
 
 
-def test_perfect_and_one_sided_predictions(run: Path) -> None:
+def test_perfect_and_constant_predictions(run: Path) -> None:
     predictions = read_predictions(run / "predictions" / "test.parquet")
-    right = np.eye(4, dtype=np.float32)[predictions.label]
-    page = with_predictions(run, replace(predictions, prob=right))
+    correct = np.eye(4, dtype=np.float32)[predictions.label]
+    page = with_predictions(run, replace(predictions, prob=correct))
     assert (page.by_id["accuracy"], page.by_id["kappa"]) == ("100.0\u00a0%", "1.000")
-    first = replace(predictions, prob=np.eye(4, dtype=np.float32)[np.zeros(len(right), dtype=int)])
+    first = replace(predictions, prob=np.eye(4, dtype=np.float32)[np.zeros(len(correct), dtype=int)])
     page = with_predictions(run, first)
     assert (page.by_id["kappa"], page.by_id["auc_macro"]) == ("–", "0.500")
 
 
-def test_worst_mistakes_are_the_most_confident_and_not_all_of_one_patient(run: Path) -> None:
+def test_choice_of_errors_and_correct_predictions(run: Path) -> None:
     predictions = read_predictions(run / "predictions" / "test.parquet")
     n = len(predictions)
     confidence = np.linspace(0.5, 0.9, n, dtype=np.float32)
+    correct = np.arange(n) % 4 == 0
     prob = np.tile((1 - confidence)[:, None] / 3, 4)
-    prob[np.arange(n), (predictions.label + (np.arange(n) % 4 != 0)) % 4] = confidence  # every fourth is right
+    prob[np.arange(n), (predictions.label + ~correct) % 4] = confidence
     group = np.array(["one patient"] * 5 + [f"g{i}" for i in range(n - 5)], dtype=object)[::-1]
     crafted = replace(predictions, prob=prob, group=group)
-    expected, of_one = [], 0
-    for i in range(n - 1, -1, -1):
-        if i % 4 == 0:
-            continue
-        of_one += group[i] == "one patient"
-        if group[i] != "one patient" or of_one <= 2:
-            expected.append(i)
+    errors, hits = np.flatnonzero(~correct)[::-1].tolist(), np.flatnonzero(correct).tolist()
+    of_patient = [i for i in errors if group[i] == "one patient"]
+    expected = [i for i in errors if i not in of_patient[2:]]
+    assert len(of_patient) > 2
+    assert confident_errors(crafted).tolist() == errors
+    assert confident_errors(crafted, per_group=2).tolist() == expected
     assert worst_mistakes(crafted).tolist() == expected[:12]
-    right = [[i for i in range(0, n, 4) if predictions.label[i] == c] for c in range(4)]
-    assert typical_hits(crafted).tolist() == [hits[len(hits) // 2] for hits in right if hits]
+    assert choose_examples(crafted, 5).tolist() == errors[:5]
+    assert choose_examples(crafted, n).tolist() == [*errors, *hits]
+    by_class = [[i for i in hits if predictions.label[i] == c] for c in range(4)]
+    assert typical_hits(crafted).tolist() == [of_class[len(of_class) // 2] for of_class in by_class if of_class]
 
 
-def test_mistakes_of_the_user_are_one_line(run: Path) -> None:
+def test_user_errors_are_one_line(run: Path) -> None:
     with pytest.raises(UserError, match=r"brain_dist\.evaluate"):
         report.main([str(run), "--name", "absent"])
     with (run / "metrics.jsonl").open("a") as log:
-        log.write('{"kind": "train", "st')  # a process that was killed while it wrote
+        log.write('{"kind": "train", "st')  # written by a process that was killed
     assert "accuracy" in page_of(run).by_id
     with (run / "metrics.jsonl").open("a") as log:
         log.write("\n{}\n")
@@ -330,7 +341,7 @@ def test_mistakes_of_the_user_are_one_line(run: Path) -> None:
         page_of(run)
 
 
-def test_files_that_are_optional(run: Path) -> None:
+def test_optional_files(run: Path) -> None:
     for name in (
         "metrics.jsonl",
         "config.yaml",
@@ -344,7 +355,7 @@ def test_files_that_are_optional(run: Path) -> None:
     assert "command" not in page.by_id
 
 
-def test_numbers_are_never_rounded_to_what_they_are_not() -> None:
+def test_numbers_are_not_rounded_to_0_or_1() -> None:
     values = [None, 0.0, 0.0004, 0.0005, 0.5, 0.9994, 0.99951, 1.0]
     texts = ["–", "0.0 %", "< 0.1 %", "0.1 %", "50.0 %", "99.9 %", "> 99.9 %", "1" + "00.0 %"]
     assert [percent(value).replace("\u00a0", " ") for value in values] == texts

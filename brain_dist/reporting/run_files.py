@@ -1,0 +1,105 @@
+"""Read the files of a run folder that its report shows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from brain_dist.errors import UserError
+from brain_dist.judging.predictions import Predictions, read_predictions
+from brain_dist.store.dataset import Dataset, open_dataset
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The contents of a run folder.
+
+    Attributes:
+        run: name of the run.
+        name: name of the predictions that the report is about.
+        predictions: these predictions.
+        others: the run's other predictions, by name.
+        log: rows of metrics.jsonl; empty if there is no log.
+        config: text of config.yaml, or None.
+        environment: content of environment.json, or None.
+        shortcut: content of predictions/shortcut.json, or None.
+        dataset: the shards of the predictions, or None if they are not available.
+        dataset_missing: why ``dataset`` is None.
+    """
+
+    run: str
+    name: str
+    predictions: Predictions
+    others: dict[str, Predictions]
+    log: list[dict[str, Any]]
+    config: str | None
+    environment: dict[str, Any] | None
+    shortcut: dict[str, Any] | None
+    dataset: Dataset | None
+    dataset_missing: str
+
+
+def read_run_files(folder: Path, name: str) -> RunFiles:
+    """Read a run folder. Only ``predictions/<name>.parquet`` is required.
+
+    Raises:
+        UserError: the predictions do not exist, or a file cannot be read.
+    """
+    predictions = read_predictions(folder / "predictions" / f"{name}.parquet")
+    paths = sorted((folder / "predictions").glob("*.parquet"))
+    dataset, missing = _open_dataset(predictions)
+    return RunFiles(
+        run=folder.resolve().name,
+        name=name,
+        predictions=predictions,
+        others={path.stem: read_predictions(path) for path in paths if path.stem != name and path.name[0] != "."},
+        log=_read_log(folder / "metrics.jsonl"),
+        config=_read_text(folder / "config.yaml"),
+        environment=_read_json(folder / "environment.json"),
+        shortcut=_read_json(folder / "predictions" / "shortcut.json"),
+        dataset=dataset,
+        dataset_missing=missing,
+    )
+
+
+def _open_dataset(predictions: Predictions) -> tuple[Dataset | None, str]:
+    """The shards of the predictions, or None and the reason."""
+    try:
+        dataset = open_dataset(predictions.shards)
+    except UserError:
+        return None, f"the shard folder {predictions.shards} no longer exists"
+    if dataset.version != predictions.dataset_version:
+        return None, f"the shard folder {predictions.shards} now contains another version of the data"
+    return dataset.of_fold(predictions.fold), ""
+
+
+def _read_text(path: Path) -> str | None:
+    return path.read_text() if path.is_file() else None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    text = _read_text(path)
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); write it again or delete it") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object; write it again or delete it")
+    return value
+
+
+def _read_log(path: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl, without a last line that a killed process left incomplete."""
+    rows = []
+    lines = (_read_text(path) or "").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise UserError(f"{path}, line {number} is not JSON; delete that line") from None
+    return rows
