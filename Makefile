@@ -8,7 +8,7 @@ LOCK := --generate-hashes --no-emit-index-url --no-annotate --no-header pyprojec
 export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench-setup demo test soak check graph lock bench
+.PHONY: help setup bench-setup demo test soak check docs graph lock bench
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -41,6 +41,9 @@ check: .venv/ready ## formatter, linter, type checker
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+docs: .venv/ready ## docs/configuration.md from the docstrings of the settings
+	$(PY) -m brain_dist.config.reference > docs/configuration.md
 
 graph: .venv/ready ## the imports between the packages, lowest first
 	$(PY) tests/import_graph.py

@@ -1,12 +1,13 @@
-"""A run's settings: dataclasses, read from YAML files and the command line, checked before anything heavy is imported.
+"""The settings of a run: dataclasses, read from YAML files and the command line and checked.
 
-``load(["--config", "configs/convnext_base.yaml", "--optim.lr", "1e-4"])`` gives a :class:`Config`. Every setting exists
-once, in ``sections.py`` or ``augment.py``, with its meaning; ``dump`` writes the resolved form beside every result.
+``load(["--config", "configs/convnext_base.yaml", "--optim.lr", "1e-4"])`` returns a :class:`Config`. Each setting is a
+field of a dataclass in ``sections.py`` or ``augment.py``, with its meaning in the docstring; ``reference.py`` makes
+``docs/configuration.md`` from them. Nothing heavy is imported before all settings are checked.
 """
 
 from brain_dist.config.augment import AugmentConfig
 from brain_dist.config.config import Config
-from brain_dist.config.parse import dump, load, parser, read, to_dict
+from brain_dist.config.parse import dump, load, read, to_dict
 from brain_dist.config.sections import (
     Balance,
     DataConfig,
@@ -33,7 +34,6 @@ __all__ = [
     "TrainConfig",
     "dump",
     "load",
-    "parser",
     "read",
     "to_dict",
 ]

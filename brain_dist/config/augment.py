@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from brain_dist.errors import UserError
+from brain_dist.config.checks import require
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What training may do to an image.
+    """Random augmentation of training images.
 
     Args:
-        scale: area of the random crop, as a share of the image (or of the head box), smallest and largest.
-        ratio: aspect ratio of the random crop relative to the image's own, smallest and largest.
-        flip: probability of a left-right flip.
-        rotate: largest rotation in degrees, either way.
-        brightness: largest relative change of brightness (0.2: 0.8 to 1.2 times).
-        contrast: largest relative change of contrast about mid-gray.
-        erase: probability of blacking out a random box (random erasing).
-        mixup: alpha of the Beta distribution for mixup; 0 is off.
-        cutmix: alpha of the Beta distribution for CutMix; 0 is off. With both on, half of the pairs get each.
+        scale: Smallest and largest area of the random crop as a fraction of the image, or of the box around the head
+            with `data.head_crop`; 0 < smallest ≤ largest ≤ 1.
+        ratio: Smallest and largest aspect ratio of the random crop relative to the image; 0 < smallest ≤ largest.
+        flip: Probability of a left-right flip, in [0, 1].
+        rotate: Largest rotation in either direction in degrees, ≥ 0.
+        brightness: Largest relative change of brightness, in [0, 1). 0.2 means a factor of 0.8 to 1.2.
+        contrast: Largest relative change of contrast about mid-gray, in [0, 1).
+        erase: Probability of blacking out a random box (random erasing), in [0, 1].
+        mixup: Parameter alpha of mixup's Beta distribution, ≥ 0; 0 turns mixup off.
+        cutmix: Parameter alpha of CutMix's Beta distribution, ≥ 0; 0 turns CutMix off. With both on, a pair of images
+            gets either with equal probability.
     """
 
     scale: tuple[float, float] = (0.7, 1.0)
@@ -34,16 +36,16 @@ class AugmentConfig:
     cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise UserError(f"augment.scale={list(self.scale)}: needs 0 < smallest ≤ largest ≤ 1")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise UserError(f"augment.ratio={list(self.ratio)}: needs 0 < smallest ≤ largest")
+        low, high = self.scale
+        require(0 < low <= high <= 1, "augment.scale", self.scale, "must satisfy 0 < smallest ≤ largest ≤ 1")
+        low, high = self.ratio
+        require(0 < low <= high, "augment.ratio", self.ratio, "must satisfy 0 < smallest ≤ largest")
         for name in ("flip", "erase"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"augment.{name}={getattr(self, name)}: a probability lies between 0 and 1")
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"augment.{name}", value, "must be in [0, 1]")
         for name in ("brightness", "contrast"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"augment.{name}={getattr(self, name)}: needs 0 ≤ value < 1")
+            value = getattr(self, name)
+            require(0 <= value < 1, f"augment.{name}", value, "must be in [0, 1)")
         for name in ("rotate", "mixup", "cutmix"):
-            if getattr(self, name) < 0:
-                raise UserError(f"augment.{name}={getattr(self, name)}: may not be negative")
+            value = getattr(self, name)
+            require(value >= 0, f"augment.{name}", value, "must be ≥ 0")

@@ -1,4 +1,4 @@
-"""The whole configuration of a run, and the checks that span several sections."""
+"""The whole configuration of a run, and the checks that involve several sections."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from brain_dist.errors import UserError
 
 @dataclass(frozen=True)
 class Config:
-    """One training run."""
+    """Configuration of one training run."""
 
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -29,27 +29,30 @@ class Config:
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def __post_init__(self) -> None:
-        if self.optim.ema and self.train.zero_stage == 3:
+        model, train, augment = self.model, self.train, self.augment
+        if self.optim.ema and train.zero_stage == 3:
             raise UserError(
-                "optim.ema needs whole weights, which ZeRO stage 3 shards; set train.zero_stage=2 or optim.ema=0"
+                f"optim.ema={self.optim.ema} needs whole weights, but train.zero_stage=3 shards them; set"
+                " train.zero_stage=2 or optim.ema=0"
             )
-        if self.model.compile and self.train.zero_stage == 3:
+        if model.compile and train.zero_stage == 3:
             raise UserError(
-                "model.compile does not go with ZeRO stage 3, which swaps weights in the middle of what would be"
-                " compiled; set train.zero_stage=2 or model.compile=false"
+                "model.compile=true does not work with train.zero_stage=3, which replaces weights inside the compiled"
+                " graph; set train.zero_stage=2 or model.compile=false"
             )
-        if self.model.compile and self.train.freeze_epochs and self.train.zero_stage == 2:
+        if model.compile and train.freeze_epochs and train.zero_stage == 2:
             raise UserError(
-                "model.compile with train.freeze_epochs leaves gradients out that ZeRO stage 2 waits for;"
-                " set train.zero_stage=1 or model.compile=false"
+                f"model.compile=true with train.freeze_epochs={train.freeze_epochs} omits gradients that"
+                " train.zero_stage=2 waits for; set train.zero_stage=1 or model.compile=false"
             )
-        if self.train.patience and not (self.train.best and self.train.eval_every):
+        if train.patience and not (train.best and train.eval_every):
             raise UserError(
-                f"train.patience={self.train.patience} needs train.best, the metric to watch, and train.eval_every"
+                f"train.patience={train.patience} needs train.best (the metric to watch) and train.eval_every ≥ 1"
             )
-        if (self.augment.mixup or self.augment.cutmix) and self.train.micro_batch % 2:
+        if (augment.mixup or augment.cutmix) and train.micro_batch % 2:
             raise UserError(
-                f"train.micro_batch={self.train.micro_batch}: mixup and cutmix pair neighbours; use an even micro-batch"
+                f"train.micro_batch={train.micro_batch}: must be an even micro-batch with augment.mixup or"
+                " augment.cutmix, which mix pairs of images"
             )
-        if self.data.color == "rgb" and self.model.in_chans == 1:
-            raise UserError("data.color=rgb does not fit model.in_chans=1; use data.color=gray or model.in_chans=3")
+        if self.data.color == "rgb" and model.in_chans == 1:
+            raise UserError("data.color=rgb does not fit model.in_chans=1; set data.color=gray or model.in_chans=3")

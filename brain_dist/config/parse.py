@@ -11,46 +11,37 @@ from brain_dist.config.config import Config
 from brain_dist.errors import UserError
 
 
-def parser(prog: str, description: str) -> Any:
-    """A jsonargparse parser of :class:`Config` whose mistakes are one :class:`UserError` line."""
-    import jsonargparse
-
-    class Parser(jsonargparse.ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> Any:
-            cause: BaseException | None = ex
-            while cause is not None:
-                if isinstance(cause, UserError):
-                    raise cause
-                cause = cause.__cause__ or cause.__context__
-            raise UserError(f"{_one_line(message)}; `{prog} --help` lists every setting")
-
-    made = Parser(prog=prog, description=description)
-    made.add_argument(
-        "--config", action="config", help="YAML file of settings; later ones and flags win over earlier ones."
-    )
-    made.add_class_arguments(Config, as_group=False)
-    return made
-
-
-def _one_line(message: str) -> str:
-    """The first informative words of jsonargparse's message, on one line."""
-    text = " ".join(message.split())
-    return text if len(text) < 400 else text[:397] + "…"
-
-
-def load(argv: Sequence[str], prog: str = "brain-dist train", description: str = "") -> Config:
-    """Read YAML files and flags into a checked :class:`Config`.
+def load(arguments: Sequence[str], prog: str = "brain-dist train", description: str = "") -> Config:
+    """Read YAML files and flags, such as ``["--config", "a.yaml", "--optim.lr", "1e-4"]``.
 
     Raises:
-        UserError: an unknown key, a wrong type, an impossible value, a file that is not there.
+        UserError: an unknown setting, a wrong type, a value out of range, or a missing file.
     """
-    made = parser(prog, description)
-    ready = made.instantiate(made.parse_args(list(argv)))
-    return Config(**{f.name: getattr(ready, f.name) for f in dataclasses.fields(Config)})
+    parser = _create_parser(prog, description)
+    settings = parser.instantiate(parser.parse_args(list(arguments)))
+    return Config(**{section.name: getattr(settings, section.name) for section in dataclasses.fields(Config)})
+
+
+def read(path: Path) -> Config:
+    """Read the configuration that a run saved in its folder.
+
+    Raises:
+        UserError: ``path`` does not exist or contains an invalid setting.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; {path.parent} is not a run folder")
+    return load(["--config", str(path)], prog=str(path))
+
+
+def dump(config: Config) -> str:
+    """All settings as YAML, in the order of their declaration."""
+    import yaml
+
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Plain nested dict of the resolved configuration, fit for YAML and JSON."""
+    """All settings as nested dicts and lists, ready for YAML and JSON."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -60,15 +51,24 @@ def to_dict(config: Config) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
-def dump(config: Config) -> str:
-    """The resolved configuration as YAML, in the order in which it is declared."""
-    import yaml
+def _create_parser(prog: str, description: str) -> Any:
+    """A jsonargparse parser of :class:`Config` that reports errors as a :class:`UserError` of one line."""
+    import jsonargparse
 
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    class Parser(jsonargparse.ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> Any:
+            cause: BaseException | None = ex
+            while cause is not None:
+                if isinstance(cause, UserError):
+                    raise cause
+                cause = cause.__cause__ or cause.__context__
+            text = " ".join(message.split())
+            text = text if len(text) < 400 else text[:397] + "…"
+            raise UserError(f"{text}; `{prog} --help` lists all settings")
 
-
-def read(path: Path) -> Config:
-    """The configuration that a run wrote beside its results."""
-    if not path.is_file():
-        raise UserError(f"{path} is not there; is {path.parent} a run's folder?")
-    return load(["--config", str(path)], prog=str(path))
+    parser = Parser(prog=prog, description=description)
+    parser.add_argument(
+        "--config", action="config", help="YAML file of settings; later files and flags override earlier ones."
+    )
+    parser.add_class_arguments(Config, as_group=False)
+    return parser

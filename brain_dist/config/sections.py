@@ -1,4 +1,7 @@
-"""The sections of a run's configuration: every setting with its meaning, its default and its range."""
+"""The sections of a run's configuration: every setting with its meaning, default and range.
+
+The docstrings are the help texts of the command line and the source of ``docs/configuration.md``.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from brain_dist.config.checks import require
 from brain_dist.errors import UserError
 
 Precision = Literal["fp32", "bf16", "fp16", "amp"]
-
-
-# What an evaluation during training tells of the validation split
+Balance = Literal["none", "weights", "sampling"]
+# Metrics of the validation split that an evaluation during training computes
 Metric = Literal[
     "loss",
     "accuracy",
@@ -25,23 +28,20 @@ Metric = Literal[
 ]
 
 
-def _require(condition: bool, setting: str, value: object, mend: str) -> None:
-    if not condition:
-        raise UserError(f"{setting}={value}: {mend}")
-
-
 @dataclass(frozen=True)
 class RunConfig:
-    """Where the run lives and how it repeats.
+    """The run as a whole: folder, seed, device.
 
     Args:
-        name: name of the run; its folder is DIR/NAME.
-        dir: folder of all runs.
-        seed: decides the weights' start, the order of samples, every augmentation and every dropped path.
-        resume: auto continues from the newest complete checkpoint; never insists on a new folder.
-        device: auto takes the GPU of this process where there is one; cpu or cuda insists.
-        deterministic: for the same bits from the same command on the same machines: torch takes its deterministic
-            kernels (slower on a GPU) and refuses an operation that has none. On the CPU a run repeats anyway.
+        name: Name of the run and of its folder in `run.dir`. Letters, digits, "_", "-" and "."; not "-" or "." first.
+        dir: Folder of all runs.
+        seed: Integer ≥ 0 that determines the initial weights, the order of samples, augmentation, dropout and
+            stochastic depth.
+        resume: `auto` continues from the newest complete checkpoint of the run. `never` requires a new folder.
+        device: `auto` uses a GPU if there is one, else the CPU. `cpu` and `cuda` require that device.
+        deterministic: Use torch's deterministic kernels, so that the same command on the same machines gives the same
+            bits. Slower on a GPU; an operation without a deterministic kernel is an error. On the CPU, runs are
+            reproducible without it.
     """
 
     name: str = "run"
@@ -52,43 +52,45 @@ class RunConfig:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             bool(re.fullmatch(r"\w[\w.-]*", self.name)),
             "run.name",
             self.name,
-            "begin with a letter or digit; then also '_', '-' and '.'",
+            "may contain letters, digits, '_', '-' and '.', and must not begin with '-' or '.'",
         )
-        _require(self.seed >= 0, "run.seed", self.seed, "may not be negative")
+        require(self.seed >= 0, "run.seed", self.seed, "must be ≥ 0")
 
     @property
     def path(self) -> Path:
-        """The run's folder."""
+        """The folder of the run."""
         return Path(self.dir) / self.name
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is read and how it becomes batches.
+    """The data, and how it becomes batches.
 
     Args:
-        shards: folder made by ``python -m brain_dist.shard build`` or ``join``.
-        sources: two or more such folders instead of data.shards, joined for this run: what shares a patient or a
-            picture with another one's test or validation images is not trained on.
-        leave_out: name of the one of data.sources to test on as a whole; the others are trained on.
-        fold: which fold is the test part, of shards built with ``--split kfold``; the next one validates.
-        loader: dali decodes and augments on the GPU (on the CPU where there is none); torch is the plain reference;
-            synthetic makes noise in memory, the ceiling of speed.
-        size: side of the square network input in pixels.
-        color: gray decodes to one channel and widens on the device; rgb decodes three.
-        head_crop: cut every picture to the box around the head, so that borders say nothing.
-        threads: decoding threads (dali) or worker processes (torch) a rank.
-        prefetch: batches prepared ahead.
-        window: 0 shuffles all samples; W > 0 shuffles inside windows of W shards, for data larger than memory.
-        cache_dir: folder on the node's own disk that shards are copied to, once a node, and read from; environment
-            variables in it are expanded. Unset: $SLURM_TMPDIR where there is one, else shards are read where they
-            lie; "off" always reads them there. Needed where shards is a URL.
-        mean: mean to subtract, for pixels in 0..1, one a channel.
-        std: standard deviation to divide by, one a channel.
+        shards: Folder or URL of shards, made by `brain-dist shard build` or `brain-dist shard join`. Either this
+            setting or `data.sources` is required.
+        sources: Two or more such folders, joined for this run. A training image is left out if its patient or a copy of
+            it is in the validation or test split of another folder.
+        leave_out: Name of one of `data.sources` to test on as a whole; the run trains on the others.
+        fold: Fold to test on, 0 to K - 1, of shards built with `--split kfold --folds K`. The next fold (after the last
+            one, the first) is the validation split.
+        loader: `dali` decodes and augments on the GPU, or on the CPU if there is no GPU. `torch` is a slow reference
+            that makes the same images. `synthetic` makes noise, to measure the speed of training without loading.
+        size: Height and width of the network's input in pixels, ≥ 32.
+        color: `gray` decodes one channel; the device repeats it if the network takes three. `rgb` decodes three.
+        head_crop: Crop every image to the box around the head, so that borders carry no information.
+        threads: Decoding threads (`dali`) or worker processes (`torch`) per rank, ≥ 1.
+        prefetch: Number of batches prepared in advance, ≥ 1.
+        window: 0 shuffles all samples together. W > 0 shuffles inside windows of W shards, for data larger than memory.
+        cache_dir: Folder on a disk of the node to which shards are copied, once per node, before they are read;
+            environment variables are expanded. `off` reads shards in place. If not set, it is `$SLURM_TMPDIR` where
+            that exists, else `off`. Shards at a URL need a folder.
+        mean: Mean of each RGB channel that is subtracted from pixels in [0, 1].
+        std: Standard deviation of each RGB channel that pixels in [0, 1] are divided by, > 0.
     """
 
     shards: str = ""
@@ -107,18 +109,22 @@ class DataConfig:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        _require(self.size >= 32, "data.size", self.size, "needs at least 32 pixels")
-        _require(self.threads >= 1, "data.threads", self.threads, "needs at least 1")
-        _require(self.prefetch >= 1, "data.prefetch", self.prefetch, "needs at least 1")
-        _require(self.window >= 0, "data.window", self.window, "may not be negative")
-        _require(min(self.std) > 0, "data.std", list(self.std), "must be positive")
+        require(self.size >= 32, "data.size", self.size, "must be ≥ 32 pixels")
+        require(self.threads >= 1, "data.threads", self.threads, "must be ≥ 1")
+        require(self.prefetch >= 1, "data.prefetch", self.prefetch, "must be ≥ 1")
+        require(self.window >= 0, "data.window", self.window, "must be ≥ 0")
+        require(min(self.std) > 0, "data.std", self.std, "must be > 0")
         if self.shards and self.sources:
-            raise UserError("data.shards and data.sources are both set; keep one of them")
-        _require(len(self.sources) != 1, "data.sources", list(self.sources), "needs two or more; or set data.shards")
+            raise UserError(
+                f"data.shards={self.shards} and data.sources={list(self.sources)} are both set; keep one of them"
+            )
+        require(
+            len(self.sources) != 1, "data.sources", self.sources, "needs two or more folders; for one, set data.shards"
+        )
         if self.leave_out is not None and not self.sources:
-            raise UserError(f"data.leave_out={self.leave_out} needs data.sources, of which it is one")
+            raise UserError(f"data.leave_out={self.leave_out} needs data.sources; it must be the name of one of them")
         if self.fold is not None and self.sources:
-            raise UserError(f"data.fold={self.fold} needs data.shards; joined data.sources have no folds")
+            raise UserError(f"data.fold={self.fold} needs data.shards; data.sources have no folds")
 
 
 @dataclass(frozen=True)
@@ -126,16 +132,17 @@ class ModelConfig:
     """The network, from timm.
 
     Args:
-        name: timm's name, such as convnext_base, resnet50, efficientnet_b0, vgg16_bn or mobilenetv3_large_100.
-        pretrained: begin from timm's ImageNet weights (fetch them once with ``python -m brain_dist.weights``).
-        weights: file of weights to begin from (.safetensors, or .pth read with weights_only).
-        in_chans: channels the network takes; 3 widens gray images, 1 takes them as they are.
-        drop_path: stochastic depth rate of the last block.
-        drop: dropout rate before the classifier.
-        grad_checkpointing: recompute activations in the backward pass; saves memory, costs time.
-        sync_batchnorm: BatchNorm over the images of all ranks in a micro-step, not of each rank alone.
-        compile: torch.compile the network: minutes at the first step (and a C++ compiler on the CPU), then faster ones.
-        options: further arguments of timm's model, such as {ls_init_value: null}.
+        name: Name of a timm model, such as convnext_base, resnet50, efficientnet_b0, vgg16_bn or mobilenetv3_large_100.
+        pretrained: Start from timm's ImageNet weights; download them once with `brain-dist weights`.
+        weights: File of initial weights: .safetensors, or .pth, which is read with weights_only=True.
+        in_chans: Number of input channels of the network, 1 or 3. With 3, gray images are repeated in each channel.
+        drop_path: Stochastic depth rate of the last block, in [0, 1).
+        drop: Dropout rate before the classifier, in [0, 1).
+        grad_checkpointing: Recompute activations in the backward pass: less memory, more time.
+        sync_batchnorm: Compute BatchNorm statistics over the micro-batches of all ranks instead of each rank alone.
+        compile: Compile the network with torch.compile. The first step takes minutes, and on the CPU needs a C++
+            compiler; later steps are faster.
+        options: Further arguments of the timm model, such as `{ls_init_value: null}`.
     """
 
     name: str = "convnext_base"
@@ -150,28 +157,30 @@ class ModelConfig:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _require(0 <= self.drop_path < 1, "model.drop_path", self.drop_path, "needs 0 ≤ value < 1")
-        _require(0 <= self.drop < 1, "model.drop", self.drop, "needs 0 ≤ value < 1")
+        require(0 <= self.drop_path < 1, "model.drop_path", self.drop_path, "must be in [0, 1)")
+        require(0 <= self.drop < 1, "model.drop", self.drop, "must be in [0, 1)")
         if self.pretrained and self.weights:
-            raise UserError("model.pretrained=true and model.weights are both set; keep one of them")
+            raise UserError(f"model.pretrained=true and model.weights={self.weights} are both set; keep one of them")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimiser and schedule.
+    """Optimiser and learning rate schedule.
 
     Args:
-        name: adamw (decoupled weight decay) or adam (L2 penalty).
-        lr: peak learning rate.
-        min_lr: learning rate at the end of the cosine.
-        warmup_epochs: epochs of linear warm-up from zero; fractions count.
-        layer_decay: each layer's learning rate as a share of the next one's, so that what pretrained early layers know
-            changes least; 1 gives all layers the same. Layers as timm counts them, in ConvNeXt every block is one.
-        weight_decay: not applied to biases and normalisation weights.
-        betas: Adam's two decay rates.
-        clip: largest gradient norm; 0 turns clipping off.
-        label_smoothing: share of the target spread evenly over the classes.
-        ema: decay of an exponential moving average of the weights, which is then what is evaluated; 0 turns it off.
+        name: `adamw` (decoupled weight decay) or `adam` (L2 penalty).
+        lr: Peak learning rate, > 0.
+        min_lr: Learning rate at the end of the cosine schedule, in [0, `optim.lr`].
+        warmup_epochs: Epochs of linear warm-up from zero, ≥ 0; may be a fraction.
+        layer_decay: Learning rate of each layer as a fraction of the next layer's, in (0, 1], so that pretrained early
+            layers change least; 1 is the same rate everywhere. Layers are counted as in timm; in ConvNeXt each block is
+            one.
+        weight_decay: Weight decay, ≥ 0; not applied to biases and normalisation weights.
+        betas: Decay rates of Adam's two moments, each in [0, 1).
+        clip: Largest gradient norm, ≥ 0; 0 turns clipping off.
+        label_smoothing: Fraction of the target that is spread evenly over the classes, in [0, 1).
+        ema: Decay of the exponential moving average of the weights, in [0, 1). Evaluations use the average. 0 turns it
+            off.
     """
 
     name: Literal["adamw", "adam"] = "adamw"
@@ -186,15 +195,15 @@ class OptimConfig:
     ema: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, "optim.lr", self.lr, "must be positive")
-        _require(0 <= self.min_lr <= self.lr, "optim.min_lr", self.min_lr, f"needs 0 ≤ value ≤ optim.lr={self.lr}")
-        _require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "may not be negative")
-        _require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "needs 0 < value ≤ 1")
-        _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "may not be negative")
-        _require(all(0 <= b < 1 for b in self.betas), "optim.betas", list(self.betas), "each needs 0 ≤ value < 1")
-        _require(self.clip >= 0, "optim.clip", self.clip, "may not be negative")
-        _require(0 <= self.label_smoothing < 1, "optim.label_smoothing", self.label_smoothing, "needs 0 ≤ value < 1")
-        _require(0 <= self.ema < 1, "optim.ema", self.ema, "needs 0 ≤ value < 1")
+        require(self.lr > 0, "optim.lr", self.lr, "must be > 0")
+        require(0 <= self.min_lr <= self.lr, "optim.min_lr", self.min_lr, f"must be in [0, optim.lr={self.lr}]")
+        require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "must be ≥ 0")
+        require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "must be in (0, 1]")
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must be ≥ 0")
+        require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "each must be in [0, 1)")
+        require(self.clip >= 0, "optim.clip", self.clip, "must be ≥ 0")
+        require(0 <= self.label_smoothing < 1, "optim.label_smoothing", self.label_smoothing, "must be in [0, 1)")
+        require(0 <= self.ema < 1, "optim.ema", self.ema, "must be in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -202,26 +211,32 @@ class TrainConfig:
     """The training loop.
 
     Args:
-        epochs: passes over the training split.
-        freeze_epochs: of those, epochs at the beginning that train the classifier alone, on features that stay as they
-            were loaded (BatchNorm's statistics too); then everything.
-        global_batch: images an optimiser step, over all ranks and micro-steps; fixed, whatever the number of ranks.
-        micro_batch: images a rank computes at once; accumulation follows from global_batch, micro_batch and the world.
-        precision: bf16 and fp16 compute in 16-bit weights beside fp32 master weights in DeepSpeed's optimiser; amp
-            autocasts to bf16 over fp32 weights, which networks with BatchNorm need; fp32 is plain.
-        zero_stage: DeepSpeed ZeRO stage: 1 shards optimiser states over the ranks, 2 also gradients, 3 also weights.
-        balance: makes classes of unequal size count alike; weights does it in the loss, sampling by visiting samples of
-            small classes more often (each time with other augmentation) and leaving some of large ones out of an epoch.
-        deepspeed: JSON file with further DeepSpeed settings (offload, buckets, communication), see configs/deepspeed/.
-        eval_every: epochs between evaluations on the validation split; 0 evaluates at the end only.
-        save_every: optimiser steps between checkpoints; 0 saves once an epoch.
-        keep: newest checkpoints kept.
-        best: validation metric; the checkpoint of its best evaluation is kept too, and found by `evaluate RUN --step
-            best`. The loss is best when small, the others when large.
-        patience: end the training after that many evaluations without a better train.best; 0 never does.
-        log_every: optimiser steps between lines of metrics.jsonl.
-        timeout: seconds without progress after which a run ends and names the rank that holds it up.
-        skip_limit: steps in a row with a loss or gradient that is not finite, all of them skipped, that end the run.
+        epochs: Passes over the training split, ≥ 1.
+        freeze_epochs: Epochs at the start that train only the classifier, ≥ 0. Until then all other weights, and the
+            running statistics of BatchNorm, stay as loaded.
+        global_batch: Images per optimiser step over all ranks and micro-steps, ≥ 1; independent of the number of ranks.
+        micro_batch: Images that a rank computes at once, ≥ 1. The number of accumulated micro-batches follows from
+            `train.global_batch`, `train.micro_batch` and the number of ranks.
+        precision: `bf16` and `fp16` compute with 16-bit weights; DeepSpeed's optimiser keeps fp32 master weights. `amp`
+            is autocast to bf16 over fp32 weights, which networks with BatchNorm need. `fp32` uses no 16-bit numbers.
+        zero_stage: DeepSpeed ZeRO stage. 0 shards nothing; 1 shards optimiser states over the ranks, 2 also gradients,
+            3 also weights.
+        balance: How classes of unequal size are made to count equally. `none` does nothing. `weights` weights the loss.
+            `sampling` visits samples of small classes several times per epoch, each time with different augmentation,
+            and leaves out some samples of large classes.
+        deepspeed: JSON file of further DeepSpeed settings (offload, buckets, communication); examples are in
+            configs/deepspeed/.
+        eval_every: Epochs between evaluations of the validation split, ≥ 0; 0 evaluates only at the end.
+        save_every: Optimiser steps between checkpoints, ≥ 0; 0 saves after every epoch.
+        keep: Number of newest checkpoints to keep, ≥ 1.
+        best: Validation metric that selects the best checkpoint, which is kept too and evaluated with
+            `brain-dist evaluate RUN --step best`. One of `loss` (lower is better), `accuracy`, `sensitivity_macro`,
+            `specificity_macro`, `precision_macro`, `f1_macro`, `auc_macro` and `kappa` (higher is better).
+        patience: Stop after this number of evaluations without a better `train.best`, ≥ 0; 0 never stops early.
+        log_every: Optimiser steps between lines of metrics.jsonl, ≥ 1.
+        timeout: Seconds without progress after which the run ends and reports the rank that is stuck, ≥ 1.
+        skip_limit: Number of consecutive steps with a non-finite loss or gradient after which the run ends, ≥ 1. Such
+            steps are skipped.
     """
 
     epochs: int = 20
@@ -243,21 +258,22 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "global_batch", "micro_batch", "keep", "log_every", "timeout", "skip_limit"):
-            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "needs at least 1")
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be ≥ 1")
         for name in ("freeze_epochs", "eval_every", "save_every", "patience"):
-            _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "may not be negative")
+            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must be ≥ 0")
 
 
 @dataclass(frozen=True)
 class TrackConfig:
-    """Weights & Biases; metrics.jsonl is always written.
+    """Weights & Biases. The run folder contains metrics.jsonl in any case.
 
     Args:
-        wandb: auto is online with a key, else offline; off writes nothing. Never a prompt.
+        wandb: `auto` logs online if there is an API key, else offline. `offline` writes to the run folder; upload it
+            later with `brain-dist sync`. `off` logs nothing to W&B. None of them asks for a key.
         project: W&B project.
-        group: W&B group, the experiment; unset: run.name. Seeds and attempts of one experiment share it.
-        examples: validation images shown on W&B with what the network said of them, its surest errors first. Images
-            leave the house that way, so there are none unless you ask.
+        group: W&B group, shared by the seeds and attempts of one experiment. If not set, it is `run.name`.
+        examples: Number of validation images to log to W&B with their predictions, the most confident errors first, in
+            [0, 200]. This uploads images, so it is off by default.
     """
 
     wandb: Literal["auto", "offline", "off"] = "auto"
@@ -266,7 +282,4 @@ class TrackConfig:
     examples: int = 0
 
     def __post_init__(self) -> None:
-        _require(0 <= self.examples <= 200, "track.examples", self.examples, "needs 0 ≤ value ≤ 200")
-
-
-Balance = Literal["none", "weights", "sampling"]
+        require(0 <= self.examples <= 200, "track.examples", self.examples, "must be in [0, 200]")
