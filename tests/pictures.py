@@ -1,7 +1,9 @@
-"""Made-up pictures and collections for the tests of the shard side; every picture is a function of its number."""
+"""Synthetic images and collections for the tests of shards; every image is a function of its number."""
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
 
 
 def draw(number: int, size: int = 96) -> Image.Image:
-    """A gray "head": an ellipse of smooth texture with a bright rim on black; two numbers look different."""
+    """A gray "head" [size, size]: an ellipse of smooth texture with a bright rim on black; numbers look different."""
     rng = np.random.default_rng(number)
     cells = Image.fromarray(rng.integers(40, 220, (14, 14), dtype=np.uint8))
     texture = np.asarray(cells.resize((size, size), Image.Resampling.BICUBIC), dtype=float)
@@ -23,7 +25,7 @@ def draw(number: int, size: int = 96) -> Image.Image:
 
 
 def write_collection(root: Path, each: int = 12, size: int = 96) -> Path:
-    """A folder per class with ``each`` JPEGs a class, and a table of patients, three slices a patient."""
+    """Write a folder per class with ``each`` JPEGs, and a table of patients with three slices each."""
     lines = ["id,class,patient"]
     for label, kind in enumerate(CLASSES):
         (root / kind).mkdir(parents=True)
@@ -33,3 +35,8 @@ def write_collection(root: Path, each: int = 12, size: int = 96) -> Path:
             lines.append(f"{identity},{kind},{kind[:2]}-patient{number // 3}")
     (root / "patients.csv").write_text("\n".join(lines) + "\n")
     return root
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG file."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

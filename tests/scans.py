@@ -1,4 +1,4 @@
-"""Made-up MATLAB, DICOM and NIfTI files for the tests, as the collections' publishers write them."""
+"""Synthetic MATLAB, DICOM and NIfTI files for the tests, as publishers of collections write them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def write_mat(path: Path, image: np.ndarray, label: int = 1, pid: str = "100360"
 
 
 def write_folds(path: Path, folds: list[int]) -> None:
-    """The published folds: one number for each file, from 1.mat on."""
+    """Write the published folds: one number per file, from 1.mat on."""
     with h5py.File(path, "w", userblock_size=512) as file:
         file["cvind"] = np.array([folds], dtype=float)
 
 
 def write_dicom(path: Path, pixels: np.ndarray, **elements: Any) -> Path:
-    """A gray 16-bit MR image, [H, W] or frames [F, H, W]; ``elements`` by their DICOM keywords."""
+    """A gray 16-bit MR image [H, W] or its frames [F, H, W]; ``elements`` are additional DICOM elements by keyword."""
     path.parent.mkdir(parents=True, exist_ok=True)
     meta = pydicom.dataset.FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = MRImageStorage, ExplicitVRLittleEndian
@@ -54,7 +54,7 @@ def write_dicom(path: Path, pixels: np.ndarray, **elements: Any) -> Path:
 
 
 def write_nifti(path: Path, volume: np.ndarray, affine: np.ndarray | None = None) -> Path:
-    """A volume; the affine is that of RAS+ voxels of one millimetre unless another is given."""
+    """A NIfTI volume; the default affine is that of RAS+ voxels of 1 mm."""
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(nibabel.Nifti1Image(volume, np.eye(4) if affine is None else affine), path)
     return path

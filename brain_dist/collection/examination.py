@@ -1,4 +1,4 @@
-"""Decode all images of a collection in worker processes, and list those that cannot be."""
+"""Decode and measure all images of a collection in worker processes, and list those that cannot be used."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from brain_dist.collection.pixels import THUMB, Examined
+from brain_dist.collection.measures import THUMB
+from brain_dist.collection.pixels import MeasuredImage
 from brain_dist.collection.recipes import Recipe, RecipePart
 from brain_dist.collection.records import Record
 from brain_dist.collection.slicefiles import examine_file
@@ -19,18 +21,38 @@ from brain_dist.common.text import printable
 from brain_dist.common.workers import Run
 from brain_dist.errors import UserError
 
-NO_THUMBS = np.zeros((0, THUMB, THUMB), dtype=np.uint8)
+_NO_THUMBS = np.zeros((0, THUMB, THUMB), dtype=np.uint8)
 
 
 class BadImages(UserError):
-    """Image files that cannot be used; ``files`` has one line for each, with its reason."""
+    """Image files that cannot be used.
+
+    Attributes:
+        files: one line per file, with the reason.
+    """
 
     def __init__(self, files: list[str]) -> None:
         super().__init__(
-            f"{len(files)} image file{'s' * (len(files) > 1)} cannot be used, first {files[0]}; mend or remove what is "
-            "listed, or leave it out with --skip-bad"
+            f"{len(files)} image file{'s' * (len(files) > 1)} cannot be used, first {files[0]}; repair or remove the "
+            "listed files, or leave them out with --skip-bad"
         )
         self.files = files
+
+
+class Examination(NamedTuple):
+    """The images of a collection.
+
+    Attributes:
+        records: the N usable images.
+        images: what is measured on each, without its thumbnails.
+        thumbs: uint8 [N, 2, 64, 64], their thumbnails, on disk so that memory does not grow with them.
+        bad: ``source`` and ``reason`` of each file or slice that cannot be used.
+    """
+
+    records: list[Record]
+    images: list[MeasuredImage]
+    thumbs: np.ndarray
+    bad: list[dict[str, str]]
 
 
 def examine_all(
@@ -43,65 +65,86 @@ def examine_all(
     progress: Callable[[int, int], None],
     spool: Path | None = None,
     max_side: int | None = None,
-) -> tuple[list[Record], list[Examined], np.ndarray, list[dict[str, str]]]:
-    """Decode every image; returns the good records, what was found of them, their thumbnails, and the bad ones.
+) -> Examination:
+    """Decode and measure every image.
 
-    The thumbnails, uint8 [N, 2, 64, 64], lie on the disk and no longer in what was found, so that memory does not grow
-    with them.
+    Args:
+        records: the images, with those of a file one after the other.
+        source: folder that the records' paths are relative to.
+        recipe: recipe that the records come from.
+        run: runs the work, see :func:`brain_dist.common.workers.worker_pool`.
+        skip_bad: leave images out that cannot be used, instead of raising an error.
+        progress: called with the numbers of images done and in all.
+        spool: folder for new encodings, which get their keys as names; None: they are discarded.
+        max_side: see :func:`brain_dist.collection.pixels.examine`.
 
-    New encodings are left in the folder ``spool`` under their keys, where there is one. :class:`BadImages` lists all
-    bad files unless ``skip_bad``; a class of which nothing is left is a :class:`UserError`.
+    Raises:
+        BadImages: images cannot be used, and ``skip_bad`` is false.
+        UserError: no image of some class can be used.
     """
     work = partial(_examine_one, source=source, spool=spool, max_side=max_side)
     files = [list(slices) for _, slices in groupby(records, key=lambda record: record.path)]
     readable = [
-        (file[0].path, recipe.parts[file[0].part], [(record.frame, record.key) for record in file])
-        for file in files
-        if file[0].fault is None
+        (slices[0].path, recipe.parts[slices[0].part], [(record.frame, record.key) for record in slices])
+        for slices in files
+        if slices[0].header_error is None
     ]
     results = run(work, readable, max(1, 16 * len(files) // len(records)))
-    thumbs = scratch((len(records), 2, THUMB, THUMB), np.uint8)
-    good: list[Record] = []
-    images: list[Examined] = []
-    bad: list[dict[str, str]] = []
+    usable = Examination([], [], scratch((len(records), 2, THUMB, THUMB), np.uint8), [])
     done = 0
-    for file in files:
-        found = [file[0].fault] if file[0].fault else next(results)
-        name = printable(file[0].path)
-        whole = isinstance(found[0], str) and all(result == found[0] for result in found)  # say it once
-        for record, result in zip(file, found, strict=True):
-            if isinstance(result, Examined):
-                thumbs[len(good)] = result.thumbs
-                good.append(record)
-                images.append(replace(result, thumbs=NO_THUMBS))
-            elif not whole or record is file[0]:
-                bad.append({"source": name if whole else f"{name}, slice {record.frame}", "reason": result})
-        done += len(file)
+    for slices in files:
+        error = slices[0].header_error
+        _collect(usable, slices, next(results) if error is None else [error])
+        done += len(slices)
         progress(done, len(records))
-    if bad and not skip_bad:
-        raise BadImages([f"{entry['source']}: {entry['reason']}" for entry in bad])
-    lost = {record.label for record in records if record.label >= 0} - {record.label for record in good}
-    if not good:
-        raise UserError("--skip-bad would leave no image at all; mend the files")
+    if usable.bad and not skip_bad:
+        raise BadImages([f"{entry['source']}: {entry['reason']}" for entry in usable.bad])
+    _check_classes(records, usable.records, recipe.classes)
+    return usable._replace(thumbs=usable.thumbs[: len(usable.records)])
+
+
+def _collect(usable: Examination, slices: list[Record], results: list[MeasuredImage | str]) -> None:
+    """Add the slices of one file to the examination; an error that all of them share is added once, for the file."""
+    path = printable(slices[0].path)
+    if isinstance(results[0], str) and all(result == results[0] for result in results):
+        usable.bad.append({"source": path, "reason": results[0]})
+        return
+    for record, result in zip(slices, results, strict=True):
+        if isinstance(result, str):
+            usable.bad.append({"source": f"{path}, slice {record.frame}", "reason": result})
+        else:
+            usable.thumbs[len(usable.records)] = result.thumbs
+            usable.records.append(record)
+            usable.images.append(replace(result, thumbs=_NO_THUMBS))
+
+
+def _check_classes(records: list[Record], usable: list[Record], classes: tuple[str, ...]) -> None:
+    """Raise :class:`UserError` if a class of ``records`` has no usable image."""
+    if not usable:
+        raise UserError("--skip-bad would leave no image at all; repair the files")
+    lost = {record.label for record in records if record.label >= 0} - {record.label for record in usable}
     if lost:
-        names = ", ".join(recipe.classes[label] for label in sorted(lost))
-        raise UserError(f"--skip-bad would leave no image of class {names}; mend its files")
-    return good, images, thumbs[: len(good)], bad
+        names = ", ".join(classes[label] for label in sorted(lost))
+        raise UserError(f"--skip-bad would leave no image of class {names}; repair its files")
 
 
-def _examine_one(file: tuple[str, RecipePart, Sequence[tuple[int | None, str]]], source: Path, spool: Path | None,
-                 max_side: int | None) -> list[Examined | str]:  # fmt: skip
-    """(path, its part, (slice number, key) …) → for each slice what was found, or why it is bad.
+def _examine_one(
+    file: tuple[str, RecipePart, Sequence[tuple[int | None, str]]],
+    source: Path,
+    spool: Path | None,
+    max_side: int | None,
+) -> list[MeasuredImage | str]:
+    """Measure the slices of one file, given as its path, its part, and (slice number, key) of each slice.
 
-    A new encoding is left in the spool under the key.
+    Returns each slice's measured image, or the reason why it cannot be used. New encodings are written to the spool.
     """
     path, part, slices = file
-    results: list[Examined | str] = []
-    found = examine_file(source / path, part, [frame for frame, _ in slices], max_side)
-    for (_, key), image in zip(slices, found, strict=True):
-        if isinstance(image, Examined) and image.payload is not None:
+    results: list[MeasuredImage | str] = []
+    images = examine_file(source / path, part, [frame for frame, _ in slices], max_side)
+    for (_, key), image in zip(slices, images, strict=True):
+        if isinstance(image, MeasuredImage) and image.payload is not None:
             if spool is not None:
                 (spool / key).write_bytes(image.payload)
-            image = replace(image, payload=b"")  # between processes only the fact that there is one travels
+            image = replace(image, payload=b"")  # only the fact that there is one is sent between processes
         results.append(image)
     return results

@@ -1,301 +1,287 @@
-"""A recipe (YAML) says how a collection lies on disk; its keys are described in ``shards/README.md``."""
+"""A recipe (YAML) describes how a collection is stored on disk; ``shards/README.md`` documents its keys."""
 
 from __future__ import annotations
 
 import csv
 import os
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import yaml
-
-from brain_dist.collection.pixels import WINDOW
-from brain_dist.collection.spellings import SPLITS
+from brain_dist.collection.schema import load_yaml, read_dataclass, unknown_key
+from brain_dist.collection.window import DEFAULT_WINDOW, Window
 from brain_dist.errors import UserError
 
 CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
-FORMATS = ("images", "mat", "dicom", "nifti")
-SLICES = {"axis": 2, "from": 0.0, "to": 1.0, "step": 1}  # of a NIfTI volume: all axial ones
+MATLAB_CLASSES = ("meningioma", "glioma", "pituitary")  # of the labels 1, 2 and 3 in Cheng's MATLAB files
+
+
+@dataclass(frozen=True)
+class FileTable:
+    """A CSV file with a row for each image file, and the names of its columns.
+
+    Attributes:
+        file: the CSV file, relative to the part's root.
+        path: column of the image's path, relative to the part's root.
+        label: column of the class, or of a common spelling of it.
+        patient: column of the patient.
+        split: column of the published split.
+    """
+
+    file: str
+    path: str
+    label: str
+    patient: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class PatientTable:
+    """A CSV file that maps image files to patients, and the names of its columns.
+
+    Attributes:
+        file: the CSV file, relative to the part's root.
+        id: column of the image file's name, stem or path.
+        patient: column of the patient; an empty cell means unknown.
+        partial: whether images without a row are allowed; their patient is unknown.
+    """
+
+    file: str
+    id: str
+    patient: str
+    partial: bool = False
+
+
+@dataclass(frozen=True)
+class SliceRange:
+    """Which slices of a NIfTI volume are used.
+
+    Attributes:
+        axis: axis that the slices are perpendicular to, in RAS+ order: 0 sagittal, 1 coronal, 2 axial.
+        from_: start of the range as a fraction of the axis.
+        to: end of the range as a fraction of the axis.
+        step: every ``step``-th slice of the range is used.
+    """
+
+    axis: int = 2
+    from_: float = 0.0
+    to: float = 1.0
+    step: int = 1
+
+    def __post_init__(self) -> None:
+        if self.axis not in (0, 1, 2):
+            raise ValueError(f"axis must be 0 (sagittal), 1 (coronal) or 2 (axial), got {self.axis}")
+        if self.step < 1:
+            raise ValueError(f"step must be ≥ 1, got {self.step}")
+        if not 0 <= self.from_ < self.to <= 1:
+            raise ValueError(
+                f"from and to must be fractions of the axis, 0 ≤ from < to ≤ 1, got {self.from_} and {self.to}"
+            )
 
 
 @dataclass(frozen=True)
 class RecipePart:
-    """One dataset, or one published half of it; ``shards/README.md`` says what each key means."""
+    """One dataset, or one half of its published split.
 
-    dataset: str | None = None  # None: named after the source folder
+    Attributes:
+        dataset: name of the dataset; None: the name of the source folder.
+        root: folder of this part, relative to the source folder; other paths are relative to it.
+        format: what kind of files are read.
+        folders: class → its folders; empty: folders are found by their names.
+        aliases: class → additional spellings of its name.
+        ignore: folders that are not classes.
+        published: the publisher's split that this part belongs to.
+        table: describes every file, instead of class folders.
+        patients: maps files to patients.
+        folds: MATLAB file of the published folds (``format: mat``).
+        attributes_from_name: regular expression whose named groups, found in a file's path, become attributes.
+        window: which values become black and white.
+        slices: which slices of a volume are used (``format: nifti``); None: all axial ones.
+        expected: class → published number of images.
+
+    Raises:
+        ValueError: keys contradict each other, a name is not safe in file names, or a path is not inside the source.
+    """
+
+    dataset: str | None = None
     root: str = "."
-    format: str = "images"
-    folders: dict[str, list[str]] = field(default_factory=dict)  # class → folders below root; empty: discover
+    format: Literal["images", "mat", "dicom", "nifti"] = "images"
+    folders: dict[str, list[str]] = field(default_factory=dict)
     aliases: dict[str, list[str]] = field(default_factory=dict)
     ignore: list[str] = field(default_factory=list)
-    published: str | None = None
-    table: dict[str, str] | None = None
-    patients: dict[str, Any] | None = None
+    published: Literal["train", "val", "test"] | None = None
+    table: FileTable | None = None
+    patients: PatientTable | None = None
     folds: str | None = None
     attributes_from_name: str | None = None
-    window: dict[str, Any] = field(default_factory=lambda: dict(WINDOW))
-    slices: dict[str, Any] = field(default_factory=lambda: dict(SLICES))
+    window: Window = DEFAULT_WINDOW
+    slices: SliceRange | None = None
     expected: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_name("dataset", self.dataset)
+        for name, count in self.expected.items():
+            if count < 0:
+                raise ValueError(f"expected: {name} must be a number of images ≥ 0, got {count}")
+        if self.attributes_from_name is not None:
+            _check_pattern(self.attributes_from_name)
+        self._check_format()
+        self._check_table()
+        for path in self._paths():
+            if leads_outside(path):
+                raise ValueError(f"{path!r} must be inside the source folder (no leading / and no ..)")
+
+    def _check_format(self) -> None:
+        if self.slices is not None and self.format != "nifti":
+            raise ValueError("slices is only for format: nifti")
+        if self.folds is not None and self.format != "mat":
+            raise ValueError("folds is only for format: mat")
+        if self.window.file and self.format != "dicom":
+            raise ValueError("window: file is only for format: dicom; other files state no window")
+        for key in ("folders", "aliases", "ignore", "table") if self.format == "mat" else ():
+            if getattr(self, key):
+                raise ValueError(f"{key} cannot be used with format: mat, whose files contain their labels")
+
+    def _check_table(self) -> None:
+        if self.table is None:
+            return
+        repeated = {
+            "folders": self.folders,
+            "ignore": self.ignore,
+            "patients": self.patients and self.table.patient,
+            "published": self.published and self.table.split,
+        }
+        for key, value in repeated.items():
+            if value:
+                raise ValueError(f"{key} cannot be used with this table, which says the same; keep one of them")
+
+    def _paths(self) -> Iterator[str]:
+        yield self.root
+        for folders in self.folders.values():
+            yield from folders
+        for table in (self.table, self.patients):
+            if table is not None:
+                yield table.file
+        if self.folds is not None:
+            yield self.folds
+
+    def as_dict(self) -> dict[str, Any]:
+        """The part with a recipe's keys and with its defaults, as the manifest stores it."""
+        slices = {key.rstrip("_"): value for key, value in asdict(self.slices or SliceRange()).items()}
+        table = self.table and {key: value for key, value in asdict(self.table).items() if value is not None}
+        return {**asdict(self), "table": table, "window": self.window.as_dict(), "slices": slices}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole recipe: description, classes in label order, parts."""
+    """How a collection is stored on disk.
 
-    name: str | None
-    title: str
-    source: str
-    licence: str
-    citation: str
-    classes: tuple[str, ...]
-    parts: tuple[RecipePart, ...]
+    Attributes:
+        parts: its datasets, or the halves of their published splits.
+        classes: class names in label order.
+        name: name of the built dataset; None: the name of the source folder.
+        title: for people, like ``source``, ``licence`` and ``citation``.
 
+    Raises:
+        ValueError: a name is not safe in file names, or a part does not fit the classes.
+    """
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key given twice is a mistake, not a silent override."""
+    name: str | None = None
+    title: str = "not stated"
+    source: str = "not stated"
+    licence: str = "not stated"
+    citation: str = "not stated"
+    classes: tuple[str, ...] = CLASSES
+    parts: tuple[RecipePart, ...] = ()
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise UserError(
-                    f"{key_node.start_mark.name}, line {key_node.start_mark.line + 1}: {key!r} is given twice"
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    def __post_init__(self) -> None:
+        _check_name("name", self.name)
+        if not self.classes or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes must be one or more different names, got {list(self.classes)}")
+        if not self.parts:
+            raise ValueError("parts must be a list with at least one entry")
+        for number, part in enumerate(self.parts):
+            for key in ("folders", "aliases", "expected"):
+                for name in getattr(part, key):
+                    if name not in self.classes:
+                        raise ValueError(f"parts[{number}]: {key}: {unknown_key(name, self.classes)}")
+            if part.format == "mat" and not set(MATLAB_CLASSES) <= set(self.classes):
+                raise ValueError(f"parts[{number}]: format: mat needs the classes {', '.join(MATLAB_CLASSES)}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe with its keys in YAML and with its defaults, as the manifest stores it."""
+        return {**asdict(self), "parts": [part.as_dict() for part in self.parts]}
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Parse and check a recipe file; every mistake is a :class:`UserError` that names the file and the key."""
+    """Parse and check a recipe file; every mistake is a :class:`UserError` that gives the file and the key."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path} cannot be read ({error}); the ones at hand are in shards/datasets/") from None
-    loader = _StrictLoader(text)
-    loader.name = str(path)
-    try:
-        content = loader.get_single_data()
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {path} is not valid YAML: {error}") from None
-    finally:
-        loader.dispose()
-    return parse_recipe(content, str(path))
+        raise UserError(
+            f"recipe {path} cannot be read ({error}); shards/datasets/ has recipes for published collections"
+        ) from None
+    return parse_recipe(load_yaml(text, str(path)), str(path))
+
+
+def parse_recipe(content: object, name: str) -> Recipe:
+    """The YAML content of a recipe → :class:`Recipe`; ``name`` is the recipe's name in messages."""
+    if isinstance(content, dict) and isinstance(content.get("parts"), list):
+        content = {**content, "parts": [_expand_window(part) for part in content["parts"]]}
+    return read_dataclass(Recipe, content, name)
+
+
+def _expand_window(part: object) -> object:
+    """``window: file`` is short for ``window: {file: true}``."""
+    return {**part, "window": {"file": True}} if isinstance(part, dict) and part.get("window") == "file" else part
 
 
 def default_recipe(source: Path) -> Recipe:
-    """The recipe for a folder per class; for a folder of phantoms, with its table of patients and without its masks.
+    """The recipe without ``--recipe``: a folder per class, or the phantom's recipe if ``source`` is a phantom.
 
-    A ``patients.csv`` with the columns id and patient is used; images without a row in it are of unknown patients.
+    A ``patients.csv`` with the columns ``id`` and ``patient`` is used; an image without a row has no known patient.
     """
-    columns = {"file": "patients.csv", "id": "id", "patient": "patient"}
-    if os.path.isfile(source / "phantom.json"):  # noqa: PTH113 (False in a folder that may not be read)
-        part = {"dataset": "phantom", "ignore": ["masks"], "patients": columns}
-        about = {
-            "title": "Made-up brain-MRI slices (phantoms)",
-            "source": "brain_dist.shard phantom",
-            "licence": "CC0-1.0",
-        }
-        return parse_recipe({"name": "phantom", **about, "parts": [part]}, "the phantom recipe")
-    found = _header(source / "patients.csv")
-    part = {"patients": {**columns, "partial": True}} if {"id", "patient"} <= set(found) else {}
-    return parse_recipe({"parts": [part]}, "the default recipe")
+    columns = ("patients.csv", "id", "patient")
+    if os.path.isfile(source / "phantom.json"):  # noqa: PTH113 (False in a folder that cannot be read)
+        part = RecipePart(dataset="phantom", ignore=["masks"], patients=PatientTable(*columns))
+        return Recipe(
+            name="phantom",
+            title="Made-up brain-MRI slices (phantoms)",
+            source="brain_dist.shard phantom",
+            licence="CC0-1.0",
+            parts=(part,),
+        )
+    has_patients = {"id", "patient"} <= set(_header(source / "patients.csv"))
+    return Recipe(parts=(RecipePart(patients=PatientTable(*columns, partial=True) if has_patients else None),))
 
 
 def _header(table: Path) -> list[str]:
-    """Column names of a CSV file, none where there is no such file."""
+    """Column names of a CSV file; empty if there is no such file."""
     if not os.path.isfile(table):  # noqa: PTH113
         return []
     try:
         with table.open(newline="", encoding="utf-8-sig") as stream:
             return next(csv.reader(stream), [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"the table of patients {table} cannot be read ({error}); mend or remove it") from None
+        raise UserError(f"the table of patients {table} cannot be read ({error}); repair or remove it") from None
 
 
-def parse_recipe(content: object, where: str) -> Recipe:
-    """A recipe's YAML content → :class:`Recipe`; ``where`` names it in messages."""
-    top = _mapping(content, where, {"name", "title", "source", "licence", "citation", "classes", "parts"})
-    classes = tuple(_texts(top.get("classes", list(CLASSES)), f"{where}: classes"))
-    if len(set(classes)) != len(classes) or not classes:
-        raise UserError(f"{where}: classes must be one or more different names, got {list(classes)}")
-    name = top.get("name")
-    if name is not None:
-        _safe(name, f"{where}: name")
-    entries = top.get("parts")
-    if not isinstance(entries, list) or not entries:
-        raise UserError(f"{where}: parts must be a list with at least one entry")
-    parts = tuple(_part(entry, f"{where}: parts[{number}]", classes) for number, entry in enumerate(entries))
-    about = {
-        key: _text(top.get(key, "not stated"), f"{where}: {key}") for key in ("title", "source", "licence", "citation")
-    }
-    return Recipe(name, classes=classes, parts=parts, **about)
-
-
-def _part(entry: object, where: str, classes: tuple[str, ...]) -> RecipePart:
-    part = _mapping(entry, where, set(RecipePart.__dataclass_fields__))
-    if part.get("dataset") is not None:
-        _safe(part["dataset"], f"{where}: dataset")
-    kind = part.get("format", "images")
-    _one_of(kind, FORMATS, f"{where}: format")
-    by_class = {
-        key: _mapping(part.get(key, {}), f"{where}: {key}", set(classes)) for key in ("folders", "aliases", "expected")
-    }
-    folders, aliases = (
-        {name: _texts(value, f"{where}: {key}: {name}") for name, value in by_class[key].items()}
-        for key in ("folders", "aliases")
-    )
-    for name, count in by_class["expected"].items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            raise UserError(f"{where}: expected: {name} must be a count of images, got {count!r}")
-    if part.get("published") is not None:
-        _one_of(part["published"], SPLITS, f"{where}: published")
-    table, patients = _table(part.get("table"), f"{where}: table"), _patients(part.get("patients"), where)
-    result = RecipePart(
-        dataset=part.get("dataset"),
-        root=_text(part.get("root", "."), f"{where}: root"),
-        format=kind,
-        folders=folders,
-        aliases=aliases,
-        ignore=_texts(part.get("ignore", []), f"{where}: ignore"),
-        published=part.get("published"),
-        table=table,
-        patients=patients,
-        folds=_text(part["folds"], f"{where}: folds") if "folds" in part else None,
-        attributes_from_name=_pattern(part.get("attributes_from_name"), f"{where}: attributes_from_name"),
-        window=_window(part.get("window", WINDOW), f"{where}: window"),
-        slices=_slices(part.get("slices", {}), f"{where}: slices"),
-        expected=by_class["expected"],
-    )
-    _check_together(part, result, where, classes)
-    return result
-
-
-def _check_together(given: dict[str, Any], part: RecipePart, where: str, classes: tuple[str, ...]) -> None:
-    """Keys that need or exclude each other, and paths that leave the source folder."""
-    only = {"slices": "nifti", "folds": "mat"}
-    for key, kind in only.items():
-        if key in given and part.format != kind:
-            raise UserError(f"{where}: {key} goes with format: {kind} only")
-    if "file" in part.window and part.format != "dicom":
-        raise UserError(f"{where}: window: file goes with format: dicom only; other files state no window")
-    if part.format == "mat":
-        instead = [key for key in ("folders", "aliases", "ignore", "table") if given.get(key)]
-        if instead:
-            raise UserError(f"{where}: {instead[0]} does not go with format: mat, whose files hold their labels")
-        lacking = {"glioma", "meningioma", "pituitary"} - set(classes)
-        if lacking:
-            raise UserError(f"{where}: format: mat needs the classes glioma, meningioma and pituitary")
-    if part.table:
-        instead = [key for key in ("folders", "ignore") if given.get(key)]
-        instead += ["patients"] if part.patients and "patient" in part.table else []
-        instead += ["published"] if part.published and "split" in part.table else []
-        if instead:
-            raise UserError(f"{where}: {instead[0]} does not go with this table, which says the same; keep one of them")
-    tables = [table["file"] for table in (part.table, part.patients) if table]
-    paths = [part.root, *(folder for found in part.folders.values() for folder in found), *tables]
-    for path in paths + [part.folds] * bool(part.folds):
-        if leaves(path):
-            raise UserError(f"{where}: {path!r} must lie inside the source folder (no leading / and no ..)")
-
-
-def leaves(path: str) -> bool:
-    """Whether a path that should be relative to a folder leads out of it."""
+def leads_outside(path: str) -> bool:
+    """Whether a path that must be relative to a folder leads out of it."""
     return path.startswith("/") or ".." in Path(path).parts
 
 
-def _table(value: object, where: str) -> dict[str, str] | None:
-    if value is None:
-        return None
-    columns = _mapping(value, where, {"file", "path", "label", "patient", "split"})
-    optional = [key for key in ("patient", "split") if key in columns]
-    return {key: _text(columns.get(key), f"{where}: {key}") for key in ("file", "path", "label", *optional)}
+def _check_name(key: str, name: str | None) -> None:
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", name):
+        raise ValueError(f"{key} is used in file names: it must be at most 40 letters, digits, _ and -, got {name!r}")
 
 
-def _patients(value: object, where: str) -> dict[str, Any] | None:
-    if value is None:
-        return None
-    columns = _mapping(value, f"{where}: patients", {"file", "id", "patient", "partial"})
-    partial = columns.get("partial", False)
-    if not isinstance(partial, bool):
-        raise UserError(f"{where}: patients: partial must be true or false, got {partial!r}")
-    texts = {key: _text(columns.get(key), f"{where}: patients: {key}") for key in ("file", "id", "patient")}
-    return {**texts, "partial": partial}
-
-
-def _pattern(value: object, where: str) -> str | None:
-    if value is None:
-        return None
+def _check_pattern(pattern: str) -> None:
     try:
-        groups = re.compile(_text(value, where)).groupindex
+        groups = re.compile(pattern).groupindex
     except re.error as error:
-        raise UserError(f"{where}: {value!r} is no regular expression ({error})") from None
+        raise ValueError(f"attributes_from_name: {pattern!r} is not a regular expression ({error})") from None
     if not groups:
-        raise UserError(f"{where}: {value!r} names no attribute; write (?P<name>…) around each")
-    return str(value).strip()
-
-
-def _window(value: object, where: str) -> dict[str, Any]:
-    if value == "file":
-        return {"file": True}
-    window = _mapping(value, where, {"percentiles", "center", "width"})
-    if set(window) == {"percentiles"}:
-        pair = window["percentiles"]
-        if isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) and 0 <= pair[0] < pair[1] <= 100:
-            return {"percentiles": [float(number) for number in pair]}
-    elif set(window) == {"center", "width"} and all(map(_is_number, window.values())) and window["width"] > 0:
-        return {key: float(number) for key, number in window.items()}
-    raise UserError(
-        f"{where} must be {{percentiles: [low, high]}} of 0 to 100, {{center: …, width: …}}, or file, got {window!r}"
-    )
-
-
-def _slices(value: object, where: str) -> dict[str, Any]:
-    slices = {**SLICES, **_mapping(value, where, set(SLICES))}
-    if slices["axis"] not in (0, 1, 2) or isinstance(slices["axis"], bool):
-        raise UserError(f"{where}: axis must be 0 (sagittal), 1 (coronal) or 2 (axial), got {slices['axis']!r}")
-    if not isinstance(slices["step"], int) or isinstance(slices["step"], bool) or slices["step"] < 1:
-        raise UserError(f"{where}: step must be a number of slices, 1 or more, got {slices['step']!r}")
-    first, last = slices["from"], slices["to"]
-    if not (_is_number(first) and _is_number(last) and 0 <= first < last <= 1):
-        raise UserError(
-            f"{where}: from and to must be shares of the axis, 0 <= from < to <= 1, got {first!r}, {last!r}"
-        )
-    return slices
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _one_of(value: object, known: tuple[str, ...], where: str) -> None:
-    if value not in known:
-        raise UserError(f"{where} must be one of {', '.join(known)}, got {value!r}")
-
-
-def _mapping(value: object, where: str, known: set[str]) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{where} must be a mapping of keys to values, got {value!r}")
-    for key in value:
-        if key not in known:
-            hint = " (put the word in quotes: YAML reads it as true/false)" if isinstance(key, bool) else ""
-            raise UserError(f"{where}: unknown key {key!r}{hint}; known are {', '.join(sorted(known))}")
-    return value
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        hint = " (put it in quotes)" if value is not None else ""
-        raise UserError(f"{where} must be text, got {value!r}{hint}")
-    return value.strip()
-
-
-def _texts(value: object, where: str) -> list[str]:
-    return [_text(item, where) for item in (value if isinstance(value, list) else [value])]
-
-
-def _safe(value: object, where: str) -> None:
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", value):
-        raise UserError(f"{where} becomes part of file names: at most 40 letters, digits, _ and -, got {value!r}")
+        raise ValueError(f"attributes_from_name: {pattern!r} names no attribute; write (?P<name>…) around each")

@@ -13,28 +13,28 @@ _CLASSES = {
     "tumor": ("tumour", "yes", "positive"),
 }
 _SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-SPLIT_OF = {alias: split for split, aliases in _SPLITS.items() for alias in aliases}  # plain spelling → split
-ANY_TUMOR = frozenset({"tumor", *_CLASSES["tumor"]})  # plain spellings that do not say which tumour
+SPLITS = tuple(_SPLITS)
+SPLIT_OF = {alias: split for split, aliases in _SPLITS.items() for alias in aliases}  # normalized spelling → split
+ANY_TUMOR = frozenset({"tumor", *_CLASSES["tumor"]})  # normalized spellings that do not give the kind of tumour
 
 
-def plain(name: str) -> str:
+def normalize(name: str) -> str:
     """``name`` without case and punctuation: ``Glioma Tumor`` and ``glioma_tumor`` are the same."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def class_of(classes: Sequence[str], aliases: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Plain spelling → class: the classes' own names, common spellings, and a recipe's ``aliases``."""
-    return {plain(text): name for name in classes for text in (name, *_CLASSES.get(name, ()), *aliases.get(name, ()))}
+    """Normalized spelling → class: the class names themselves, common spellings, and a recipe's ``aliases``."""
+    return {
+        normalize(text): name for name in classes for text in (name, *_CLASSES.get(name, ()), *aliases.get(name, ()))
+    }
 
 
-def binary_hint(name: str, known: Mapping[str, str]) -> str:
-    """What to tell of a ``name`` such as ``yes``, where the classes are kinds of tumour; else nothing."""
-    if plain(name) not in ANY_TUMOR or "tumor" in known:
+def binary_hint(name: str, spellings: Mapping[str, str]) -> str:
+    """The end of a message about a ``name`` such as ``yes`` if the classes are kinds of tumour; otherwise empty."""
+    if normalize(name) not in ANY_TUMOR or "tumor" in spellings:
         return ""
     return (
-        "; it does not say which tumour: for tumour or none build with a recipe whose classes are [notumor, tumor], "
-        "such as shards/datasets/br35h.yaml"
+        "; it does not give the kind of tumour: for tumour or no tumour, build with a recipe whose classes are "
+        "[notumor, tumor], such as shards/datasets/br35h.yaml"
     )
-
-
-SPLITS = ("train", "val", "test")

@@ -1,4 +1,4 @@
-"""The CSV tables that a recipe names: of patients, and of files with their labels."""
+"""The CSV tables that a recipe names: of files with their labels, and of patients."""
 
 from __future__ import annotations
 
@@ -6,17 +6,25 @@ import csv
 import os
 import posixpath
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from brain_dist.collection.recipes import RecipePart, leaves
-from brain_dist.collection.spellings import SPLIT_OF, binary_hint, class_of, plain
+from brain_dist.collection.recipes import PatientTable, RecipePart, leads_outside
+from brain_dist.collection.spellings import SPLIT_OF, binary_hint, class_of, normalize
 from brain_dist.errors import UserError
 
 
 @dataclass(frozen=True)
 class Row:
-    """A file as a table of files describes it; ``path`` is relative to the source, ``label`` is a class name."""
+    """An image file as a table describes it.
+
+    Attributes:
+        path: path of the file, relative to the source folder.
+        label: class name.
+        patient: patient, or None if unknown.
+        split: published split, or None.
+        attributes: column → cell, for the columns that the recipe does not name.
+    """
 
     path: str
     label: str
@@ -25,78 +33,97 @@ class Row:
     attributes: dict[str, str]
 
 
-def read_patients(part: RecipePart, source: Path) -> dict[str, str | None]:
-    """File name, stem or path below the part's root → patient, None where the cell is empty."""
-    assert part.patients is not None
-    identity, patient = part.patients["id"], part.patients["patient"]
-    table: dict[str, str | None] = {}
-    file = source / part.root / part.patients["file"]
-    for line, row in _rows(file, (identity, patient), "table of patients"):
-        name, value = row[identity], row[patient] or None
-        if table.setdefault(name, value) != value:
-            raise UserError(f"{file}, line {line}: {name} already belongs to another patient")
-    return table
+def read_patients(table: PatientTable, root: Path) -> dict[str, str | None]:
+    """File name, stem or path relative to ``root`` → patient, None if its cell is empty.
+
+    Raises:
+        UserError: the table cannot be read, lacks a column, or gives a file two patients.
+    """
+    path = root / table.file
+    patients: dict[str, str | None] = {}
+    for line, cells in _read_rows(path, (table.id, table.patient), "table of patients"):
+        name, patient = cells[table.id], cells[table.patient] or None
+        if patients.setdefault(name, patient) != patient:
+            raise UserError(f"{path}, line {line}: {name} already belongs to another patient")
+    return patients
 
 
 def read_files(part: RecipePart, classes: tuple[str, ...], source: Path) -> list[Row]:
-    """The rows of the part's table of files, columns that the recipe does not name as attributes.
+    """The rows of the part's table of files.
 
-    Raises :class:`UserError`, with the line, on a file that is missing, listed twice or outside the part's root, and
-    on a label or split by no known name.
+    Raises:
+        UserError: the table cannot be read or lists no files; or, with the line number, a file is missing, listed twice
+            or outside the part's root, or a label or split is unknown.
     """
-    columns = part.table
-    assert columns is not None
-    file = source / part.root / columns["file"]
-    wanted = [columns[key] for key in ("path", "label", "patient", "split") if key in columns]
-    known = class_of(classes, part.aliases)
-    found: dict[str, Row] = {}
-    for line, row in _rows(file, wanted, "table of files"):
-        where, path = f"{file}, line {line}", posixpath.normpath(row[columns["path"]] or ".")
-        label, split = row[columns["label"]], row[columns["split"]] if "split" in columns else ""
-        if leaves(row[columns["path"]]):
-            raise UserError(
-                f"{where}: {row[columns['path']]!r} leads out of {source / part.root}; give paths inside it"
-            )
-        if path in found:
-            raise UserError(f"{where}: {path!r} is listed a second time; keep one row a file")
-        if plain(label) not in known:
-            raise UserError(
-                f"{where}: {label!r} is none of the classes {', '.join(classes)}; mend it, or list it under `aliases`"
-                f"{binary_hint(label, known)}"
-            )
-        if split and plain(split) not in SPLIT_OF:
-            raise UserError(f"{where}: {split!r} is no split; write train, val or test, or leave the cell empty")
-        if not os.path.isfile(source / part.root / path):  # noqa: PTH113 (False for names that no file can have)
-            raise UserError(f"{where}: the file {path!r} is missing in {source / part.root}")
-        found[path] = Row(
+    table = part.table
+    assert table is not None
+    root = source / part.root
+    spellings = class_of(classes, part.aliases)
+    columns = [column for key, column in asdict(table).items() if key != "file" and column is not None]
+    rows: dict[str, Row] = {}
+    for line, cells in _read_rows(root / table.file, columns, "table of files"):
+        location = f"{root / table.file}, line {line}"
+        path = _image_path(cells[table.path], root, location)
+        if path in rows:
+            raise UserError(f"{location}: {path!r} is listed a second time; keep one row per file")
+        rows[path] = Row(
             path=posixpath.normpath(posixpath.join(part.root, path)),
-            label=known[plain(label)],
-            patient=(row[columns["patient"]] or None) if "patient" in columns else None,
-            split=SPLIT_OF[plain(split)] if split else part.published,
-            attributes={name: value for name, value in row.items() if name and name not in wanted},
+            label=_class_name(cells[table.label], spellings, classes, location),
+            patient=(cells[table.patient] or None) if table.patient else None,
+            split=(_split(cells[table.split], location) if table.split else None) or part.published,
+            attributes={name: cell for name, cell in cells.items() if name and name not in columns},
         )
-    if not found:
-        raise UserError(f"{file} lists no files")
-    return list(found.values())
+    if not rows:
+        raise UserError(f"{root / table.file} lists no files")
+    return list(rows.values())
 
 
-def _rows(file: Path, wanted: Sequence[str], what: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, column → cell without outer blanks) of a CSV that has the ``wanted`` columns and full rows."""
+def _image_path(cell: str, root: Path, location: str) -> str:
+    """The normalized path of an existing file inside ``root``."""
+    path = posixpath.normpath(cell or ".")
+    if leads_outside(cell):
+        raise UserError(f"{location}: {cell!r} leads out of {root}; give paths inside it")
+    if not os.path.isfile(root / path):  # noqa: PTH113 (False for names that no file can have)
+        raise UserError(f"{location}: the file {path!r} is missing in {root}")
+    return path
+
+
+def _class_name(cell: str, spellings: dict[str, str], classes: tuple[str, ...], location: str) -> str:
+    if normalize(cell) not in spellings:
+        raise UserError(
+            f"{location}: {cell!r} is not one of the classes {', '.join(classes)}; correct it, or list it under "
+            f"`aliases`{binary_hint(cell, spellings)}"
+        )
+    return spellings[normalize(cell)]
+
+
+def _split(cell: str, location: str) -> str | None:
+    if cell and normalize(cell) not in SPLIT_OF:
+        raise UserError(f"{location}: {cell!r} is not a split; write train, val or test, or leave the cell empty")
+    return SPLIT_OF.get(normalize(cell))
+
+
+def _read_rows(path: Path, columns: Sequence[str], description: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, column → stripped cell) of a CSV file that has ``columns`` and complete rows."""
     try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.reader(stream)
-            names = [name.strip() for name in next(reader, [])]
-            lacking = [column for column in wanted if column not in names]
-            if lacking:
-                raise UserError(f"{file} has no column {', '.join(lacking)}; it has {', '.join(names) or 'none'}")
-            named = [name for name in names if name]
-            if len(set(named)) != len(named):
-                raise UserError(f"{file}, line 1: two columns have one name; the names are {', '.join(names)}")
+            header = [name.strip() for name in next(reader, [])]
+            _check_header(header, columns, path)
             for cells in reader:
                 if not any(cells):
-                    continue  # an empty line, as spreadsheets leave them at the end
-                if len(cells) != len(names):
-                    raise UserError(f"{file}, line {reader.line_num}: {len(cells)} cells for {len(names)} columns")
-                yield reader.line_num, {name: cell.strip() for name, cell in zip(names, cells, strict=True)}
+                    continue  # spreadsheets leave empty lines at the end
+                if len(cells) != len(header):
+                    raise UserError(f"{path}, line {reader.line_num}: {len(cells)} cells for {len(header)} columns")
+                yield reader.line_num, {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"the {what} {file} cannot be read ({error})") from None
+        raise UserError(f"the {description} {path} cannot be read ({error})") from None
+
+
+def _check_header(header: list[str], columns: Sequence[str], path: Path) -> None:
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(header) or 'none'}")
+    named = [name for name in header if name]
+    if len(set(named)) != len(named):
+        raise UserError(f"{path}, line 1: two columns have the same name; the names are {', '.join(header)}")

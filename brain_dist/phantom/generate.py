@@ -1,216 +1,165 @@
-"""The phantom collection: any number of made-up brain MRI slices with known truth, written as a raw dataset folder.
+"""The phantom collection: made-up brain-MRI slices with known truth, written as a collection's folder.
 
-Layout of DIR, the same kind of folder a published collection comes as::
+The folder is like that of a published collection::
 
     DIR/<class>/<id>.jpg      grayscale slices, JPEG quality 95
     DIR/masks/<id>.png        the tumour, 0 or 255 (tumour classes only)
     DIR/patients.csv          id, class, patient
     DIR/truth.csv             id, patient, class, plane, the tumour's box (pixels) and place (MNI mm), the scanner
-    DIR/planted.csv           id, of, kind: planted copies (only when asked for), see brain_dist.phantom.planting
-    DIR/phantom.json          the parameters; written last, so its presence means complete
+    DIR/planted.csv           id, of, kind: planted copies, if there are any, see brain_dist.phantom.planting
+    DIR/phantom.json          the settings
 
-With a published split the class folders lie in DIR/Training and DIR/Testing, of which the latter has a fifth of the
-patients, of each class as many.
+With a published split the class folders are in DIR/Training and DIR/Testing. DIR/Testing has a fifth of the patients,
+equally many of each class.
 
-Phantoms prove the machinery, not the medicine: no picture shows a real person.
+Phantoms test the software, not the medicine: no image shows a real person.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from brain_dist.collection.recipes import CLASSES
+from brain_dist.common.files import partial_folder
+from brain_dist.common.progress import Progress, no_progress
 from brain_dist.common.workers import worker_pool
 from brain_dist.errors import UserError
-from brain_dist.phantom.planting import QUALITY, TEST, TRAIN, Row, picture, plant
+from brain_dist.phantom.planting import QUALITY, TEST, TRAIN, Row, image_path, plant
+from brain_dist.phantom.settings import PhantomSettings, check_range
 
-GENERATOR = 2  # raised whenever the same parameters would give other bytes
 
+def generate(out: Path, settings: PhantomSettings, *, workers: int, progress: Progress = no_progress) -> None:
+    """Write a phantom collection into ``out``, unless it already contains the same one.
 
-def generate(
-    out: Path,
-    *,
-    patients: int,
-    slices: int,
-    size: int,
-    seed: int,
-    workers: int,
-    progress: bool,
-    planes: Sequence[str] | None = None,
-    plant: float = 0.0,
-    published: bool = False,
-) -> None:
-    """Write a phantom collection of ``patients`` x ``slices`` pictures of ``size`` x ``size`` pixels into ``out``.
-
-    The bytes depend on (patients, slices, size, seed, planes, plant, published) alone, not on ``workers`` (processes).
-    ``planes`` are those that slices are cut along (all three where it is ``None``). ``plant`` adds that fraction of
-    planted copies (see :mod:`brain_dist.phantom.planting`). ``published`` divides the patients between two folders as
-    published collections do. Running it again on a finished folder does nothing.
+    Args:
+        out: the folder; it appears complete or not at all.
+        settings: what decides the bytes.
+        workers: number of processes; it does not change the bytes.
+        progress: called with the numbers of patients done and in all.
 
     Raises:
-        UserError: a parameter is out of range, ``out`` holds something else, or it cannot be written.
+        UserError: ``workers`` is out of range, ``out`` contains something else, or it cannot be written.
     """
-    _check(patients=patients, slices=slices, size=size, seed=seed, workers=workers, plant=plant, published=published)
-    from brain_dist.phantom.slices import PLANES
-
-    planes = list(PLANES if planes is None else planes)
-    if not planes or any(plane not in PLANES for plane in planes):
-        raise UserError(f"phantom planes = {','.join(planes)}: choose among {', '.join(PLANES)}")
-    out = Path(out)
-    settings = {
-        "generator": GENERATOR,
-        "seed": seed,
-        "patients": patients,
-        "slices": slices,
-        "size": size,
-        "planes": planes,
-        "plant": plant,
-        "published": published,
-    }
-    if _is_there(out, settings):
-        print(f"{out} already holds this phantom collection: nothing to do", flush=True)
+    check_range("workers", workers, 1, 1024)
+    if _exists(out, settings):
+        print(f"{out} already contains this phantom collection: nothing to do", flush=True)
         return
-    # A run that was killed leaves only this folder behind; it is started afresh.
-    unfinished = out.with_name(f".{out.name}.partial")
     try:
-        if unfinished.exists():
-            shutil.rmtree(unfinished)
-        _write(unfinished, settings, workers, progress)
-        unfinished.rename(out)
+        with partial_folder(out) as folder:
+            _write_collection(folder, settings, workers, progress)
     except BrokenProcessPool as error:
-        raise UserError("a phantom worker was killed, most likely for want of memory: use fewer workers") from error
+        raise UserError("a phantom worker was killed, probably because memory ran out; use fewer --workers") from error
     except OSError as error:
         raise UserError(
             f"cannot write {error.filename or out}: {error.strerror or error}; free space or choose another folder"
         ) from error
 
 
-def _check(*, patients: int, slices: int, size: int, seed: int, workers: int, plant: float, published: bool) -> None:
-    for name, value, low, high in (
-        ("patients", patients, 8 if published else 4, 1_000_000),  # one of each class in each folder
-        ("slices", slices, 1, 1000),
-        ("size", size, 64, 1024),
-        ("seed", seed, 0, 2**63),
-        ("workers", workers, 1, 1024),
-        ("plant", plant, 0, 1),
-    ):
-        if not low <= value <= high:
-            raise UserError(f"phantom {name} = {value} is out of range: choose {low} to {high}")
-
-
-def _is_there(out: Path, settings: dict[str, Any]) -> bool:
-    """Whether ``out`` already holds exactly this collection; UserError where it holds anything else."""
+def _exists(out: Path, settings: PhantomSettings) -> bool:
+    """Whether ``out`` contains exactly this collection; raises :class:`UserError` if it contains anything else."""
     if not out.exists():
         return False
     if not out.is_dir():
-        raise UserError(f"{out} is a file: choose another folder for the phantoms")
+        raise UserError(f"{out} is a file; choose another folder for the phantoms")
     record = out / "phantom.json"
     if not record.exists():
         if any(out.iterdir()):
             raise UserError(
-                f"{out} is not empty and holds no finished phantom collection: choose another folder or delete it"
+                f"{out} is not empty and is not a complete phantom collection; choose another folder or delete it"
             )
         return False
     try:
-        found = json.loads(record.read_text())
-        differ = [
-            f"{name} {found.get(name)} instead of {value}"
-            for name, value in settings.items()
-            if found.get(name) != value
+        stored = json.loads(record.read_text())
+        differences = [
+            f"{name} {stored.get(name)} instead of {value}"
+            for name, value in settings.as_dict().items()
+            if stored.get(name) != value
         ]
     except (ValueError, AttributeError) as error:
-        raise UserError(f"{record} is damaged: delete {out} and make it again") from error
-    if differ:
+        raise UserError(f"{record} is damaged; delete {out} and generate it again") from error
+    if differences:
         raise UserError(
-            f"{out} holds another phantom collection ({', '.join(differ)}): choose another folder or delete it"
+            f"{out} contains another phantom collection ({', '.join(differences)}); choose another folder or delete it"
         )
     return True
 
 
-def _write(folder: Path, settings: dict[str, Any], workers: int, progress: bool) -> None:
-    from brain_dist.phantom.patients import CLASSES
-
-    patients, slices, seed = settings["patients"], settings["slices"], settings["seed"]
+def _write_collection(folder: Path, settings: PhantomSettings, workers: int, progress: Progress) -> None:
+    patients, slices = settings.patients, settings.slices
     images = patients * slices
-    planted = round(settings["plant"] * images)
-    # Running numbers in random order: neither the class nor the patient shows in an id.
-    order = np.random.default_rng([seed, 6]).permutation(images + planted) + 1
-    ids = [f"ph{number:0{max(6, len(str(images + planted)))}d}" for number in order]
-    parts = _parts(patients, seed) if settings["published"] else [""] * patients
+    planted = round(settings.plant * images)
+    ids = _ids(images + planted, settings.seed)
+    parts = _published_parts(settings)
     for name in (Path("masks"), *(Path(part, label) for part in set(parts) for label in CLASSES)):
         (folder / name).mkdir(parents=True)
-    rows: list[Row] = []
     jobs = [(number, part, ids[number * slices : (number + 1) * slices]) for number, part in enumerate(parts)]
-    work = partial(_one_patient, folder, seed, settings["size"], settings["planes"])
+    rows: list[Row] = []
     with worker_pool(min(workers, patients)) as run:
-        for done in _track(run(work, jobs, 1), patients, progress):
-            rows += done
-    copies = plant(folder, rows, ids[images:], patients, seed)
+        for done, patient_rows in enumerate(run(partial(_write_patient, folder, settings), jobs, 1), 1):
+            rows += patient_rows
+            progress("phantoms", done, patients)
+    copies = plant(folder, rows, ids[images:], patients, settings.seed)
     if planted:
-        _table(folder / "planted.csv", copies, ["id", "of", "kind"])
-    _table(folder / "patients.csv", [*rows, *copies], ["id", "class", "patient"])
-    _table(folder / "truth.csv", rows, [name for name in rows[0] if name != "part"])
+        _write_table(folder / "planted.csv", copies, ["id", "of", "kind"])
+    _write_table(folder / "patients.csv", [*rows, *copies], ["id", "class", "patient"])
+    _write_table(folder / "truth.csv", rows, [name for name in rows[0] if name != "part"])
     record = {
         "format": 1,
         "kind": "phantom",
         "about": "Made-up slices of the MNI152 template, drawn lesions: they prove the machinery, not the medicine.",
-        **settings,
+        **settings.as_dict(),
         "images": images + planted,
         "classes": list(CLASSES),
     }
     (folder / "phantom.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _track(results: Iterator[list[Row]], total: int, progress: bool) -> Iterator[list[Row]]:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    if progress and console.is_terminal:
-        yield from track(results, "phantoms", total, console=console)
-    else:
-        yield from results
+def _ids(count: int, seed: int) -> list[str]:
+    """Ids with numbers in random order, so that an id reveals neither the class nor the patient."""
+    order = np.random.default_rng([seed, 6]).permutation(count) + 1
+    return [f"ph{number:0{max(6, len(str(count)))}d}" for number in order]
 
 
-def _parts(patients: int, seed: int) -> list[str]:
-    """The published part of each patient. Four consecutive patients have the four classes and stay together."""
-    blocks = np.random.default_rng([seed, 8]).permutation(patients // 4)
+def _published_parts(settings: PhantomSettings) -> list[str]:
+    """Each patient's folder of the published split, or empty texts without one.
+
+    Four consecutive patients have the four classes and stay together.
+    """
+    if not settings.published:
+        return [""] * settings.patients
+    blocks = np.random.default_rng([settings.seed, 8]).permutation(settings.patients // 4)
     tested = set(blocks[: max(1, round(0.2 * len(blocks)))].tolist())
-    return [TEST if number // 4 in tested else TRAIN for number in range(patients)]
+    return [TEST if number // 4 in tested else TRAIN for number in range(settings.patients)]
 
 
-def _one_patient(
-    folder: Path, seed: int, size: int, planes: Sequence[str], job: tuple[int, str, list[str]]
-) -> list[Row]:
-    """Render and write all slices of one patient; their rows of ``truth.csv``."""
-    from brain_dist.phantom.patients import patient
+def _write_patient(folder: Path, settings: PhantomSettings, job: tuple[int, str, list[str]]) -> list[Row]:
+    """Render and write all slices of a patient, given its number, its part and the slices' ids; returns their rows."""
+    from brain_dist.phantom.patients import draw_patient
     from brain_dist.phantom.slices import render
 
     number, part, ids = job
-    person = patient(seed, number)
+    patient = draw_patient(settings.seed, number)
     rows: list[Row] = []
     for index, name in enumerate(ids):
-        cut = render(person, index, size, planes)
-        row: Row = {"id": name, "patient": person.name, "class": person.label, "part": part, **cut.truth}
-        Image.fromarray(cut.image).save(picture(folder, row), quality=QUALITY)
-        if person.lesion:
-            Image.fromarray(cut.mask.astype(np.uint8) * 255).save(folder / "masks" / f"{name}.png")
+        rendered = render(patient, index, settings.size, settings.planes)
+        row: Row = {"id": name, "patient": patient.name, "class": patient.label, "part": part, **rendered.truth}
+        Image.fromarray(rendered.image).save(image_path(folder, row), quality=QUALITY)
+        if patient.lesion:
+            Image.fromarray(rendered.mask.astype(np.uint8) * 255).save(folder / "masks" / f"{name}.png")
         rows.append(row)
     return rows
 
 
-def _table(path: Path, rows: list[Row], columns: list[str]) -> None:
-    rows = sorted(rows, key=lambda row: str(row["id"]))
+def _write_table(path: Path, rows: Sequence[Row], columns: list[str]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(sorted(rows, key=lambda row: str(row["id"])))

@@ -1,8 +1,8 @@
-"""A made-up person: the draws that all slices of one phantom patient share.
+"""A phantom patient: the random draws that all slices of the patient share.
 
-Pure functions of (seed, patient number): every draw comes from a generator seeded by those numbers and the purpose of
-the draw. Nothing but the lesion depends on the class: anatomy and scanner come from streams that do not know it, and a
-person without a tumour is looked at where one could have been, so that nothing else in a picture tells the class.
+These are pure functions of (seed, patient number): each purpose has a random generator that is seeded by those numbers.
+Only the tumour depends on the class. Anatomy and scanner are drawn from generators that do not, and the slices of a
+patient without a tumour are taken where one could have been, so that nothing else in an image reveals the class.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage
 
-from brain_dist.phantom.anatomy import HIGH, LOW, NOISE_SIDE, load_atlas
+from brain_dist.collection.recipes import CLASSES
+from brain_dist.phantom.atlas import TEXTURE_SIZE, load_atlas
 from brain_dist.phantom.lesions import Lesion, draw_lesion
+from brain_dist.phantom.solids import GRID_MAX, GRID_MIN
 
 Array = np.ndarray
-CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
-KNOTS = 9.0  # mm between the knots of the elastic deformation
-# Textures of a slice: which cube (0 fine, 1 coarse) and mm a voxel along x, y, z. Fibres run along the neck.
+KNOT_SPACING = 9.0  # mm between the knots of the elastic deformation
+# Textures of a slice: their cube (0 fine, 1 coarse) and voxel size (mm) along x, y, z. Fibres run along the neck.
 TEXTURES = {
     "fine": (0, (1.7, 1.7, 1.7)), "other": (0, (2.6, 2.6, 2.6)), "coarse": (1, (2.2, 2.2, 2.2)),
     "wide": (1, (6.0, 6.0, 6.0)), "fibres": (0, (1.5, 2.6, 5.0)), "patches": (1, (4.0, 4.0, 6.0)),
@@ -27,92 +28,189 @@ TEXTURES = {
 
 @dataclass(frozen=True)
 class Scanner:
-    """How a patient was scanned. ``fov`` mm; ``voxel`` mm, acquired; ``noise`` relative to white matter."""
+    """How a patient was scanned.
+
+    Attributes:
+        fov: field of view, mm.
+        voxel: acquired voxel size, mm.
+        noise: standard deviation of the noise, relative to white matter.
+        fat_level: gray level of fat; 1 is white.
+        gamma: exponent of the display.
+        bias: [9] coefficients of the log bias field's polynomial.
+        coil_gain: additional signal near the receive coils.
+        coil_end: height (mm) and width (mm) of the signal's decrease below the head, where the coil ends.
+    """
 
     fov: float
     voxel: float
     noise: float
-    top: float  # grey value of fat, 1 is full white
+    fat_level: float
     gamma: float
-    bias: Array  # coefficients of the log bias field's polynomial
-    rim: float  # extra brightness near the receive coils
-    fall: tuple[float, float]  # height (mm) and width (mm) of the coil's end below the head
+    bias: Array
+    coil_gain: float
+    coil_end: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """Signals relative to white matter, and thicknesses.
+
+    Attributes:
+        fat: signal of fat; likewise ``marrow``, ``muscle``, ``fluid``, ``mucosa``, ``vessel`` and ``dura``.
+        skull: thickness of the skull, mm.
+        scalp: thickness of the scalp, mm.
+        veins: width of the cortical veins, in units of the texture.
+        gyri: amplitude of the brain's local displacement, mm.
+    """
+
+    fat: float
+    marrow: float
+    muscle: float
+    fluid: float
+    mucosa: float
+    vessel: float
+    dura: float
+    skull: float
+    scalp: float
+    veins: float
+    gyri: float
 
 
 @dataclass(frozen=True)
 class Patient:
-    """Everything about one made-up person that several slices share."""
+    """Everything about one phantom patient that all slices share.
+
+    Attributes:
+        seed: seed of the collection.
+        number: number of the patient, from 0.
+        label: class.
+        affine: [3, 3], scanner directions → MNI directions.
+        shift: [3], mm.
+        warp: float32 [3, knots…], spline coefficients of the elastic displacement, mm.
+        intensity_curve: template intensities, and their signals relative to white matter.
+        tissue: signals and thicknesses.
+        scanner: the scanner's settings.
+        target: the tumour, or the site of the slices of a patient without one.
+        texture_offsets: texture → [3] shift into its cube, voxels.
+    """
 
     seed: int
     number: int
     label: str
-    affine: Array  # 3 x 3, scanner directions → MNI directions
-    shift: Array  # mm
-    warp: Array = field(repr=False)  # [3, knots…] spline coefficients of the elastic displacement, mm
-    curve: tuple[Array, Array]  # template grey value → signal relative to white matter
-    tissue: dict[str, float]  # signals relative to white matter, thicknesses in mm
+    affine: Array
+    shift: Array
+    warp: Array = field(repr=False)
+    intensity_curve: tuple[Array, Array]
+    tissue: Tissue
     scanner: Scanner
-    target: Lesion  # where the slices are taken
-    textures: dict[str, Array]  # shifts into the texture cubes
+    target: Lesion
+    texture_offsets: dict[str, Array]
 
     @property
     def name(self) -> str:
+        """``P0001`` for patient number 0."""
         return f"P{self.number + 1:04d}"
 
     @property
     def lesion(self) -> Lesion | None:
+        """The tumour, or None."""
         return None if self.label == "notumor" else self.target
 
 
-def patient(seed: int, number: int) -> Patient:
-    """Draw patient ``number`` (from 0). Each four consecutive patients hold one of each class, in random order."""
-    block = np.random.default_rng([seed, 1, number // 4]).permutation(4)
-    label = CLASSES[block[number % 4]]
-    atlas = load_atlas()
+def draw_patient(seed: int, number: int) -> Patient:
+    """Draw patient ``number`` (from 0). Each four consecutive patients have the four classes, in random order."""
+    label = CLASSES[np.random.default_rng([seed, 1, number // 4]).permutation(4)[number % 4]]
+    # The order of the draws decides the pixels of every phantom: a new draw belongs at the end.
     rng = np.random.default_rng([seed, 2, number])
-    angles = np.deg2rad(rng.normal(0, 5, 3).clip(-11, 11))
-    affine = _turn(angles) @ (
-        np.diag(rng.normal(1.0, 0.045, 3).clip(0.9, 1.1)) + np.triu(rng.normal(0, 0.025, (3, 3)), 1)
-    )
-    knots = np.ceil((HIGH - LOW) / KNOTS).astype(int) + 1
-    warp = np.stack([_smooth(rng, knots, 4.0, rng.uniform(1.5, 3.5)) + _smooth(rng, knots, 1.2, rng.uniform(0.3, 0.7))
-                     for _ in range(3)])  # fmt: skip
+    affine, warp = _draw_affine(rng), _draw_warp(rng)
     grey, fluid = rng.uniform(0.76, 0.9), rng.uniform(0.25, 0.42)
-    curve = (np.array([0, 70, 110, 165, 205, 230, 255.0]),
-             np.array([fluid, fluid, fluid + 0.35 * (grey - fluid), grey, 0.35 * grey + 0.65, 1.0, 1.04]))  # fmt: skip
-    tissue = {
-        "fat": rng.uniform(1.7, 2.8), "marrow": rng.uniform(0.3, 1.4), "muscle": rng.uniform(0.6, 0.85), "fluid": fluid,
-        "mucosa": rng.uniform(1.2, 1.9), "vessel": rng.uniform(1.2, 1.8), "dura": rng.uniform(0.4, 1.2),
-        "skull": rng.uniform(5.0, 8.0), "scalp": rng.uniform(2.5, 6.0),
-        "veins": rng.uniform(0.06, 0.16), "gyri": rng.uniform(0.6, 1.6),
-    }  # fmt: skip
-    scan = np.random.default_rng([seed, 3, number])
-    scanner = Scanner(
-        fov=scan.uniform(205, 250), voxel=scan.uniform(0.95, 1.6),
-        noise=float(np.exp(scan.uniform(np.log(0.008), np.log(0.05)))), top=scan.uniform(0.7, 1.15),
-        gamma=scan.uniform(0.85, 1.2), bias=scan.normal(0, 0.09, 9), rim=scan.uniform(0, 0.35),
-        fall=(scan.uniform(-150, -95), scan.uniform(8, 22)),
-    )  # fmt: skip
-    place = np.random.default_rng([seed, 4, number])
-    decoy = str(place.choice(["glioma", "meningioma", "pituitary"]))
-    target = draw_lesion(decoy if label == "notumor" else label, atlas, place)
-    return Patient(seed, number, label, affine, rng.normal(0, 3, 3), warp, curve, tissue, scanner, target,
-                   {name: rng.uniform(0, NOISE_SIDE, 3) for name in TEXTURES})  # fmt: skip
+    return Patient(
+        seed=seed,
+        number=number,
+        label=label,
+        affine=affine,
+        warp=warp,
+        intensity_curve=_intensity_curve(grey, fluid),
+        tissue=_draw_tissue(fluid, rng),
+        shift=rng.normal(0, 3, 3),
+        scanner=_draw_scanner(np.random.default_rng([seed, 3, number])),
+        target=_draw_target(label, np.random.default_rng([seed, 4, number])),
+        texture_offsets={name: rng.uniform(0, TEXTURE_SIZE, 3) for name in TEXTURES},
+    )
 
 
-def _turn(angles: Array) -> Array:
-    """Rotation matrix from three Euler angles (radians)."""
-    turn = np.eye(3)
+def _draw_affine(rng: np.random.Generator) -> Array:
+    """Rotation, scaling and shear [3, 3]."""
+    rotation = _rotation(np.deg2rad(rng.normal(0, 5, 3).clip(-11, 11)))
+    scaling = np.diag(rng.normal(1.0, 0.045, 3).clip(0.9, 1.1))
+    return rotation @ (scaling + np.triu(rng.normal(0, 0.025, (3, 3)), 1))
+
+
+def _rotation(angles: Array) -> Array:
+    """Rotation matrix [3, 3] of three Euler angles (radians)."""
+    rotation = np.eye(3)
     for axis, angle in enumerate(angles):
         i, j = [k for k in range(3) if k != axis]
         step = np.eye(3)
         step[i, i] = step[j, j] = np.cos(angle)
         step[i, j], step[j, i] = -np.sin(angle), np.sin(angle)
-        turn = turn @ step
-    return turn
+        rotation = rotation @ step
+    return rotation
 
 
-def _smooth(rng: np.random.Generator, shape: Array, sigma: float, amplitude: float) -> Array:
+def _draw_warp(rng: np.random.Generator) -> Array:
+    """Cubic spline coefficients [3, knots…] of the elastic displacement (mm): a wide field plus a narrow one."""
+    knots = np.ceil((GRID_MAX - GRID_MIN) / KNOT_SPACING).astype(int) + 1
+    components = []
+    for _ in range(3):
+        wide = _smooth_field(rng, knots, 4.0, rng.uniform(1.5, 3.5))
+        narrow = _smooth_field(rng, knots, 1.2, rng.uniform(0.3, 0.7))
+        components.append(wide + narrow)
+    return np.stack(components)
+
+
+def _smooth_field(rng: np.random.Generator, shape: Array, sigma: float, amplitude: float) -> Array:
     """Cubic spline coefficients of a smooth random field with standard deviation ``amplitude``."""
     values = ndimage.gaussian_filter(rng.standard_normal(shape), sigma)
     return ndimage.spline_filter((values * (amplitude / values.std())).astype(np.float32), 3, output=np.float32)
+
+
+def _intensity_curve(grey: float, fluid: float) -> tuple[Array, Array]:
+    """Template intensities and their signals, given the signals of grey matter and fluid."""
+    intensities = np.array([0, 70, 110, 165, 205, 230, 255.0])
+    return intensities, np.array([fluid, fluid, fluid + 0.35 * (grey - fluid), grey, 0.35 * grey + 0.65, 1.0, 1.04])
+
+
+def _draw_tissue(fluid: float, rng: np.random.Generator) -> Tissue:
+    return Tissue(
+        fat=rng.uniform(1.7, 2.8),
+        marrow=rng.uniform(0.3, 1.4),
+        muscle=rng.uniform(0.6, 0.85),
+        fluid=fluid,
+        mucosa=rng.uniform(1.2, 1.9),
+        vessel=rng.uniform(1.2, 1.8),
+        dura=rng.uniform(0.4, 1.2),
+        skull=rng.uniform(5.0, 8.0),
+        scalp=rng.uniform(2.5, 6.0),
+        veins=rng.uniform(0.06, 0.16),
+        gyri=rng.uniform(0.6, 1.6),
+    )
+
+
+def _draw_scanner(rng: np.random.Generator) -> Scanner:
+    return Scanner(
+        fov=rng.uniform(205, 250),
+        voxel=rng.uniform(0.95, 1.6),
+        noise=float(np.exp(rng.uniform(np.log(0.008), np.log(0.05)))),
+        fat_level=rng.uniform(0.7, 1.15),
+        gamma=rng.uniform(0.85, 1.2),
+        bias=rng.normal(0, 0.09, 9),
+        coil_gain=rng.uniform(0, 0.35),
+        coil_end=(rng.uniform(-150, -95), rng.uniform(8, 22)),
+    )
+
+
+def _draw_target(label: str, rng: np.random.Generator) -> Lesion:
+    """The tumour of a patient; for a patient without one, a tumour of a random kind that gives the slices' site."""
+    kind = str(rng.choice(["glioma", "meningioma", "pituitary"]))
+    return draw_lesion(kind if label == "notumor" else label, load_atlas(), rng)

@@ -1,19 +1,18 @@
-"""Planted copies: pictures that a phantom collection holds twice, so that what the audit finds can be compared with
-what is there.
+"""Planted copies: images that a phantom collection contains twice, so that the copies an audit finds can be judged.
 
 | kind | a copy is |
 |---|---|
 | duplicate | the same bytes |
 | reencoded | a JPEG of quality 30 to 80 |
-| rescaled | 0.5 to 1.6 times as many pixels a side |
-| cropped | cut by 2 to 9 % of the picture on each side, each by another share, and left at that size |
-| brightness | 0.6 to 1.5 times as bright, and up to 20 gray values up or down |
+| rescaled | resized to 0.5 to 1.6 times the side |
+| cropped | without 2 to 9 % of the image on each side (another fraction for each), not resized |
+| brightness | 0.6 to 1.5 times as bright, and up to 20 gray values brighter or darker |
 | mirrored | flipped left to right, a JPEG of quality 30 to 80 |
-| conflict | put under another class: the same bytes, or re-encoded |
-| leak | of a training image, among the test images: re-encoded, cropped or mirrored (where there is such a split) |
+| conflict | in the folder of another class: the same bytes, or re-encoded |
+| leak | of a training image, among the test images: re-encoded, cropped or mirrored (with a published split only) |
 
-No picture is copied twice. Each copy has a patient of its own, who is, leaks apart, in the same part of the published
-split as the picture's. It has no row in ``truth.csv`` and no mask, as these are of what was drawn; its original has.
+No image is copied twice. Each copy has a patient of its own and, except for leaks, is in the same part of the published
+split as its original. A copy has no row in ``truth.csv`` and no mask; its original has.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from brain_dist.collection.recipes import CLASSES
 from brain_dist.copies.search import connected
 
 KINDS = ("duplicate", "reencoded", "rescaled", "cropped", "brightness", "mirrored", "conflict", "leak")
@@ -36,72 +36,86 @@ QUALITY = 95  # of JPEGs
 Row = dict[str, str | float]
 
 
-def picture(root: Path, row: Row) -> Path:
-    """The file of an image: ``row`` has its id, its class and its ``part``, the published split's folder or ""."""
+def image_path(root: Path, row: Row) -> Path:
+    """The file of an image, given its ``id``, ``class`` and ``part`` (the published split's folder, or empty)."""
     return root / str(row["part"]) / str(row["class"]) / f"{row['id']}.jpg"
 
 
 def plant(root: Path, rows: Sequence[Row], ids: Sequence[str], patients: int, seed: int) -> list[Row]:
-    """Write a copy under each of ``ids`` (at most as many as images), of all kinds in equal parts.
+    """Write copies of all kinds in equal numbers.
 
-    ``rows`` (id, class, part) are the images there are; ``patients`` is the number of their patients. Returns the
-    copies' rows: id, of, kind, class, part, patient.
+    Args:
+        root: the collection.
+        rows: its images (id, class, part).
+        ids: ids of the copies, at most as many as there are images.
+        patients: number of patients; the copies' patients get the following numbers.
+        seed: seed of the collection.
+
+    Returns:
+        the copies' rows: id, of, kind, class, part, patient.
     """
-    from brain_dist.phantom.patients import CLASSES
-
     rng = np.random.default_rng([seed, 7])
-    order = [rows[index] for index in rng.permutation(len(rows))]
-    kinds = KINDS if any(row["part"] for row in rows) else KINDS[:-1]
-    chosen = [kinds[index % len(kinds)] for index in range(len(ids))]
-    leaks = [row for row in order if row["part"] == TRAIN][: chosen.count("leak")]
+    shuffled = [rows[index] for index in rng.permutation(len(rows))]
+    available = KINDS if any(row["part"] for row in rows) else KINDS[:-1]
+    kinds = [available[index % len(available)] for index in range(len(ids))]
+    leaks = [row for row in shuffled if row["part"] == TRAIN][: kinds.count("leak")]
     leaked = {row["id"] for row in leaks}
-    sources = {True: iter(leaks), False: (row for row in order if row["id"] not in leaked)}
+    leaked_originals = iter(leaks)
+    originals = (row for row in shuffled if row["id"] not in leaked)
     copies: list[Row] = []
-    for number, (name, kind) in enumerate(zip(ids, chosen, strict=True), patients + 1):
-        source = next(sources[kind == "leak"])
-        copy = {**source, "id": name, "of": source["id"], "kind": kind, "patient": f"P{number:04d}"}
-        way = kind
-        if kind == "conflict":
-            copy["class"] = str(rng.choice([label for label in CLASSES if label != source["class"]]))
-            way = rng.choice(["duplicate", "reencoded"])
-        elif kind == "leak":
-            copy["part"] = TEST
-            way = rng.choice(["reencoded", "cropped", "mirrored"])
-        _copy(picture(root, source), picture(root, copy), way, rng)
+    for number, (name, kind) in enumerate(zip(ids, kinds, strict=True), patients + 1):
+        original = next(leaked_originals if kind == "leak" else originals)
+        copy = {**original, "id": name, "of": original["id"], "kind": kind, "patient": f"P{number:04d}"}
+        change = _place_copy(copy, rng)
+        _write_copy(image_path(root, original), image_path(root, copy), change, rng)
         copies.append(copy)
     return copies
 
 
-def _copy(source: Path, target: Path, way: str, rng: np.random.Generator) -> None:
-    if way == "duplicate":
+def _place_copy(copy: Row, rng: np.random.Generator) -> str:
+    """Move a conflict to another class and a leak to the test part; returns the change of its pixels."""
+    if copy["kind"] == "conflict":
+        copy["class"] = str(rng.choice([label for label in CLASSES if label != copy["class"]]))
+        return str(rng.choice(["duplicate", "reencoded"]))
+    if copy["kind"] == "leak":
+        copy["part"] = TEST
+        return str(rng.choice(["reencoded", "cropped", "mirrored"]))
+    return str(copy["kind"])
+
+
+def _write_copy(source: Path, target: Path, change: str, rng: np.random.Generator) -> None:
+    if change == "duplicate":
         shutil.copyfile(source, target)
         return
-    quality = int(rng.integers(30, 81)) if way in ("reencoded", "mirrored") else QUALITY
+    quality = int(rng.integers(30, 81)) if change in ("reencoded", "mirrored") else QUALITY
     with Image.open(source) as image:
-        _changed(image, way, rng).save(target, quality=quality)
+        _changed(image, change, rng).save(target, quality=quality)
 
 
-def _changed(image: Image.Image, way: str, rng: np.random.Generator) -> Image.Image:
+def _changed(image: Image.Image, change: str, rng: np.random.Generator) -> Image.Image:
     side = image.width
-    if way == "rescaled":
-        others = [pixels for pixels in range(round(0.5 * side), round(1.6 * side) + 1) if pixels != side]
-        return image.resize((int(rng.choice(others)),) * 2, Image.Resampling.BICUBIC)
-    if way == "cropped":
+    if change == "rescaled":
+        sides = [pixels for pixels in range(round(0.5 * side), round(1.6 * side) + 1) if pixels != side]
+        return image.resize((int(rng.choice(sides)),) * 2, Image.Resampling.BICUBIC)
+    if change == "cropped":
         left, top, right, bottom = np.rint(rng.uniform(0.02, 0.09, 4) * side).astype(int).tolist()
         return image.crop((left, top, side - right, side - bottom))
-    if way == "brightness":
+    if change == "brightness":
         gain, shift = rng.uniform(0.6, 1.5), rng.uniform(-20, 20)
         return image.point([round(min(max(gain * value + shift, 0), 255)) for value in range(256)])
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if way == "mirrored" else image
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if change == "mirrored" else image
 
 
 @dataclass(frozen=True)
 class Score:
-    """What was found of what was planted.
+    """How many of the planted copies were found.
 
-    ``planted`` and ``found``: copies of each kind, and those that are in one set with their original, as a pair or by
-    way of other pictures of one person. Pairs: ``right`` of a picture and its copy; ``neighbours`` of two slices of one
-    person, or of their copies; ``false`` of two persons.
+    Attributes:
+        planted: kind → number of copies.
+        found: kind → number of copies that are joined to their original, directly or through images of its patient.
+        right: number of pairs of an image and its copy.
+        neighbours: number of pairs of different slices of one patient, or of their copies.
+        false: number of pairs of different patients.
     """
 
     planted: dict[str, int]
@@ -112,35 +126,36 @@ class Score:
 
     @property
     def recall(self) -> float:
+        """Fraction of the planted copies that were found."""
         return sum(self.found.values()) / sum(self.planted.values())
 
     @property
     def precision(self) -> float:
-        """Share of the planted ones among all pairs but the neighbours."""
+        """Fraction of right pairs among all pairs except the neighbours."""
         return self.right / max(1, self.right + self.false)
 
 
 def score(root: Path, ids: Sequence[str], first: np.ndarray, second: np.ndarray) -> Score:
-    """Compare pairs (positions in ``ids``) with a phantom collection's planted.csv."""
-    planted = _rows(root / "planted.csv")
-    patient = {row["id"]: row["patient"] for row in _rows(root / "patients.csv")}
-    original = {row["id"]: row["of"] for row in planted}
-    source = [original.get(name, name) for name in ids]
-    person = np.array([patient[name] for name in source])
-    same, alike = np.array(source)[first] == np.array(source)[second], person[first] == person[second]
-    joined = connected(len(ids), np.column_stack([first[alike], second[alike]]))
-    at = {name: position for position, name in enumerate(ids)}
-    found = Counter(row["kind"] for row in planted if joined[at[row["id"]]] == joined[at[row["of"]]])
-    kinds = Counter(row["kind"] for row in planted)
+    """Compare pairs of copies, given as indices into ``ids``, with the planted copies of a phantom collection."""
+    copies = _read_rows(root / "planted.csv")
+    patients = {row["id"]: row["patient"] for row in _read_rows(root / "patients.csv")}
+    original_of = {row["id"]: row["of"] for row in copies}
+    original = np.array([original_of.get(name, name) for name in ids])
+    patient = np.array([patients[name] for name in original.tolist()])
+    same_image, same_patient = original[first] == original[second], patient[first] == patient[second]
+    joined = connected(len(ids), np.column_stack([first[same_patient], second[same_patient]]))
+    index = {name: number for number, name in enumerate(ids)}
+    planted = Counter(row["kind"] for row in copies)
+    found = Counter(row["kind"] for row in copies if joined[index[row["id"]]] == joined[index[row["of"]]])
     return Score(
-        planted={kind: kinds[kind] for kind in KINDS if kinds[kind]},
-        found={kind: found[kind] for kind in KINDS if kinds[kind]},
-        right=int(same.sum()),
-        neighbours=int((alike & ~same).sum()),
-        false=int((~alike).sum()),
+        planted={kind: planted[kind] for kind in KINDS if planted[kind]},
+        found={kind: found[kind] for kind in KINDS if planted[kind]},
+        right=int(same_image.sum()),
+        neighbours=int((same_patient & ~same_image).sum()),
+        false=int((~same_patient).sum()),
     )
 
 
-def _rows(table: Path) -> list[dict[str, str]]:
+def _read_rows(table: Path) -> list[dict[str, str]]:
     with table.open(newline="") as file:
         return list(csv.DictReader(file))

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import draw
+from pictures import draw, png_chunk
 from PIL import Image
 
-from brain_dist.collection.pixels import BadImage, Examined, examine, head_box, thumbnails
+from brain_dist.collection.measures import head_box, thumbnails
+from brain_dist.collection.pixels import BadImage, MeasuredImage, examine
+from brain_dist.collection.window import Window
 
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -23,35 +25,35 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def chunk(name: bytes, data: bytes) -> bytes:
-    """A chunk of a PNG file."""
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
 def raw_png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
     """A PNG of any bit depth and colour type, which Pillow itself cannot write."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", header)
+        + png_chunk(b"IDAT", zlib.compress(rows))
+        + png_chunk(b"IEND", b"")
+    )
 
 
-def stored(found: Examined) -> np.ndarray:
-    """Pixels of the new encoding."""
-    assert found.payload is not None
-    image = Image.open(io.BytesIO(found.payload))
-    assert (image.format, image.mode, found.ext) == ("PNG", "L", "png")
-    assert image.size == (found.width, found.height)
-    assert (len(found.payload), zlib.crc32(found.payload)) == (found.size, found.crc32)
+def decode(stored: MeasuredImage) -> np.ndarray:
+    """The pixels of a new encoding."""
+    assert stored.payload is not None
+    image = Image.open(io.BytesIO(stored.payload))
+    assert (image.format, image.mode, stored.ext) == ("PNG", "L", "png")
+    assert image.size == (stored.width, stored.height)
+    assert (len(stored.payload), zlib.crc32(stored.payload)) == (stored.size, stored.crc32)
     return np.asarray(image)
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("JPEG", "L"), ("JPEG", "RGB"), ("PNG", "L"), ("PNG", "RGB")])
 def test_plain_files_are_kept_byte_for_byte(kind, mode):
     data = encode(draw(1).convert(mode), kind)
-    found = examine(data)
-    assert found.payload is None
-    assert (found.size, found.crc32, found.mode) == (len(data), zlib.crc32(data), mode)
-    assert found.ext == {"JPEG": "jpg", "PNG": "png"}[kind]
-    assert (found.width, found.height) == (96, 96)
+    image = examine(data)
+    assert image.payload is None
+    assert (image.size, image.crc32, image.mode) == (len(data), zlib.crc32(data), mode)
+    assert image.ext == {"JPEG": "jpg", "PNG": "png"}[kind]
+    assert (image.width, image.height) == (96, 96)
 
 
 def test_transparency_goes_on_black():
@@ -59,76 +61,76 @@ def test_transparency_goes_on_black():
     alpha = Image.fromarray(np.tile(np.where(np.arange(96) < 48, 0, 255).astype(np.uint8), (96, 1)))
     expected = np.asarray(gray) * (np.asarray(alpha) > 0)
     rgba = Image.merge("RGBA", [gray, gray, gray, alpha])
-    found = examine(encode(rgba, "PNG"))
-    assert found.mode == "RGBA"
-    np.testing.assert_array_equal(stored(found), expected)
-    np.testing.assert_array_equal(stored(examine(encode(Image.merge("LA", [gray, alpha]), "PNG"))), expected)
+    image = examine(encode(rgba, "PNG"))
+    assert image.mode == "RGBA"
+    np.testing.assert_array_equal(decode(image), expected)
+    np.testing.assert_array_equal(decode(examine(encode(Image.merge("LA", [gray, alpha]), "PNG"))), expected)
     keyed = examine(encode(gray, "PNG", transparency=int(np.asarray(gray).max())))
-    assert stored(keyed).max() < np.asarray(gray).max()
+    assert decode(keyed).max() < np.asarray(gray).max()
 
 
 def test_palettes_and_other_formats_become_gray_png():
     gray = draw(3)
-    found = examine(encode(gray.convert("P"), "PNG"))
-    assert found.mode == "P"
-    np.testing.assert_array_equal(stored(found), np.asarray(gray.convert("P").convert("RGB").convert("L")))
-    np.testing.assert_array_equal(stored(examine(encode(gray, "BMP"))), np.asarray(gray))
-    np.testing.assert_array_equal(stored(examine(encode(gray, "TIFF"))), np.asarray(gray))
-    np.testing.assert_array_equal(stored(examine(encode(gray, "GIF"))), np.asarray(gray))
-    webp = stored(examine(encode(gray.convert("RGB"), "WEBP", lossless=True)))
+    image = examine(encode(gray.convert("P"), "PNG"))
+    assert image.mode == "P"
+    np.testing.assert_array_equal(decode(image), np.asarray(gray.convert("P").convert("RGB").convert("L")))
+    np.testing.assert_array_equal(decode(examine(encode(gray, "BMP"))), np.asarray(gray))
+    np.testing.assert_array_equal(decode(examine(encode(gray, "TIFF"))), np.asarray(gray))
+    np.testing.assert_array_equal(decode(examine(encode(gray, "GIF"))), np.asarray(gray))
+    webp = decode(examine(encode(gray.convert("RGB"), "WEBP", lossless=True)))
     np.testing.assert_array_equal(webp, np.asarray(gray))
-    np.testing.assert_array_equal(np.unique(stored(examine(encode(gray.convert("1"), "PNG")))), [0, 255])
+    np.testing.assert_array_equal(np.unique(decode(examine(encode(gray.convert("1"), "PNG")))), [0, 255])
 
 
 def test_wide_values_are_scaled_between_percentiles():
     values = np.linspace(1000, 41000, 64 * 64).reshape(64, 64)
     low, high = np.percentile(values.astype(np.uint16), (0.5, 99.5))
     expected = np.rint(np.clip((values.astype(np.uint16) - low) / (high - low), 0, 1) * 255)
-    found = examine(encode(Image.fromarray(values.astype(np.uint16)), "PNG"))
-    assert found.mode == "I;16"
-    np.testing.assert_array_equal(stored(found), expected)
-    floats = stored(examine(encode(Image.fromarray((values / 41000).astype(np.float32)), "TIFF")))
+    image = examine(encode(Image.fromarray(values.astype(np.uint16)), "PNG"))
+    assert image.mode == "I;16"
+    np.testing.assert_array_equal(decode(image), expected)
+    floats = decode(examine(encode(Image.fromarray((values / 41000).astype(np.float32)), "TIFF")))
     assert abs(floats.astype(int) - expected).max() <= 1
-    flat = stored(examine(encode(Image.fromarray(np.full((16, 16), 7000, dtype=np.uint16)), "PNG")))
+    flat = decode(examine(encode(Image.fromarray(np.full((16, 16), 7000, dtype=np.uint16)), "PNG")))
     assert (flat == 0).all()
-    fixed = stored(
-        examine(encode(Image.fromarray(values.astype(np.uint16)), "PNG"), None, {"center": 9e3, "width": 4e3})
+    fixed = decode(
+        examine(encode(Image.fromarray(values.astype(np.uint16)), "PNG"), None, Window(center=9e3, width=4e3))
     )
     np.testing.assert_array_equal(fixed, np.rint(np.clip((values.astype(np.uint16) - 7000.0) / 4000, 0, 1) * 255))
     with pytest.raises(BadImage, match="not finite"):
         examine(encode(Image.fromarray(np.full((16, 16), np.nan, dtype=np.float32)), "TIFF"))
 
 
-def test_odd_bit_depths_of_png_are_stored_anew():
+def test_png_with_other_bit_depths_is_encoded_again():
     ramp = np.linspace(0, 65535, 16 * 16).astype(">u2").reshape(16, 16)
     rows = b"".join(b"\0" + np.repeat(line, 3).astype(">u2").tobytes() for line in ramp)
-    assert abs(stored(examine(raw_png(16, 16, 16, 2, rows))).astype(int) - (ramp >> 8)).max() <= 1
+    assert abs(decode(examine(raw_png(16, 16, 16, 2, rows))).astype(int) - (ramp >> 8)).max() <= 1
     two_bits = b"".join(b"\0" + bytes([0b00011011] * 4) for _ in range(16))
-    np.testing.assert_array_equal(stored(examine(raw_png(16, 16, 2, 0, two_bits)))[0], [0, 85, 170, 255] * 4)
+    np.testing.assert_array_equal(decode(examine(raw_png(16, 16, 2, 0, two_bits)))[0], [0, 85, 170, 255] * 4)
 
 
 def test_cmyk_and_rotated_jpegs_become_upright_gray_png():
     gray = draw(4)
     cmyk = examine(encode(gray.convert("RGB").convert("CMYK"), "JPEG", quality=98))
     assert cmyk.mode == "CMYK"
-    assert abs(stored(cmyk).astype(int) - np.asarray(gray)).mean() < 3
+    assert abs(decode(cmyk).astype(int) - np.asarray(gray)).mean() < 3
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
     data = encode(gray.crop((0, 0, 96, 60)), "JPEG", quality=98, exif=exif)
-    turned = examine(data)
-    assert (turned.width, turned.height) == (60, 96)
+    rotated = examine(data)
+    assert (rotated.width, rotated.height) == (60, 96)
     expected = np.asarray(Image.open(io.BytesIO(data)).transpose(Image.Transpose.ROTATE_270))
-    np.testing.assert_array_equal(stored(turned), expected)
+    np.testing.assert_array_equal(decode(rotated), expected)
     exif[0x0112] = 1
     assert examine(encode(gray, "JPEG", exif=exif)).payload is None
 
 
-def test_max_side_makes_only_larger_images_smaller():
+def test_max_side_resizes_only_larger_images():
     jpeg, png = encode(draw(5, 200), "JPEG"), encode(draw(5, 200).crop((0, 0, 200, 100)), "PNG")
     smaller = examine(jpeg, max_side=64)
     assert (smaller.ext, smaller.width, smaller.height) == ("jpg", 64, 64)
     decoded = np.asarray(Image.open(io.BytesIO(smaller.payload)))
-    assert smaller.pixel_hash == examine(smaller.payload).pixel_hash  # of what is stored, its JPEG loss included
+    assert smaller.pixel_hash == examine(smaller.payload).pixel_hash  # of the stored image, including its JPEG loss
     assert abs(decoded.astype(int) - np.asarray(draw(5, 200).resize((64, 64), Image.Resampling.LANCZOS))).mean() < 4
     assert (examine(png, max_side=64).width, examine(png, max_side=64).height, examine(png, max_side=64).ext) == (
         64,
@@ -148,18 +150,18 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "cut PNG": (png[: len(png) // 2], "cannot be decoded"),
         "web page": (b"<!DOCTYPE html><html><body>404</body></html>", "web page"),
         "text": (b"not an image at all", "not an image"),
-        "animation": (encode(frames[0], "GIF", save_all=True, append_images=frames[1:]), "2 pictures"),
-        "stack": (encode(frames[0], "TIFF", save_all=True, append_images=frames[1:]), "2 pictures"),
+        "animation": (encode(frames[0], "GIF", save_all=True, append_images=frames[1:]), "contains 2 images"),
+        "stack": (encode(frames[0], "TIFF", save_all=True, append_images=frames[1:]), "contains 2 images"),
         "large": (raw_png(9000, 9000, 8, 0, b"\0" * 100), "9000 x 9000"),
-        "dot": (encode(gray.crop((0, 0, 1, 1)), "PNG"), "1 x 1 pixels; a slice has at least 16 a side"),
-        "strip": (encode(gray.crop((0, 0, 64, 15)), "JPEG"), "64 x 15 pixels; a slice has at least 16 a side"),
+        "dot": (encode(gray.crop((0, 0, 1, 1)), "PNG"), "1 x 1 pixels; a slice has at least 16 on each side"),
+        "strip": (encode(gray.crop((0, 0, 64, 15)), "JPEG"), "64 x 15 pixels; a slice has at least 16 on each side"),
         "bomb": (raw_png(60000, 60000, 1, 0, b"\0" * 100), "bomb"),
     }
 
 
-@pytest.mark.parametrize("what", bad_files())
-def test_bad_files_say_why(what):
-    data, reason = bad_files()[what]
+@pytest.mark.parametrize("case", bad_files())
+def test_bad_files_have_a_reason(case):
+    data, reason = bad_files()[case]
     with pytest.raises(BadImage, match=reason):
         examine(data)
 
@@ -171,23 +173,23 @@ def test_damage_never_raises_anything_but_bad_image(data):
     file = bytearray(
         encode(Image.fromarray(np.arange(32 * 32, dtype=np.uint16).reshape(32, 32).astype(np.uint8)), kind)
     )
-    for place, value in data.draw(st.lists(st.tuples(st.integers(0, len(file) - 1), st.integers(0, 255)), max_size=6)):
-        file[place] = value
+    for index, value in data.draw(st.lists(st.tuples(st.integers(0, len(file) - 1), st.integers(0, 255)), max_size=6)):
+        file[index] = value
     del file[data.draw(st.integers(1, len(file))) :]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            found = examine(bytes(file))
+            image = examine(bytes(file))
         except BadImage:
             return
-    assert found.thumbs.shape == (2, 64, 64)
+    assert image.thumbs.shape == (2, 64, 64)
 
 
 def test_head_box_ignores_gray_background_frame_and_specks():
     y, x = np.mgrid[:200, :160]
     pixels = np.full((200, 160), 45, dtype=np.uint8)
     pixels[((x - 70) / 40) ** 2 + ((y - 110) / 60) ** 2 < 1] = 150
-    pixels[[0, 1, -1]] = pixels[:, [0, 1, -1]] = 255  # a frame, as some publishers draw it
+    pixels[[0, 1, -1]] = pixels[:, [0, 1, -1]] = 255  # a frame, as some publishers' images have
     pixels[20, 20] = pixels[30, 140] = 255
     left, top, width, height = head_box(pixels)
     assert abs(left - 30) <= 3
@@ -208,7 +210,7 @@ def test_hashes_and_thumbnails():
     assert original.pixel_hash == again.pixel_hash
     assert len({original.pixel_hash, recoded.pixel_hash, other.pixel_hash}) == 3
 
-    def bits(one: Examined, two: Examined) -> int:
+    def bits(one: MeasuredImage, two: MeasuredImage) -> int:
         return (int(one.phash, 16) ^ int(two.phash, 16)).bit_count()
 
     assert len(original.phash) == 16

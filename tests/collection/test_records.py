@@ -1,4 +1,4 @@
-"""Which files a recipe finds, under which key, class and patient; and what it says of folders that do not fit."""
+"""Which files a recipe finds, with which key, class and patient; errors of folders and tables that do not fit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from brain_dist.common.text import printable
 from brain_dist.errors import UserError
 
 
-def fill(root, *names):
+def write_images(root, *names):
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def find(root, part=None, **top):
 
 def test_class_folders_are_found_by_common_spellings(tmp_path):
     root = tmp_path / "set"
-    fill(
+    write_images(
         root,
         "Glioma Tumor/a.png",
         "NO_TUMOR/b.png",
@@ -49,22 +49,22 @@ def test_class_folders_are_found_by_common_spellings(tmp_path):
 
 
 def test_published_splits_are_found(tmp_path):
-    fill(tmp_path, "Training/glioma/a.png", "Testing/glioma/a.png", "valid/notumor/b.png")
+    write_images(tmp_path, "Training/glioma/a.png", "Testing/glioma/a.png", "valid/notumor/b.png")
     records, _ = find(tmp_path)
     assert {record.path: record.published for record in records} == {
         "Training/glioma/a.png": "train", "Testing/glioma/a.png": "test", "valid/notumor/b.png": "val"
     }  # fmt: skip
 
 
-def test_own_classes_aliases_and_ignored_folders(tmp_path):
-    fill(tmp_path, "yes/a.png", "no/b.png", "masks/a.png")
+def test_custom_classes_aliases_and_ignored_folders(tmp_path):
+    write_images(tmp_path, "yes/a.png", "no/b.png", "masks/a.png")
     part = {"aliases": {"tumour": ["yes"]}, "ignore": ["masks"]}
     records, _ = find(tmp_path, part, classes=["no", "tumour"])
     assert [(record.path, record.label) for record in records] == [("no/b.png", 0), ("yes/a.png", 1)]
 
 
 def test_parts_of_a_recipe(tmp_path):
-    fill(tmp_path, "one/G/a.png", "one/M/b.png", "one/M2/c.png", "two/notumor/a.png")
+    write_images(tmp_path, "one/G/a.png", "one/M/b.png", "one/M2/c.png", "two/notumor/a.png")
     parts = [
         {
             "dataset": "one",
@@ -83,18 +83,18 @@ def test_parts_of_a_recipe(tmp_path):
     ]  # fmt: skip
 
 
-def test_yes_and_no_are_two_classes_or_a_hint(tmp_path):
-    fill(tmp_path, "no/b.png")
+def test_folders_yes_and_no_need_two_classes(tmp_path):
+    write_images(tmp_path, "no/b.png")
     assert [record.label for record in find(tmp_path)[0]] == [2]
-    fill(tmp_path, "yes/a.png")
-    with pytest.raises(UserError, match=r"folder yes names none of the classes .*\[notumor, tumor\].*br35h\.yaml"):
+    write_images(tmp_path, "yes/a.png")
+    with pytest.raises(UserError, match=r"folder yes is not one of the classes .*\[notumor, tumor\].*br35h\.yaml"):
         find(tmp_path)
     records, _ = find(tmp_path, classes=["notumor", "tumor"])
     assert [(record.path, record.label) for record in records] == [("no/b.png", 0), ("yes/a.png", 1)]
 
 
 BRISC = "classification_task/{0}/{1}/brisc2025_{0}_00001_{2}_t1.jpg"
-PUBLISHED = {  # recipe → files as their publishers lay them out, each with class, split and attributes; None: not read
+PUBLISHED = {  # recipe → its publisher's files, each with class, split and attributes; None: not read
     "sartaj": {
         "Training/no_tumor/image (1).jpg": ("notumor", "train", {}),
         "Training/pituitary_tumor/p (1).jpg": ("pituitary", "train", {}),
@@ -129,19 +129,19 @@ PUBLISHED = {  # recipe → files as their publishers lay them out, each with cl
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_layouts_are_understood(tmp_path, name):
-    fill(tmp_path, *PUBLISHED[name])
+def test_published_layouts_are_read(tmp_path, name):
+    write_images(tmp_path, *PUBLISHED[name])
     recipe = read_recipe(Path(__file__).resolve().parents[2] / "shards" / "datasets" / f"{name}.yaml")
     records, warnings = find_records(recipe, tmp_path)
     assert {record.path: (recipe.classes[record.label], record.published, record.attributes) for record in records} == {
-        path: told for path, told in PUBLISHED[name].items() if told
+        path: expected for path, expected in PUBLISHED[name].items() if expected
     }
     assert {record.dataset for record in records} == {name}
     assert all("the recipe expects" in warning for warning in warnings)
 
 
-FAULTS = {
-    "unknown folder": (("lesion/a.png",), {}, "the folder lesion names none of the classes"),
+FOLDER_ERRORS = {
+    "unknown folder": (("lesion/a.png",), {}, "the folder lesion is not one of the classes"),
     "no class folders": ((), {}, "has no class folders"),
     "missing folder": (("glioma/a.png",), {"folders": {"pituitary": "P"}}, "folder P for class pituitary is missing"),
     "missing root": (("glioma/a.png",), {"root": "deep"}, "the folder deep is missing"),
@@ -151,34 +151,34 @@ FAULTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", FAULTS)
-def test_folders_that_do_not_fit(tmp_path, what):
-    files, part, message = FAULTS[what]
-    fill(tmp_path, *files)
+@pytest.mark.parametrize("case", FOLDER_ERRORS)
+def test_folders_that_do_not_fit(tmp_path, case):
+    files, part, message = FOLDER_ERRORS[case]
+    write_images(tmp_path, *files)
     with pytest.raises(UserError, match=message):
         find(tmp_path, part)
 
 
 def test_source_and_class_folders_without_images(tmp_path):
-    with pytest.raises(UserError, match="absent is no folder"):
+    with pytest.raises(UserError, match="absent is not a folder"):
         find(tmp_path / "absent")
-    fill(tmp_path, "glioma/a.png")
+    write_images(tmp_path, "glioma/a.png")
     (tmp_path / "notumor").mkdir()
-    with pytest.raises(UserError, match="the folder notumor holds no images; add some"):
+    with pytest.raises(UserError, match="the folder notumor contains no images; add some"):
         find(tmp_path)
     (tmp_path / "notumor" / "scan.dcm").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"holds no images \(1 other files, such as notumor/scan.dcm\).*`format`"):
+    with pytest.raises(UserError, match=r"contains no images \(1 other files, such as notumor/scan.dcm\).*`format`"):
         find(tmp_path)
-    with pytest.raises(UserError, match=r"glioma holds no .nii or .nii.gz files \(1 other"):
+    with pytest.raises(UserError, match=r"glioma contains no .nii or .nii.gz files \(1 other"):
         find(tmp_path, {"format": "nifti"})
-    fill(tmp_path, "notumor/b.png")
-    assert find(tmp_path)[1] == ["notumor: 1 files are no images by their name, such as notumor/scan.dcm"]
+    write_images(tmp_path, "notumor/b.png")
+    assert find(tmp_path)[1] == ["notumor: 1 files are not images by their names, such as notumor/scan.dcm"]
 
 
 def test_linked_folders_are_followed_once(tmp_path):
-    fill(tmp_path / "elsewhere", "a.png")
+    write_images(tmp_path / "elsewhere", "a.png")
     root = tmp_path / "set"
-    fill(root, "glioma/b.png")
+    write_images(root, "glioma/b.png")
     (root / "glioma" / "more").symlink_to(tmp_path / "elsewhere")
     (root / "glioma" / "loop").symlink_to(root / "glioma")
     (root / "itself").symlink_to(root / "itself")
@@ -186,7 +186,7 @@ def test_linked_folders_are_followed_once(tmp_path):
 
 
 def test_patients_come_from_the_table(tmp_path):
-    fill(tmp_path, "glioma/1.png", "glioma/2.png", "notumor/3.png")
+    write_images(tmp_path, "glioma/1.png", "glioma/2.png", "notumor/3.png")
     part = {"patients": {"file": "t.csv", "id": "image", "patient": "who"}}
 
     def table(text):
@@ -200,7 +200,7 @@ def test_patients_come_from_the_table(tmp_path):
     partial = {"patients": {**part["patients"], "partial": True}}
     assert [record.patient for record in find(tmp_path, partial)[0]] == ["A", "B", None]
     table("image,who\n1,A\nglioma/1.png,C\n2,B\n3,B\n")
-    assert [record.patient for record in find(tmp_path, part)[0]] == ["C", "B", "B"]  # the whole path goes first
+    assert [record.patient for record in find(tmp_path, part)[0]] == ["C", "B", "B"]  # the path has precedence
     table("image,who\n1,A\n1,B\n")
     with pytest.raises(UserError, match="line 3: 1 already belongs to another patient"):
         find(tmp_path, part)
@@ -212,8 +212,8 @@ def test_patients_come_from_the_table(tmp_path):
         find(tmp_path, part)
 
 
-def test_without_a_recipe_a_table_of_patients_may_lack_rows(tmp_path):
-    fill(tmp_path, "glioma/1.png", "glioma/2.png", "notumor/3.png")
+def test_default_recipe_allows_images_without_a_row_in_the_table_of_patients(tmp_path):
+    write_images(tmp_path, "glioma/1.png", "glioma/2.png", "notumor/3.png")
     (tmp_path / "patients.csv").write_text("id,class,patient\n1,glioma,A\n3,notumor,B\n")
     records, warnings = find_records(default_recipe(tmp_path), tmp_path)
     assert [record.patient for record in records] == ["A", None, "B"]
@@ -223,8 +223,8 @@ def test_without_a_recipe_a_table_of_patients_may_lack_rows(tmp_path):
 TABLE = {"table": {"file": "t.csv", "path": "path", "label": "label", "patient": "who", "split": "part"}}
 
 
-def test_a_table_of_files_says_all_of_each(tmp_path):
-    fill(tmp_path, "deep/er/1.png", "2.jpg", "no suffix", "of no row.png")
+def test_a_table_of_files_gives_class_patient_split_and_attributes(tmp_path):
+    write_images(tmp_path, "deep/er/1.png", "2.jpg", "no suffix", "not listed.png")
     rows = [
         "who,path,label,part,age,",
         "A,deep/er/1.png,Glioma Tumor,Training,51,x",
@@ -242,8 +242,8 @@ def test_a_table_of_files_says_all_of_each(tmp_path):
     assert warnings == []
 
 
-def test_a_table_below_its_root_with_patients_from_another(tmp_path):
-    fill(tmp_path, "set/images/1.png", "set/images/2.png")
+def test_a_table_of_files_below_a_root_with_a_table_of_patients(tmp_path):
+    write_images(tmp_path, "set/images/1.png", "set/images/2.png")
     (tmp_path / "set" / "t.csv").write_text("path,label\nimages/1.png,glioma\nimages/2.png,notumor\n")
     (tmp_path / "set" / "p.csv").write_text("id,who\n1,A\n2,B\n")
     part = {
@@ -258,17 +258,17 @@ def test_a_table_below_its_root_with_patients_from_another(tmp_path):
     ]  # fmt: skip
 
 
-TABLE_FAULTS = {
+TABLE_ERRORS = {
     "missing file": ("3.png,glioma,A,train", "line 3: the file '3.png' is missing"),
     "no file": (",glioma,A,train", "line 3: the file '.' is missing"),
     "endless name": (f"{'n' * 300}.png,glioma,A,train", "line 3: the file 'nnn.*' is missing"),
     "a folder": ("glioma,glioma,A,train", "line 3: the file 'glioma' is missing"),
     "up and down": ("glioma/../glioma/./1.png,glioma,A,train", "leads out of"),
     "doubled path": ("glioma/./1.png,glioma,A,train", "line 3: 'glioma/1.png' is listed a second time"),
-    "unknown label": ("glioma/2.png,lesion,A,train", "line 3: 'lesion' is none of the classes glioma, .*`aliases`"),
-    "empty label": ("glioma/2.png,,A,train", "line 3: '' is none of the classes"),
-    "any tumour": ("glioma/2.png,yes,A,train", r"line 3: 'yes' is none .*\[notumor, tumor\], such as .*br35h"),
-    "unknown split": ("glioma/2.png,glioma,A,fold1", "line 3: 'fold1' is no split; write train, val or test"),
+    "unknown label": ("glioma/2.png,lesion,A,train", "line 3: 'lesion' is not one of the classes glioma, .*`aliases`"),
+    "empty label": ("glioma/2.png,,A,train", "line 3: '' is not one of the classes"),
+    "any tumour": ("glioma/2.png,yes,A,train", r"line 3: 'yes' is not one .*\[notumor, tumor\], such as .*br35h"),
+    "unknown split": ("glioma/2.png,glioma,A,fold1", "line 3: 'fold1' is not a split; write train, val or test"),
     "upwards": ("../set/glioma/2.png,glioma,A,train", r"line 3: '../set/glioma/2.png' leads out of"),
     "absolute": ("/etc/passwd,glioma,A,train", "line 3: '/etc/passwd' leads out of"),
     "short row": ("glioma/2.png,glioma", "line 3: 2 cells for 4 columns"),
@@ -276,22 +276,22 @@ TABLE_FAULTS = {
 }
 
 
-@pytest.mark.parametrize("what", TABLE_FAULTS)
-def test_faults_of_a_table_of_files_name_the_line(tmp_path, what):
-    row, message = TABLE_FAULTS[what]
-    fill(tmp_path / "set", "glioma/1.png", "glioma/2.png")
+@pytest.mark.parametrize("case", TABLE_ERRORS)
+def test_mistakes_in_a_table_of_files_are_reported_with_the_line(tmp_path, case):
+    row, message = TABLE_ERRORS[case]
+    write_images(tmp_path / "set", "glioma/1.png", "glioma/2.png")
     (tmp_path / "set" / "t.csv").write_text(f"path,label,who,part\nglioma/1.png,glioma,A,train\n{row}\n")
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as error:
         find(tmp_path / "set", TABLE)
-    assert "t.csv, line 3" in str(caught.value)
+    assert "t.csv, line 3" in str(error.value)
 
 
-def test_tables_of_files_that_are_none(tmp_path):
-    fill(tmp_path, "glioma/1.png")
+def test_invalid_tables_of_files(tmp_path):
+    write_images(tmp_path, "glioma/1.png")
     for text, message in (
         ("path,label\n", "t.csv has no column who, part; it has path, label"),
         ("path,label,who,part\n", "t.csv lists no files"),
-        ("path,label,who,part,age,age\n", "line 1: two columns have one name"),
+        ("path,label,who,part,age,age\n", "line 1: two columns have the same name"),
         ("", "t.csv has no column path, label, who, part; it has none"),
     ):
         (tmp_path / "t.csv").write_text(text)
@@ -306,8 +306,8 @@ def test_tables_of_files_that_are_none(tmp_path):
         find_records(parse_recipe({"parts": parts}, "it"), tmp_path)
 
 
-def test_names_tell_attributes_and_patients(tmp_path):
-    fill(tmp_path, "glioma/s01_ax_t1.png", "glioma/s02_co_t1.png", "notumor/other.png")
+def test_file_names_give_attributes_and_patients(tmp_path):
+    write_images(tmp_path, "glioma/s01_ax_t1.png", "glioma/s02_co_t1.png", "notumor/other.png")
     part = {"attributes_from_name": r"(?P<patient>s\d+)_(?P<plane>ax|co|sa)(_(?P<none>x))?"}
     records, warnings = find(tmp_path, part)
     assert [(record.patient, record.attributes) for record in records] == [
@@ -320,7 +320,7 @@ def test_names_tell_attributes_and_patients(tmp_path):
 
 
 def test_phantom_folder_needs_no_recipe(tmp_path):
-    fill(tmp_path, "glioma/ph1.png", "masks/ph1.png")
+    write_images(tmp_path, "glioma/ph1.png", "masks/ph1.png")
     (tmp_path / "patients.csv").write_text("id,class,patient\nph1,glioma,p7\n")
     (tmp_path / "phantom.json").write_text("{}")
     records, _ = find_records(default_recipe(tmp_path), tmp_path)
@@ -336,7 +336,7 @@ def test_any_file_name_gets_a_safe_key_and_a_readable_source(tmp_path):
         b"two.dots.png",
         "ünï.png".encode(),
     ]
-    fill(tmp_path, "glioma/plain.jpg")
+    write_images(tmp_path, "glioma/plain.jpg")
     for name in names:
         draw(1).save(tmp_path / "glioma" / os.fsdecode(name))
     records, _ = find(tmp_path, {"dataset": "set"})
@@ -348,7 +348,7 @@ def test_any_file_name_gets_a_safe_key_and_a_readable_source(tmp_path):
     assert "glioma/new\\nline.png" in {printable(record.path) for record in records}
 
 
-# Linux file names are bytes; Python shows those that are no UTF-8 as surrogates
+# Linux file names are bytes; Python represents those that are not UTF-8 with surrogates
 NAMES = st.binary(min_size=1, max_size=120).filter(lambda name: not {b"/", b"\0"} & {bytes([b]) for b in name})
 PATHS = st.lists(NAMES.map(os.fsdecode), min_size=1, max_size=3).map("/".join)
 
@@ -360,8 +360,8 @@ FRAMES = st.sampled_from([(None,), (1, 2), (7, 10_007)])
 @example(dict.fromkeys(("a/b-c.png", "a/b/c.png", "b-c", "a-b-c.png"), ("a", (None,))))
 @example({"s.nii": ("a", (1, 2)), "s-0001.nii": ("a", (None,)), "s.nii.gz": ("a", (1, 2)), "s.nii#1": ("a", (None,))})
 def test_keys_are_unique_and_safe_and_do_not_depend_on_the_order(files):
-    listed = [(dataset, path, frame) for path, (dataset, frames) in sorted(files.items()) for frame in frames]
-    keys = sample_keys(listed)
+    samples = [(dataset, path, frame) for path, (dataset, frames) in sorted(files.items()) for frame in frames]
+    keys = sample_keys(samples)
     assert len(set(keys)) == len(keys)
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,95}", key) for key in keys)
-    assert sample_keys(listed[::-1]) == keys[::-1]
+    assert sample_keys(samples[::-1]) == keys[::-1]

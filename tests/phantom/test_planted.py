@@ -66,7 +66,7 @@ def test_a_build_with_the_published_split_tells_of_the_leaks(root: Path, tmp_pat
     done = in_process("shard", "build", "--source", str(root), "--out", str(tmp_path / "built"), *options)
     dataset = open_dataset(tmp_path / "built")
     assert dataset.name == "phantom"
-    assert dataset.manifest["audit"]["test_with_copy_in_train"] == planted(root, "leak")
+    assert dataset.manifest.audit["test_with_copy_in_train"] == planted(root, "leak")
     assert f"{planted(root, 'leak')} by a copy" in done.out
 
 

@@ -1,0 +1,84 @@
+"""NIfTI volumes: slices across one axis of the volume in RAS+ order, in radiological display."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from brain_dist.collection.contents import Contents, SlicePixels, check_numeric
+from brain_dist.collection.pixels import BadImage, check_size, to_8_bit
+from brain_dist.collection.recipes import RecipePart, SliceRange
+
+SUFFIXES = (".nii", ".nii.gz")
+MAX_VOXELS = 2**28  # 1 GiB of float32
+_PLANES = ("sagittal", "coronal", "axial")  # perpendicular to the axes of a volume in RAS+ order
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+def read_contents(file: BinaryIO, part: RecipePart) -> Contents:
+    """The numbers of the slices in the recipe's range."""
+    image, _ = _open_volume(file)
+    slices = part.slices or SliceRange()
+    shape = np.array(image.shape)[_stored_axes(image)]  # in RAS+ order
+    check_size(*np.delete(shape, slices.axis).tolist())
+    length = int(shape[slices.axis])
+    first = min(round(slices.from_ * length), length - 1)
+    end = max(round(slices.to * length), first + 1)
+    attributes = {"plane": _PLANES[slices.axis]}
+    return Contents([(n, {**attributes, "slice": n}) for n in range(first, end, slices.step)], volume=True)
+
+
+def read_pixels(file: BinaryIO, part: RecipePart) -> SlicePixels:
+    """The gray pixels of any slice, after reading the volume once."""
+    import nibabel
+
+    image, stream = _open_volume(file)
+    values = np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
+    while stream.read(2**20):
+        pass  # to the end, where gzip compares its checksum
+    ras = nibabel.apply_orientation(values, nibabel.io_orientation(image.affine))
+    axis, dtype = (part.slices or SliceRange()).axis, str(image.get_data_dtype())
+
+    def pixels(number: int | None) -> tuple[np.ndarray, str]:
+        assert number is not None
+        # Radiological display: rows run from superior (axial: anterior) down, columns from the patient's right
+        # (sagittal: anterior) to the left (posterior)
+        return to_8_bit(np.take(ras, number, axis)[::-1, ::-1].T, part.window), dtype
+
+    return pixels
+
+
+def _open_volume(file: BinaryIO) -> tuple[Any, Any]:
+    """The volume, a NIfTI-1 or NIfTI-2 image whose header is checked, and the stream of its decompressed bytes."""
+    import nibabel
+
+    compressed = file.peek(2)[:2] == _GZIP_MAGIC  # type: ignore[attr-defined]
+    stream: Any = gzip.GzipFile(fileobj=file) if compressed else file
+    header_size = stream.read(4)
+    stream.seek(0)
+    kinds = {348: nibabel.Nifti1Image, 540: nibabel.Nifti2Image}
+    kind = kinds.get(int.from_bytes(header_size, "little")) or kinds.get(int.from_bytes(header_size, "big"))
+    if kind is None:
+        raise BadImage("is not a NIfTI file")
+    image = kind.from_stream(stream)
+    shape = image.shape
+    if len(shape) < 3 or any(length != 1 for length in shape[3:]):
+        raise BadImage(f"contains {' x '.join(map(str, shape))} values; expected one volume of three dimensions")
+    if math.prod(shape) > MAX_VOXELS:
+        raise BadImage(f"is {' x '.join(map(str, shape[:3]))} voxels, more than {MAX_VOXELS:,} in all")
+    check_numeric(image.get_data_dtype())
+    _stored_axes(image)  # raises if the orientation is undefined
+    return image, stream
+
+
+def _stored_axes(image: Any) -> np.ndarray:
+    """[3] the stored axis that runs along each axis of RAS+ order."""
+    import nibabel
+
+    axes = nibabel.io_orientation(image.affine)[:, 0]
+    if not np.array_equal(np.sort(axes), (0, 1, 2)):
+        raise BadImage("has an affine without a defined orientation")
+    return np.argsort(axes)
