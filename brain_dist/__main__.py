@@ -1,4 +1,4 @@
-"""``python -m brain_dist VERB …``."""
+"""``python -m brain_dist COMMAND …``."""
 
 from brain_dist.cli import entry
 

@@ -1,4 +1,4 @@
-"""``brain-dist VERB …`` is ``python -m brain_dist.VERB …``; this module only finds the verb."""
+"""The console script: ``brain-dist COMMAND …`` is the same as ``python -m brain_dist.COMMAND …``."""
 
 from __future__ import annotations
 
@@ -9,36 +9,40 @@ from collections.abc import Sequence
 from brain_dist import __version__
 from brain_dist.errors import UserError, leave
 
-VERBS = {
-    "shard": "collections into verified, leak-free shards (build, verify, join, audit, phantom)",
+COMMANDS = {
+    "shard": "build verified shards without leaks from collections (build, verify, join, audit, phantom)",
     "train": "train a classifier on shards, on one process or many",
-    "evaluate": "predict a split exactly once per sample and compute the metrics",
-    "shortcut": "how well the label can be guessed without looking at the disease",
-    "report": "one self-contained HTML page of a run",
-    "profile": "where a training step's time goes, what binds, and what to change",
-    "scaling": "how a training step speeds up over nodes (run, predict)",
-    "sync": "upload offline W&B runs, from where there is a network",
+    "evaluate": "predict a split, each sample exactly once, and compute the metrics",
+    "shortcut": "measure how well the label can be guessed without looking at the disease",
+    "report": "write one self-contained HTML page about a run",
+    "profile": "measure where a training step spends its time, and what to change",
+    "scaling": "measure or predict the speed of a training step on several nodes (run, predict)",
+    "sync": "upload offline W&B runs from a machine with network access",
     "weights": "cache ImageNet weights on a machine with network access",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Hand over to the verb's own ``main``."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        listing = "\n".join(f"  {name:10} {what}" for name, what in VERBS.items())
-        print(f"usage: brain-dist VERB [...]\n\nverbs (each answers --help):\n{listing}")
+    """Call the command's own ``main``.
+
+    Raises:
+        UserError: an unknown command.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        commands = "\n".join(f"  {name:10} {purpose}" for name, purpose in COMMANDS.items())
+        print(f"usage: brain-dist COMMAND [...]\n\ncommands (each has --help):\n{commands}")
         return 0
-    if words[0] == "--version":
+    if arguments[0] == "--version":
         print(__version__)
         return 0
-    if words[0] not in VERBS:
-        raise UserError(f"no verb '{words[0]}'; there are {', '.join(VERBS)}")
-    return int(importlib.import_module(f"brain_dist.{words[0]}").main(words[1:]))
+    if arguments[0] not in COMMANDS:
+        raise UserError(f"unknown command {arguments[0]!r}; choose from {', '.join(COMMANDS)}")
+    return int(importlib.import_module(f"brain_dist.{arguments[0]}").main(arguments[1:]))
 
 
 def entry() -> None:
-    """The console script."""
+    """The entry point of the console script."""
     leave(main)
 
 

@@ -1,4 +1,4 @@
-"""How a verb ends: 0 done, 1 a fault, 2 the user's mistake (one line, no traceback), 75 stopped after a clean save."""
+"""How a command ends: exit code 0 done, 1 a fault, 2 a mistake of the user, 75 stopped after a clean save."""
 
 from __future__ import annotations
 
@@ -13,79 +13,85 @@ from typing import NoReturn
 
 EXIT_FAULT = 1
 EXIT_USER = 2
-EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: "try again later", which is what a scheduler should do
-
-
-_RANKS = (("RANK", "SLURM_PROCID"), ("LOCAL_RANK", "SLURM_LOCALID"))
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: "try again later", as a scheduler should
 
 
 class UserError(Exception):
-    """A mistake of the user: its text is one line that names the setting, file or sample, and the mend.
+    """A mistake of the user; exit code 2.
 
-    Every rank of a run meets it, so only the first one of each node says it.
+    Its text is one line that names the setting, file or sample, and the fix. Every rank of a run raises it, so only the
+    first rank of each node prints it.
     """
 
 
 class Fault(Exception):
-    """Something broke that is nobody's mistake (a flipped byte, a loss that is no number): one line, exit code 1."""
+    """A failure that the user did not cause, such as a flipped byte or a non-finite loss; one line, exit code 1."""
 
 
-def _settled() -> None:
-    """From here on the exit code stands: `srun --kill-on-bad-exit` ends the other ranks as soon as one has left."""
+def run(main: Callable[[], int]) -> int:
+    """Call a command's ``main`` and return the exit code.
+
+    A :class:`UserError` or :class:`Fault` becomes one line on stderr.
+    """
+    try:
+        code = main()
+        _ignore_srun_signals()
+        return code
+    except (UserError, Fault) as error:
+        _ignore_srun_signals()
+        _print_error(error)
+        return EXIT_USER if isinstance(error, UserError) else EXIT_FAULT
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of a pipe ended, as in `… | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _print_error(error: UserError | Fault) -> None:
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")
+    local_rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "0")
+    if isinstance(error, Fault) or local_rank == "0":
+        place = f" on rank {rank} ({platform.node()})" if rank != "0" else ""
+        print(f"brain-dist: error{place}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+
+
+def _ignore_srun_signals() -> None:
+    """Keep the exit code: `srun --kill-on-bad-exit` signals the other ranks as soon as one has ended."""
     if "SLURM_STEP_NUM_TASKS" in os.environ:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
 
 
-_left_with: int | None = None
+_exit_code: int | None = None
 
 
 def leave(main: Callable[[], int]) -> NoReturn:
-    """:func:`run`, and end the process with that exit code, as an entry point does.
+    """:func:`run`, and end the process with the exit code, as an entry point does.
 
-    Once everything is written and every exit handler has run, the process ends without unloading its libraries: their
-    threads (gloo's, pyarrow's) live until then, and now and then one aborts a process that is done, which a launcher
+    After all output is written and every exit handler has run, the process ends without unloading its libraries. Their
+    threads (gloo's, pyarrow's) are still running then, and sometimes one aborts the finished process, which a launcher
     and SLURM would take for a fault.
     """
-    global _left_with
-    _left_with = run(main)
-    sys.exit(_left_with)
+    global _exit_code
+    _exit_code = run(main)
+    sys.exit(_exit_code)
 
 
-def _end() -> None:
-    if _left_with is None:
+def _end_process() -> None:
+    if _exit_code is None:
         return
-    code = _left_with
+    code = _exit_code
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (BrokenPipeError, ValueError):  # its reader left, or it was closed
+        except (BrokenPipeError, ValueError):  # its reader ended, or it was closed
             pass
         except OSError as error:
             with contextlib.suppress(OSError):
-                os.write(2, f"brain-dist: error: what was printed is not all there: {error.strerror}\n".encode())
+                os.write(2, f"brain-dist: error: the output is incomplete: {error.strerror}\n".encode())
             code = code or EXIT_FAULT
     os._exit(code)
 
 
-atexit.register(_end)  # handlers run in reverse order: what is imported after this module has its turn before
-
-
-def run(main: Callable[[], int]) -> int:
-    """Call a verb's ``main``; a :class:`UserError` or :class:`Fault` becomes one line on stderr and its exit code."""
-    try:
-        code = main()
-        _settled()
-        return code
-    except (UserError, Fault) as error:
-        _settled()
-        rank, local = (os.environ.get(a) or os.environ.get(b, "0") for a, b in _RANKS)
-        if isinstance(error, Fault) or local == "0":
-            where = f" on rank {rank} ({platform.node()})" if rank != "0" else ""
-            print(f"brain-dist: error{where}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        return EXIT_USER if isinstance(error, UserError) else EXIT_FAULT
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # `… | head`: the reader left; not a fault worth a traceback
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+atexit.register(_end_process)  # runs last: handlers run in reverse order, and later imports register theirs after it

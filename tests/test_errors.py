@@ -1,4 +1,4 @@
-"""How a verb's process ends."""
+"""How the process of a command ends."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT, command, environment
+from helpers import ROOT, command, environment
 
 ENDING = """
 import atexit, os, sys, threading, time
 from brain_dist.errors import leave
 
 class Library:
-    def __del__(self):  # as a C++ thread does that is still there when the interpreter is torn down
+    def __del__(self):  # as a C++ thread that still runs while the interpreter is torn down
         os.abort()
 
 library = Library()
@@ -32,17 +32,17 @@ leave(main)
 """
 
 
-def test_a_verb_that_is_done_ends_with_its_own_code_whatever_its_libraries_do() -> None:
+def test_a_finished_command_keeps_its_exit_code_whatever_its_libraries_do() -> None:
     for code in (0, 75):
-        done = command([sys.executable, "-c", ENDING, str(code)], expect=code)
-        assert done.out.split() == ["main", "thread", "handler"]
+        result = command([sys.executable, "-c", ENDING, str(code)], expect=code)
+        assert result.out.split() == ["main", "thread", "handler"]
     with Path("/dev/full").open("w") as full:
-        words = [sys.executable, "-c", ENDING, "0"]
+        arguments = [sys.executable, "-c", ENDING, "0"]
         buffered = environment(PYTHONUNBUFFERED="")
-        lost = subprocess.run(
-            words, cwd=ROOT, env=buffered, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        result = subprocess.run(
+            arguments, cwd=ROOT, env=buffered, stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
-    assert lost.returncode == 1
-    assert lost.stderr == "brain-dist: error: what was printed is not all there: No space left on device\n"
+    assert result.returncode == 1
+    assert result.stderr == "brain-dist: error: the output is incomplete: No space left on device\n"
     torn_down = ENDING.replace("leave(main)", "sys.exit(main())")
     assert command([sys.executable, "-c", torn_down, "0"], expect=None).code == -6

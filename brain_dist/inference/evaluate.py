@@ -1,65 +1,94 @@
-"""Predict a split with a loaded run, write the predictions table, and print its metrics."""
+"""Evaluate a run: predict a split, write the predictions table and its metrics, and print the metrics."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from brain_dist.common.files import write_atomically
 from brain_dist.errors import UserError
-from brain_dist.inference.run import LoadedRun
+from brain_dist.inference.merged_classes import NO_TUMOUR, TUMOUR
+from brain_dist.inference.metrics_table import print_metrics
+from brain_dist.inference.run import load_run
 
 if TYPE_CHECKING:
-    from brain_dist.ranks.world import World
+    import numpy as np
+
+    from brain_dist.judging.predictions import Predictions
 
 
-def evaluate(loaded: LoadedRun, split: str, name: str, *, micro_batch: int, world: World) -> dict[str, Any]:
-    """Predict a split on all ranks; the main one judges, and writes predictions/NAME.parquet and NAME.json.
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What to evaluate, see ``brain-dist evaluate --help``.
 
-    Returns the metrics, on the main rank.
+    Attributes:
+        run: the run's folder.
+        split: train, val or test.
+        step: optimiser steps of the checkpoint, "best", or None for the newest.
+        shards: other shards than the run's own; needs ``name``.
+        name: name of the output files; None is the split.
+        micro_batch: images per rank and forward pass.
+        loader: dali, torch, or None for the run's own.
+        device: auto, cpu or cuda.
+
+    Raises:
+        UserError: the options do not fit together.
     """
-    from brain_dist.inference.logits import predict_logits
-    from brain_dist.judging.predictions import predictions_from_logits, write_predictions
-    from brain_dist.ranks.agreement import run_on_main
-    from brain_dist.store.access import check_shards
 
-    rows = loaded.dataset.rows(split)
-    if not len(rows):
-        raise UserError(f"{loaded.dataset.root} has no {split} split; rebuild it with other --fractions")
-    run_on_main(world, lambda: check_shards(loaded.dataset, rows))
-    batches = loaded.batches(rows, micro_batch=micro_batch, world=world)
-    logits = predict_logits(loaded.model, loaded.normalize, batches, rows, world)
-    predictions = predictions_from_logits(loaded.dataset, rows, logits, run=loaded.config.run.name, step=loaded.step)
-    judged: dict[str, Any] = {}
-    if world.is_main:
-        judged = predictions.evaluate()
-        folder = loaded.path / "predictions"
-        write_predictions(folder / f"{name}.parquet", predictions, rows)
-        (folder / f"{name}.json").write_text(json.dumps(judged, indent=1) + "\n")
-    return judged
+    run: Path
+    split: str = "test"
+    step: int | str | None = None
+    shards: str | None = None
+    name: str | None = None
+    micro_batch: int = 32
+    loader: Literal["dali", "torch"] | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.shards and self.name in (None, "train", "val", "test"):
+            raise UserError(
+                "--shards needs a --name other than train, val and test, which are the run's own predictions"
+            )
+        if self.micro_batch < 1:
+            raise UserError(f"--batch {self.micro_batch}: must be ≥ 1")
 
 
-def print_metrics(judged: dict[str, Any], title: str) -> None:
-    """The metrics as tables for a person."""
-    from rich.console import Console
-    from rich.table import Table
+def evaluate(options: EvaluationOptions) -> None:
+    """Predict a split on all ranks. The main rank writes predictions/NAME.parquet and .json, and prints the metrics.
 
-    def text(value: float | None, percent: bool = False) -> str:
-        return "–" if value is None else f"{value:.1%}" if percent else f"{value:.3f}"
+    Raises:
+        UserError, Fault: as :func:`load_run` and :meth:`LoadedRun.predict`.
+    """
+    from brain_dist.ranks.device import choose_device
+    from brain_dist.ranks.group import process_group
+    from brain_dist.ranks.world import discover
 
-    console = Console(highlight=False)
-    table = Table(title=title, title_justify="left")
-    for column in ("class", "images", "sensitivity", "specificity", "precision", "F1", "AUC"):
-        table.add_column(column, justify="left" if column == "class" else "right")
-    names = ("sensitivity", "specificity", "precision", "f1")
-    for name, values in judged["per_class"].items():
-        table.add_row(name, str(values["n"]), *(text(values[k], True) for k in names), text(values["auc"]))
-    macro = [text(judged[f"{k}_macro"], True) for k in names]
-    table.add_row("macro", str(judged["n"]), *macro, text(judged["auc_macro"]), style="bold")
-    console.print(table)
-    low, high = judged["accuracy_cluster"] or judged["accuracy_wilson"]
-    over = f"{judged['groups']} groups resampled" if judged["accuracy_cluster"] else "Wilson"
-    console.print(
-        f"accuracy {judged['accuracy']:.2%} (95 % interval {low:.1%} to {high:.1%}, {over}),"
-        f" kappa {text(judged['kappa'])}, ECE {text(judged['ece'])}",
-        soft_wrap=True,
-    )
+    world = discover()
+    device = choose_device(world, options.device)
+    with process_group(world, device):
+        run = load_run(options.run, step=options.step, shards=options.shards, loader=options.loader, device=str(device))
+        predictions = run.predict(options.split, micro_batch=options.micro_batch, world=world)
+        if world.is_main:
+            path = options.run / "predictions" / f"{options.name or options.split}.parquet"
+            metrics = write_evaluation(path, predictions, run.dataset.rows(options.split))
+            title = f"{options.run}, {run.dataset.name}, {options.split} split, step {run.step}"
+            print_metrics(metrics, title)
+            if len(run.trained_classes) > len(run.dataset.classes):
+                tumours = ", ".join(name for name in run.trained_classes if name != NO_TUMOUR)
+                print(f"{TUMOUR}: the sum of the probabilities of {tumours}")
+            print(f"predictions: {path}")
+
+
+def write_evaluation(path: Path, predictions: Predictions, expected_rows: np.ndarray) -> dict[str, Any]:
+    """Write a predictions table to ``path`` and its metrics to a JSON file beside it; return the metrics.
+
+    ``expected_rows`` [N]: see :func:`brain_dist.judging.predictions.write_predictions`.
+    """
+    from brain_dist.judging.predictions import write_predictions
+
+    metrics = predictions.evaluate()
+    write_predictions(path, predictions, expected_rows)
+    write_atomically(path.with_suffix(".json"), json.dumps(metrics, indent=1) + "\n")
+    return metrics

@@ -1,8 +1,10 @@
-"""A few validation images with what the network said of them: its surest errors, then its least sure hits."""
+"""A few validation images with their predictions, for W&B."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from brain_dist.judging.examples import Example, choose_examples
 
@@ -18,23 +20,22 @@ if TYPE_CHECKING:
 def make_examples(
     predictions: Predictions, dataset: Dataset, config: Config, normalize: Normalize, device: torch.device
 ) -> list[Example]:
-    """The ``track.examples`` most telling images of an evaluation; for one rank alone."""
+    """The ``track.examples`` most informative images of an evaluation; on one rank only."""
     from brain_dist.stream.batches import evaluation_batches
 
-    chosen = choose_examples(predictions, config.track.examples)
-    rows = predictions.row[chosen]
-    made = []
+    positions = choose_examples(predictions, config.track.examples)
+    rows = predictions.row[positions]
+    images: dict[int, np.ndarray] = {}
     for batch in evaluation_batches(config.data, dataset, rows, micro_batch=len(rows), device=device):
-        pictures = normalize.to_gray(normalize(batch.image))
-        made += list(zip(batch.row[batch.valid].tolist(), pictures[batch.valid.cpu().numpy()], strict=True))
-    images = dict(made)
+        gray = normalize.to_gray(normalize(batch.image))
+        images.update(zip(batch.row[batch.valid].tolist(), gray[batch.valid.cpu().numpy()], strict=True))
     return [
         Example(
-            images[int(predictions.row[at])],
-            str(predictions.key[at]),
-            predictions.classes[predictions.label[at]],
-            predictions.classes[predictions.predicted[at]],
-            float(predictions.prob[at].max()),
+            image=images[int(predictions.row[i])],
+            key=str(predictions.key[i]),
+            true=predictions.classes[predictions.label[i]],
+            predicted=predictions.classes[predictions.predicted[i]],
+            probability=float(predictions.prob[i].max()),
         )
-        for at in chosen
+        for i in positions
     ]

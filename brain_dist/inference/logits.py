@@ -1,4 +1,4 @@
-"""Logits of every sample of a split, each exactly once, over any number of ranks."""
+"""The logits of all samples of a split, each exactly once, over any number of ranks."""
 
 from __future__ import annotations
 
@@ -21,40 +21,43 @@ if TYPE_CHECKING:
 def predict_logits(
     model: torch.nn.Module, normalize: Normalize, batches: Iterable[Batch], rows: npt.NDArray[np.int64], world: World
 ) -> npt.NDArray[np.float32]:
-    """Run ``model`` over this rank's batches and put the logits of all ranks in the order of ``rows``.
+    """Run ``model`` on this rank's batches and collect the logits of all ranks. Every rank must call.
 
     Args:
         model: [B, C, H, W] → [B, K], in evaluation mode.
-        normalize: makes the model's input of a batch.
-        batches: this rank's share of the planned evaluation.
-        rows: int64 [N], every row that must be there.
-        world: all ranks must call.
+        normalize: turns a batch's images into the model's input.
+        batches: this rank's part of the rows.
+        rows: int64 [N], the rows that all ranks together must predict.
+        world: this process among all processes.
 
     Returns:
-        float32 [N, K], on every rank.
+        float32 [N, K] in the order of ``rows``, on every rank.
 
     Raises:
-        Fault: a row is missing or came twice; never a wrong number.
+        Fault: a row is missing or occurs twice, or the logits are not finite.
     """
     import torch
 
-    seen_rows, seen_logits = [], []
-    # not inference_mode: weights that ZeRO-3 gathers inside it could not be trained on afterwards
+    batch_rows, batch_logits = [], []
+    # not inference_mode: weights that ZeRO-3 gathers inside it could not be trained afterwards
     with torch.no_grad():
         for batch in batches:
-            made = model(normalize(batch.image)).float()
-            seen_rows.append(batch.row[batch.valid].cpu().numpy())
-            seen_logits.append(made[batch.valid].cpu().numpy())
-    mine = (np.concatenate(seen_rows), np.concatenate(seen_logits)) if seen_rows else None
-    parts = [part for part in gather_objects(mine, world) if part is not None]
-    got_rows = np.concatenate([part[0] for part in parts])
-    got_logits = np.concatenate([part[1] for part in parts])
-    order = np.argsort(got_rows, kind="stable")
-    if not np.array_equal(got_rows[order], np.sort(rows)):
-        raise Fault(
-            f"evaluation saw {len(got_rows)} samples ({len(np.unique(got_rows))} different) instead of {len(rows)}"
-        )
-    if not np.isfinite(got_logits).all():
-        raise Fault("the network's outputs are not finite numbers; train with train.precision=amp or a lower optim.lr")
-    at = np.searchsorted(got_rows[order], rows)
-    return got_logits[order][at]
+            logits = model(normalize(batch.image)).float()
+            batch_rows.append(batch.row[batch.valid].cpu().numpy())
+            batch_logits.append(logits[batch.valid].cpu().numpy())
+    part = (np.concatenate(batch_rows), np.concatenate(batch_logits)) if batch_rows else None
+    parts = [part for part in gather_objects(part, world) if part is not None]
+    return _in_order(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]), rows)
+
+
+def _in_order(
+    predicted_rows: npt.NDArray[np.int64], logits: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """The logits [N, K] of ``predicted_rows`` [N] in the order of ``rows`` [N]; Fault if the rows differ."""
+    order = np.argsort(predicted_rows, kind="stable")
+    if not np.array_equal(predicted_rows[order], np.sort(rows)):
+        distinct = len(np.unique(predicted_rows))
+        raise Fault(f"evaluation predicted {len(predicted_rows)} samples ({distinct} distinct) instead of {len(rows)}")
+    if not np.isfinite(logits).all():
+        raise Fault("the network's logits are not finite; train with train.precision=amp or a smaller optim.lr")
+    return logits[order][np.searchsorted(predicted_rows[order], rows)]

@@ -1,4 +1,4 @@
-"""A trained run opened for use: its configuration, its network at a checkpoint, and the shards to show it."""
+"""Load a trained run: its configuration, its network at a checkpoint, and a dataset to predict."""
 
 from __future__ import annotations
 
@@ -7,39 +7,38 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from brain_dist.errors import Fault, UserError
+from brain_dist.inference.merged_classes import class_groups, merge_logits
 
 if TYPE_CHECKING:
     import torch
 
-    from brain_dist.config import Config, DataConfig
+    from brain_dist.config import Config
+    from brain_dist.judging.predictions import Predictions
     from brain_dist.ranks.world import World
     from brain_dist.store.dataset import Dataset
     from brain_dist.stream.batch import Batch
     from brain_dist.stream.normalize import Normalize
 
 
-NO_TUMOUR, TUMOUR = "notumor", "tumor"  # the classes of shards that do not tell tumours apart
-
-
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained network with all that is needed to show it images.
+    """A trained network and a dataset to predict.
 
     Attributes:
         path: the run's folder.
-        config: the run's configuration, with the shards that are evaluated.
+        config: the run's configuration; ``config.data`` describes ``dataset``.
         dataset: the opened shards.
-        model: the network in evaluation mode, fp32.
+        model: the network in evaluation mode, fp32; [B, C, H, W] → logits [B, K] of the dataset's classes. If the
+            dataset only has the classes notumor and tumor, the logits are the logarithms of their probabilities.
         normalize: turns loaded uint8 images into the network's input.
-        step: optimiser steps that the weights have seen.
-        device: where the model is.
-        trained_on: classes that the network was trained on. Where the shards know only tumour or none, ``model`` gives
-            the logs of those two probabilities: it has added up the others.
+        step: optimiser steps of the checkpoint.
+        device: the device of the model.
+        trained_classes: the classes that the network was trained on.
     """
 
     path: Path
@@ -49,10 +48,37 @@ class LoadedRun:
     normalize: Normalize
     step: int
     device: torch.device
-    trained_on: tuple[str, ...]
+    trained_classes: tuple[str, ...]
+
+    def predict(self, split: str = "test", *, micro_batch: int = 32, world: World | None = None) -> Predictions:
+        """Predict a split of the dataset, each sample exactly once over all ranks. Every rank must call.
+
+        Args:
+            split: train, val or test.
+            micro_batch: images per forward pass.
+            world: this process among all processes; None predicts in this process alone.
+
+        Raises:
+            UserError: the split is empty, or shards are missing or too short.
+            Fault: a sample is missing or occurs twice, or the logits are not finite.
+        """
+        from brain_dist.inference.logits import predict_logits
+        from brain_dist.judging.predictions import predictions_from_logits
+        from brain_dist.ranks.agreement import run_on_main
+        from brain_dist.ranks.world import discover
+        from brain_dist.store.access import check_shards
+
+        world = world or discover({})
+        rows = self.dataset.rows(split)
+        if not len(rows):
+            raise UserError(f"{self.dataset.root} has no {split} split; rebuild it with other --fractions")
+        run_on_main(world, lambda: check_shards(self.dataset, rows))
+        batches = self.batches(rows, micro_batch=micro_batch, world=world)
+        logits = predict_logits(self.model, self.normalize, batches, rows, world)
+        return predictions_from_logits(self.dataset, rows, logits, run=self.config.run.name, step=self.step)
 
     def batches(self, rows: np.ndarray, *, micro_batch: int, world: World) -> Iterator[Batch]:
-        """This rank's share of ``rows``, unaugmented."""
+        """This rank's part of ``rows`` (int64 [N]), without augmentation."""
         from brain_dist.stream.batches import evaluation_batches
 
         return evaluation_batches(
@@ -61,21 +87,17 @@ class LoadedRun:
         )  # fmt: skip
 
     def images(self, rows: Sequence[int]) -> torch.Tensor:
-        """The network's input [B, C, H, W] for these rows, exactly as in evaluation."""
+        """The network's input [B, C, H, W] for these rows of the index, exactly as in evaluation."""
         import torch
 
         from brain_dist.ranks.world import discover
 
-        alone = discover({})
-        wanted = np.asarray(rows, dtype=np.int64)
-        made = [
-            self.normalize(b.image)[b.valid]
-            for b in self.batches(wanted, micro_batch=min(32, len(wanted)), world=alone)
-        ]
-        return torch.cat(made)
+        index = np.asarray(rows, dtype=np.int64)
+        batches = self.batches(index, micro_batch=min(32, len(index)), world=discover({}))
+        return torch.cat([self.normalize(batch.image)[batch.valid] for batch in batches])
 
     def display(self, images: torch.Tensor) -> np.ndarray:
-        """Undo the normalisation: uint8 [B, H, W]."""
+        """Undo the normalisation of [B, C, H, W]: uint8 [B, H, W]."""
         return self.normalize.to_gray(images)
 
 
@@ -84,106 +106,105 @@ def load_run(
     *,
     step: int | str | None = None,
     shards: str | None = None,
+    loader: Literal["dali", "torch"] | None = None,
     device: str = "cpu",
     weights: str = "auto",
 ) -> LoadedRun:
-    """Open a run's network at a checkpoint.
+    """Load a run's network at a checkpoint. Weights are read from safetensors, so no code of the checkpoint runs.
 
     Args:
         path: the run's folder.
-        step: which checkpoint; "best" is the one of the best train.best, None the newest.
-        shards: other shards than the run was trained on: of the same classes, or of notumor and tumor where the run
-            knows notumor.
+        step: optimiser steps of the checkpoint, or "best" for the best by ``train.best`` (default: the newest).
+        shards: other shards than those of the run: of the same classes, or, if the run has a class notumor, of the
+            classes notumor and tumor.
+        loader: dali or torch (default: that of the run).
         device: torch device.
-        weights: auto takes the average where the run kept one, model insists on the plain weights.
+        weights: "auto" uses the moving average of the weights if the run has one, "model" never does.
 
     Raises:
-        UserError: no run, no complete checkpoint, or classes that differ.
+        UserError: there is no run or no complete checkpoint, the shards are missing or rebuilt, or the classes differ.
+        Fault: the weights are damaged.
     """
     import torch
 
     from brain_dist import config
-    from brain_dist.checkpoints.layout import checkpoint_folder, complete_steps, verify_checkpoint
-    from brain_dist.networks.create import create_network
-    from brain_dist.networks.weights import read_weights
-    from brain_dist.store.access import open_data
     from brain_dist.stream.normalize import Normalize
-    from brain_dist.tracking.evaluations import best_step
 
     path = Path(path)
     settings = config.read(path / "config.yaml")
-    found = complete_steps(path / "checkpoints")
-    if not found:
-        raise UserError(f"{path} has no complete checkpoint yet; `python -m brain_dist.train` makes one")
+    step = _choose_step(path, settings, step)
+    environment = _read_environment(path)
+    classes = tuple(environment["classes"])
+    settings, dataset = _open_dataset(path, settings, environment["dataset_version"], shards)
+    if loader:
+        settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, loader=loader))
+    groups = class_groups(classes, dataset)
+    model = _load_network(path, settings, step, len(classes), weights)
+    if groups:
+        # a hook, not a wrapper module: Grad-CAM still finds the layers of the network
+        model.register_forward_hook(lambda module, images, logits: merge_logits(logits, groups))
+    target = torch.device(device)
+    normalize = Normalize(settings.data, settings.model.in_chans, target, torch.float32)
+    return LoadedRun(path, settings, dataset, model.to(target).eval(), normalize, step, target, classes)
+
+
+def _choose_step(path: Path, settings: Config, step: int | str | None) -> int:
+    """The step of an existing checkpoint: a number, "best", or None for the newest."""
+    from brain_dist.checkpoints.layout import complete_steps
+    from brain_dist.tracking.evaluations import best_step
+
+    steps = complete_steps(path / "checkpoints")
+    if not steps:
+        raise UserError(f"{path} has no complete checkpoint yet; train it with `python -m brain_dist.train`")
     if step == "best":
-        step = best_step(path, settings.train.best, found)
-    if step is not None and step not in found:
-        raise UserError(f"{path} has no checkpoint of step {step}; it has {', '.join(map(str, found))}")
-    step = found[-1] if step is None else int(step)
-    folder = checkpoint_folder(path / "checkpoints", step)
-    facts = path / "environment.json"
-    if not facts.is_file():
-        raise UserError(f"{facts} is not there; is {path} a run's folder?")
-    about = json.loads(facts.read_text())
-    classes, version = tuple(about["classes"]), about["dataset_version"]
-    if shards:
-        dataset = _other_shards(shards, settings.data, version)
-        data = dataclasses.replace(settings.data, shards=shards, sources=(), leave_out=None, fold=dataset.fold)
-        settings = dataclasses.replace(settings, data=data)
-    else:
+        step = best_step(path, settings.train.best, steps)
+    if step is not None and step not in steps:
+        raise UserError(f"{path} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
+    return steps[-1] if step is None else int(step)
+
+
+def _read_environment(path: Path) -> dict[str, Any]:
+    """What training recorded in environment.json."""
+    file = path / "environment.json"
+    if not file.is_file():
+        raise UserError(f"{file} does not exist; is {path} the folder of a run?")
+    return json.loads(file.read_text())
+
+
+def _open_dataset(path: Path, settings: Config, version: str, shards: str | None) -> tuple[Config, Dataset]:
+    """Open the run's own shards, or ``shards``; returns the configuration that describes them, and the dataset."""
+    from brain_dist.store.access import open_data, open_shards
+
+    if not shards:
         dataset = open_data(settings.data, path.parent)
-        if version != dataset.version:
+        if dataset.version != version:
             raise UserError(
-                f"{dataset.root} was rebuilt since {path} was trained on it, and its split may have changed;"
-                " give the shards it was trained on, or other ones by --shards and --name"
+                f"{dataset.root} was rebuilt since {path} was trained on it, so its split may have changed; use the"
+                " shards of the training, or other shards with --shards and --name"
             )
-    merges = _merges(classes, dataset)
-    ema = folder / "ema.safetensors"
-    file = ema if weights == "auto" and ema.is_file() else folder / "model.safetensors"
-    damage = verify_checkpoint(folder, only=file.name)
-    if damage:
-        raise Fault(f"{damage[0]}; evaluate another --step")
-    model = create_network(settings.model, len(classes), seed=0, load_weights=False)
-    model.load_state_dict({name: value.float() for name, value in read_weights(file).items()})
-    if merges:
-        # a hook, not a wrapper: whoever looks into the network (Grad-CAM) still finds it
-        model.register_forward_hook(lambda module, images, logits: merged(logits, merges))
-    where = torch.device(device)
-    normalize = Normalize(settings.data, settings.model.in_chans, where, torch.float32)
-    return LoadedRun(path, settings, dataset, model.to(where).eval(), normalize, step, where, classes)
-
-
-def _other_shards(shards: str, data: DataConfig, version: str) -> Dataset:
-    """The shards that somebody names; of the run's own ones, the run's own fold."""
-    from brain_dist.store.access import open_shards
-
-    dataset = open_shards(shards, data.cache_dir)
+        return settings, dataset
+    dataset = open_shards(shards, settings.data.cache_dir)
     if dataset.version == version:
-        return dataset.of_fold(data.fold)
-    if dataset.folds:
-        raise UserError(f"--shards {shards} was built as folds, which other runs cannot choose from; build it grouped")
-    return dataset
-
-
-def _merges(classes: tuple[str, ...], dataset: Dataset) -> list[list[int]]:
-    """For each class of the shards the run's classes that it is made of; empty where the classes are the same."""
-    if dataset.classes == classes:
-        return []
-    known, found = ", ".join(classes), ", ".join(dataset.classes)
-    if NO_TUMOUR not in classes or set(dataset.classes) != {NO_TUMOUR, TUMOUR}:
-        binary = f", or of {NO_TUMOUR} and {TUMOUR}, whose probability is the sum of the others'"
+        dataset = dataset.of_fold(settings.data.fold)  # the run's own shards keep the run's own fold
+    elif dataset.folds:
         raise UserError(
-            f"the run knows the classes {known}, {dataset.root} has {found}; what fits are shards with a recipe of the"
-            f" same classes in the same order{binary if NO_TUMOUR in classes else ''}"
+            f"--shards {shards} was built as folds, which other runs cannot use; build it with grouped splits"
         )
-    none = classes.index(NO_TUMOUR)
-    tumours = [at for at in range(len(classes)) if at != none]
-    return [[none] if name == NO_TUMOUR else tumours for name in dataset.classes]
+    data = dataclasses.replace(settings.data, shards=shards, sources=(), leave_out=None, fold=dataset.fold)
+    return dataclasses.replace(settings, data=data), dataset
 
 
-def merged(logits: torch.Tensor, merges: list[list[int]]) -> torch.Tensor:
-    """Logits [B, K] → log-probabilities [B, len(merges)] of joined classes, so that softmax gives the sums back."""
-    import torch
+def _load_network(path: Path, settings: Config, step: int, classes: int, weights: str) -> torch.nn.Module:
+    """The network with the weights of a checkpoint, which are verified against their checksum first."""
+    from brain_dist.checkpoints.layout import EMA, MODEL, checkpoint_folder, verify_checkpoint
+    from brain_dist.networks.create import create_network
+    from brain_dist.networks.weights import read_weights
 
-    logs = torch.log_softmax(logits.float(), dim=1)
-    return torch.stack([logs[:, members].logsumexp(dim=1) for members in merges], dim=1)
+    folder = checkpoint_folder(path / "checkpoints", step)
+    name = EMA if weights == "auto" and (folder / EMA).is_file() else MODEL
+    damage = verify_checkpoint(folder, only=name)
+    if damage:
+        raise Fault(f"{damage[0]}; use another --step")
+    model = create_network(settings.model, classes, seed=0, load_weights=False)
+    model.load_state_dict({key: value.float() for key, value in read_weights(folder / name).items()})
+    return model

@@ -1,19 +1,22 @@
-"""The predictions table: one Parquet row a sample, the only thing that passes from running a model to judging it."""
+"""The predictions table: one Parquet row per sample. Metrics and reports read only this table, never the network."""
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from brain_dist.common.files import write_atomically
 from brain_dist.errors import UserError
 from brain_dist.judging.metrics import evaluate_predictions
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from brain_dist.store.dataset import Dataset
 
 _TEXT_COLUMNS = ("key", "dataset", "split", "patient", "group")
@@ -21,11 +24,20 @@ _TEXT_COLUMNS = ("key", "dataset", "split", "patient", "group")
 
 @dataclass(frozen=True)
 class Predictions:
-    """One split's predictions.
+    """The predictions of one split.
 
-    ``row``, ``label``, ``predicted`` int64 [N]; ``prob``, ``logit`` float32 [N, K]; ``key``, ``dataset``, ``split``,
-    ``patient`` (``None`` where unknown), ``group`` object [N]. ``shards`` is the shard folder's path, ``fold`` the fold
-    that was the test part where the shards have folds.
+    Attributes:
+        row: int64 [N], rows of the index.
+        key, dataset, split, patient, group: str [N] (object arrays), from the index; ``patient`` is None if unknown.
+        label: int64 [N], true classes.
+        prob: float32 [N, K], probabilities.
+        logit: float32 [N, K].
+        classes: names of the K classes.
+        run: name of the run.
+        step: optimiser steps of the checkpoint.
+        dataset_version: sha256 of the shards' manifest.
+        shards: path or URL of the shard folder.
+        fold: the fold that was the test split; None if the shards have no folds.
     """
 
     row: np.ndarray
@@ -49,19 +61,27 @@ class Predictions:
 
     @property
     def predicted(self) -> np.ndarray:
+        """int64 [N], the class with the largest probability."""
         return self.prob.argmax(axis=1)
 
-    def evaluate(self, where: np.ndarray | None = None) -> dict[str, Any]:
-        """:func:`evaluate_predictions` of all samples, or of those where the mask ``where`` [N] is true."""
-        where = np.ones(len(self), dtype=bool) if where is None else where
-        return evaluate_predictions(self.label[where], self.prob[where], self.classes, self.group[where])
+    def evaluate(self, mask: np.ndarray | None = None) -> dict[str, Any]:
+        """:func:`evaluate_predictions` of all samples, or of those selected by ``mask`` (bool [N])."""
+        mask = np.ones(len(self), dtype=bool) if mask is None else mask
+        return evaluate_predictions(self.label[mask], self.prob[mask], self.classes, self.group[mask])
 
 
 def predictions_from_logits(
     dataset: Dataset, rows: np.ndarray, logits: np.ndarray, *, run: str, step: int
 ) -> Predictions:
-    """Join logits [N, K] of index rows [N] with what the index knows of them, in row order (the order is the same
-    for every world size, so the file is too). Probabilities are the softmax, taken in float64."""
+    """Join logits with the columns of the index, sorted by row, so that the table is the same for every world size.
+
+    Args:
+        dataset: the shards.
+        rows: rows of the index [N].
+        logits: [N, K]; the probabilities are their softmax, computed in float64.
+        run: name of the run.
+        step: optimiser steps of the checkpoint.
+    """
     from scipy.special import softmax
 
     order = np.argsort(rows, kind="stable")
@@ -83,17 +103,60 @@ def predictions_from_logits(
 
 
 def write_predictions(path: str | Path, predictions: Predictions, expected_rows: np.ndarray) -> None:
-    """Write ``predictions`` as Parquet, all or nothing (temporary file, then rename).
+    """Write a predictions table as Parquet, atomically.
+
+    Args:
+        path: the file to write; its folder is created.
+        predictions: the table.
+        expected_rows: rows of the index [N] that must be in the table, each once.
 
     Raises:
-        ValueError: a row appears twice, one of ``expected_rows`` is missing, or one was not expected.
+        ValueError: a row occurs twice, is missing, or is not in ``expected_rows``.
+    """
+    import pyarrow.parquet as pq
+
+    problem = _row_problem(predictions.row, np.asarray(expected_rows))
+    if problem:
+        raise ValueError(f"predictions for {path}: {problem}")
+    buffer = io.BytesIO()
+    pq.write_table(_to_table(predictions), buffer)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_predictions(path: str | Path) -> Predictions:
+    """Read a predictions table.
+
+    Raises:
+        UserError: the file is missing or not a predictions table, a row occurs twice, or it was edited by hand.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    problem = _coverage(predictions.row, np.asarray(expected_rows))
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; write it with `python -m brain_dist.evaluate`")
+    try:
+        # without threads, as in store/index.py
+        table = pq.ParquetFile(path, pre_buffer=False).read(use_threads=False)
+        predictions = _from_table(table)
+        predicted = table["predicted"].to_numpy()
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a predictions table ({error}); write it again with `python -m brain_dist.evaluate`"
+        ) from error
+    problem = _row_problem(predictions.row, predictions.row)
+    if not problem and not np.array_equal(predicted, predictions.predicted):
+        problem = "its predicted class is not the class of the largest probability"
     if problem:
-        raise ValueError(f"predictions for {path}: {problem}")
+        raise UserError(f"{path}: {problem}; write it again with `python -m brain_dist.evaluate`")
+    return predictions
+
+
+def _to_table(predictions: Predictions) -> pa.Table:
+    import pyarrow as pa
+
     columns: dict[str, Any] = {"row": pa.array(predictions.row, pa.int64())}
     for name in _TEXT_COLUMNS:
         columns[name] = pa.array(getattr(predictions, name).tolist(), pa.string())
@@ -108,61 +171,43 @@ def write_predictions(path: str | Path, predictions: Predictions, expected_rows:
         "dataset_version": predictions.dataset_version,
         "classes": json.dumps(list(predictions.classes)),
         "shards": predictions.shards,
-    } | ({} if predictions.fold is None else {"fold": str(predictions.fold)})
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        pq.write_table(pa.table(columns).replace_schema_metadata(metadata), part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    }
+    if predictions.fold is not None:
+        metadata["fold"] = str(predictions.fold)
+    return pa.table(columns).replace_schema_metadata(metadata)
 
 
-def read_predictions(path: str | Path) -> Predictions:
-    """Read a predictions table. UserError: absent, not such a table, a row twice, or edited by hand."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} is not there: make it with `python -m brain_dist.evaluate`")
-    try:
-        table = pq.ParquetFile(path, pre_buffer=False).read(use_threads=False)  # as in data.index: no threads
-        meta = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-        classes = tuple(json.loads(meta["classes"]))
-        matrix = {
-            kind: np.stack([table[f"{kind}_{name}"].to_numpy() for name in classes], axis=1).astype(np.float32)
-            for kind in ("prob", "logit")
-        }
-        text = {name: np.array(table[name].to_pylist(), dtype=object) for name in _TEXT_COLUMNS}
-        predictions = Predictions(
-            row=table["row"].to_numpy(),
-            label=table["label"].to_numpy().astype(np.int64),
-            classes=classes,
-            run=meta["run"],
-            step=int(meta["step"]),
-            dataset_version=meta["dataset_version"],
-            shards=meta["shards"],
-            fold=int(meta["fold"]) if "fold" in meta else None,
-            **text,
-            **matrix,
-        )
-        stored = table["predicted"].to_numpy()
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        raise UserError(f"{path} is not a predictions table of brain_dist ({error}): make it again") from error
-    problem = _coverage(predictions.row, predictions.row)
-    if problem or not np.array_equal(stored, predictions.predicted):
-        raise UserError(f"{path}: {problem or 'its predicted class is not its largest probability'}; make it again")
-    return predictions
+def _from_table(table: pa.Table) -> Predictions:
+    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    classes = tuple(json.loads(metadata["classes"]))
+    matrices = {
+        kind: np.stack([table[f"{kind}_{name}"].to_numpy() for name in classes], axis=1).astype(np.float32)
+        for kind in ("prob", "logit")
+    }
+    text = {name: np.array(table[name].to_pylist(), dtype=object) for name in _TEXT_COLUMNS}
+    return Predictions(
+        row=table["row"].to_numpy(),
+        label=table["label"].to_numpy().astype(np.int64),
+        classes=classes,
+        run=metadata["run"],
+        step=int(metadata["step"]),
+        dataset_version=metadata["dataset_version"],
+        shards=metadata["shards"],
+        fold=int(metadata["fold"]) if "fold" in metadata else None,
+        **text,
+        **matrices,
+    )
 
 
-def _coverage(rows: np.ndarray, expected: np.ndarray) -> str | None:
-    """What is wrong with the rows of a table, or None."""
+def _row_problem(rows: np.ndarray, expected: np.ndarray) -> str | None:
+    """Why the rows of a table are not exactly the expected rows, or None."""
     unique, count = np.unique(rows, return_counts=True)
-    if (count > 1).any():
-        return f"{np.count_nonzero(count > 1)} rows appear more than once, first {unique[count > 1][0]}"
-    for what, found in (("missing", np.setdiff1d(expected, unique)), ("unexpected", np.setdiff1d(unique, expected))):
-        if len(found):
-            return f"{len(found)} rows are {what}, first {found[0]}"
+    repeated = unique[count > 1]
+    if len(repeated):
+        return f"{len(repeated)} rows appear more than once, first {repeated[0]}"
+    missing, unexpected = np.setdiff1d(expected, unique), np.setdiff1d(unique, expected)
+    if len(missing):
+        return f"{len(missing)} rows are missing, first {missing[0]}"
+    if len(unexpected):
+        return f"{len(unexpected)} rows are unexpected, first {unexpected[0]}"
     return None

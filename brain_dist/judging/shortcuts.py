@@ -1,69 +1,91 @@
-"""How well can the label be guessed without looking at the disease? Baselines that a real result has to beat."""
+"""Shortcut baselines: how well the label can be guessed without looking at the disease. A real result must beat them.
+
+Images with and without a tumour often come from different sources in public collections. If file properties or the
+border of the image are enough to separate the classes, a high accuracy may only be recognition of the source.
+"""
 
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from brain_dist.common.files import write_atomically
 from brain_dist.errors import UserError
-from brain_dist.store.dataset import Dataset
+from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.store.reader import ShardReader
 
-THUMB = 32
-
-
-RING = 3  # pixels of the thumbnail's border, about a tenth of its side
-
-
-DRAFT = 128  # JPEGs are decoded no finer than needed: the DCT gives a reduced picture for a tenth of the time
-
-
+THUMB = 32  # side of the thumbnail in pixels
+RING = 3  # width of the thumbnail's border in pixels, about a tenth of its side
+DRAFT = 128  # JPEGs are decoded at this reduced size (by their DCT), in a tenth of the time
 TREES = 200
-
-
 BASELINES = {
     "majority": "nothing: the answer is the most frequent class of the training images",
     "file_properties": "width, height, colour mode, bytes, bits per pixel and file extension",
     "border": f"outer {RING} of {THUMB} pixels of a gray thumbnail",
-    "border_head_crop": "the same border, after the picture is cut to the head's bounding box",
+    "border_head_crop": "the same border, after the image is cut to the head's bounding box",
 }
 
 
-def shortcut_baselines(dataset: Dataset, seed: int = 0, max_train: int = 2000) -> dict[str, Any]:
-    """Train each baseline on split train and score it on split test (at most ``max_train`` images of each).
+def report_shortcuts(shards: str, fold: int | None = None, out: Path | None = None) -> None:
+    """Print the :func:`shortcut_baselines` of a shard folder as a table.
 
-    The classifier is a random forest (scikit-learn, 200 trees). Images are drawn at random with ``seed``.
-
-    Returns:
-        ``dataset_version``, ``fold`` (``None`` where the shards have none), ``seed``, ``train`` and ``test`` (numbers
-        of images used), ``chance`` (1 / classes), and ``baselines``: name → ``what`` it sees, ``accuracy``,
-        ``balanced_accuracy`` and ``sensitivity`` by class (``None`` for a class without test images), all on the test
-        images.
+    Args:
+        shards: the shard folder.
+        fold: the fold to test on, for shards built with ``--split kfold``.
+        out: also write the result to this JSON file.
 
     Raises:
-        UserError: a split is empty, or an image's bytes are damaged.
+        UserError: as :func:`shortcut_baselines`, or the folder or the fold does not exist.
+    """
+    dataset = open_dataset(shards).of_fold(fold, "--fold")
+    result = shortcut_baselines(dataset)
+    part = "" if dataset.fold is None else f", fold {dataset.fold} of {dataset.folds}"
+    print(f"{dataset.name}{part}: trained on {result['train']} images, tested on {result['test']}; accuracy %")
+    print(f"{'':18}{'all':>8}{'balanced':>10}" + "".join(f"{name:>12}" for name in dataset.classes))
+    for name, score in result["baselines"].items():
+        values = [score["accuracy"], score["balanced_accuracy"], *score["sensitivity"].values()]
+        texts = ["-" if value is None else f"{100 * value:.1f}" for value in values]
+        print(f"{name:18}{texts[0]:>8}{texts[1]:>10}" + "".join(f"{text:>12}" for text in texts[2:]))
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, json.dumps(result, indent=1) + "\n")
+
+
+def shortcut_baselines(dataset: Dataset, seed: int = 0, max_images: int = 2000) -> dict[str, Any]:
+    """Train each baseline on the training split and score it on the test split.
+
+    The classifier is scikit-learn's random forest (Breiman 2001) with 200 trees.
+
+    Args:
+        dataset: the shards.
+        seed: seed of the forest and of the choice of images.
+        max_images: images used of each split, drawn at random.
+
+    Returns:
+        ``dataset_version``; ``fold`` (None if the shards have no folds); ``seed``; ``train`` and ``test`` (numbers of
+        images used); ``chance`` (1 / number of classes); ``baselines``: name → ``what`` the baseline sees, and on the
+        test images its ``accuracy``, ``balanced_accuracy`` and ``sensitivity`` by class (None without test images).
+
+    Raises:
+        UserError: a split is empty, or the bytes of an image are damaged.
     """
     from sklearn.ensemble import RandomForestClassifier
 
     rng = np.random.default_rng(seed)
-    train, test = (_sample(dataset, split, max_train, rng) for split in ("train", "test"))
-    columns, label = dataset.columns, dataset.columns["label"]
-    reader = ShardReader(dataset)
-    try:
-        border, cropped = _borders(reader, columns, np.concatenate([train, test]))
-    finally:
-        reader.close()
-    properties = _file_properties(columns, np.concatenate([train, test]))
-    features = {"file_properties": properties, "border": border, "border_head_crop": cropped}
-    most = np.bincount(label[train]).argmax()
-    guesses = {"majority": np.full(len(test), most)}
+    train, test = (_sample(dataset, split, max_images, rng) for split in ("train", "test"))
+    label = dataset.columns["label"]
+    features = _features(dataset, np.concatenate([train, test]))
+    majority = np.bincount(label[train]).argmax()
+    predictions = {"majority": np.full(len(test), majority)}
     for name, x in features.items():
         forest = RandomForestClassifier(TREES, random_state=seed, n_jobs=-1)
-        guesses[name] = forest.fit(x[: len(train)], label[train]).predict(x[len(train) :])
+        predictions[name] = forest.fit(x[: len(train)], label[train]).predict(x[len(train) :])
     return {
         "dataset_version": dataset.version,
         "fold": dataset.fold,
@@ -72,8 +94,8 @@ def shortcut_baselines(dataset: Dataset, seed: int = 0, max_train: int = 2000) -
         "test": len(test),
         "chance": 1 / len(dataset.classes),
         "baselines": {
-            name: {"what": BASELINES[name], **_score(label[test], guess, dataset.classes)}
-            for name, guess in guesses.items()
+            name: {"what": BASELINES[name], **_score(label[test], predicted, dataset.classes)}
+            for name, predicted in predictions.items()
         },
     }
 
@@ -82,22 +104,38 @@ def _sample(dataset: Dataset, split: str, most: int, rng: np.random.Generator) -
     rows = dataset.rows(split)
     if len(rows) == 0:
         raise UserError(
-            f"{dataset.root} has no images in split {split}: the baselines train on train and score on test"
+            f"{dataset.root} has no images in split {split}; the baselines need train and test: rebuild it with other"
+            " --fractions"
         )
     return np.sort(rng.permutation(rows)[:most])
 
 
+def _features(dataset: Dataset, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Baseline → features [N, F] of ``rows`` [N]."""
+    reader = ShardReader(dataset)
+    try:
+        border, border_head_crop = _borders(reader, dataset.columns, rows)
+    finally:
+        reader.close()
+    return {
+        "file_properties": _file_properties(dataset.columns, rows),
+        "border": border,
+        "border_head_crop": border_head_crop,
+    }
+
+
 def _file_properties(columns: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """float32 [N, F]: the four numbers, then mode and extension one-hot."""
+    """float32 [N, F]: width, height, bytes, bits per pixel, then colour mode and extension one-hot."""
     width, height, size = (columns[name][rows].astype(np.float64) for name in ("width", "height", "size"))
-    extension = np.array([os.path.splitext(source)[1].lower() for source in columns["source"][rows]])  # noqa: PTH122
-    words = [values[:, None] == np.unique(values) for values in (columns["mode"][rows].astype(str), extension)]
     numbers = np.stack([width, height, size, 8 * size / (width * height)], axis=1)
-    return np.concatenate([numbers, *words], axis=1).astype(np.float32)
+    extension = np.array([os.path.splitext(source)[1].lower() for source in columns["source"][rows]])  # noqa: PTH122
+    categories = (columns["mode"][rows].astype(str), extension)
+    one_hot = [values[:, None] == np.unique(values) for values in categories]
+    return np.concatenate([numbers, *one_hot], axis=1).astype(np.float32)
 
 
 def _borders(reader: ShardReader, columns: dict[str, np.ndarray], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Border pixels uint8 [N, P] of each picture's thumbnail, of the whole picture and of its head box."""
+    """Border pixels uint8 [N, P] of each image's thumbnail: of the whole image, and of the head's bounding box."""
     from PIL import Image
 
     ring = np.ones((THUMB, THUMB), dtype=bool)
@@ -115,11 +153,11 @@ def _borders(reader: ShardReader, columns: dict[str, np.ndarray], rows: np.ndarr
     return whole, cropped
 
 
-def _score(label: np.ndarray, guess: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    of_class = [label == c for c in range(len(classes))]
-    recall = [float((guess[mask] == c).mean()) if mask.any() else None for c, mask in enumerate(of_class)]
+def _score(label: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    masks = [label == c for c in range(len(classes))]
+    recall = [float((predicted[mask] == c).mean()) if mask.any() else None for c, mask in enumerate(masks)]
     return {
-        "accuracy": float((guess == label).mean()),
+        "accuracy": float((predicted == label).mean()),
         "balanced_accuracy": float(np.mean([value for value in recall if value is not None])),
         "sensitivity": dict(zip(classes, recall, strict=True)),
     }

@@ -1,55 +1,56 @@
-"""Networks from timm, with weights from a file, from timm's hub cache, or from the seed."""
+"""Create networks from timm, with weights from a file, from timm's hub cache, or from the seed."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brain_dist.config import ModelConfig
 from brain_dist.errors import UserError
-from brain_dist.networks.weights import load_into, read_weights
+from brain_dist.networks.weights import apply_weights, read_weights
 
 if TYPE_CHECKING:
     import torch
-
-
-@contextmanager
-def _without_wandb() -> Iterator[None]:
-    """timm looks for W&B, which takes half a second to load, for a logger that nobody here uses."""
-    absent = "wandb" not in sys.modules
-    if absent:
-        sys.modules["wandb"] = None  # type: ignore[assignment]  # Python's own way to say that it is not there
-    try:
-        yield
-    finally:
-        if absent:
-            del sys.modules["wandb"]
 
 
 def create_network(config: ModelConfig, classes: int, *, seed: int, load_weights: bool = True) -> torch.nn.Module:
     """The network with ``classes`` outputs, fp32, on the CPU.
 
     Args:
-        config: name, first weights and regularisation.
+        config: name, initial weights and regularisation.
         classes: number of classes K; the network maps [B, C, H, W] to logits [B, K].
-        seed: decides the start of every weight that is not loaded.
-        load_weights: False leaves ImageNet weights away, for a network that a checkpoint will fill.
+        seed: initialises every weight that is not loaded.
+        load_weights: False skips ``model.pretrained`` and ``model.weights``, for a network that a checkpoint will fill.
 
     Raises:
-        UserError: an unknown name, weights that do not fit or can't be had.
+        UserError: an unknown name, unsupported settings, or weights that do not fit or are not available.
     """
-    with _without_wandb():
-        import timm
+    import timm
     import torch
 
     if not timm.is_model(config.name):
-        near = timm.list_models(f"*{config.name.split('_')[0]}*")[:5]
-        hint = f"; near it: {', '.join(near)}" if near else ""
+        similar = timm.list_models(f"*{config.name.split('_')[0]}*")[:5]
+        hint = f"; similar names: {', '.join(similar)}" if similar else ""
         raise UserError(f"model.name={config.name}: timm has no such model{hint}")
     torch.manual_seed(seed)
+    model = _create(config, classes, pretrained=config.pretrained and load_weights)
+    if config.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(True)
+        except AssertionError as error:
+            raise UserError(
+                f"model.grad_checkpointing=true: timm's {config.name} does not support it ({error}); set it to false"
+            ) from error
+    if config.weights and load_weights:
+        apply_weights(model, read_weights(Path(config.weights)), source=config.weights)
+    return model
+
+
+def _create(config: ModelConfig, classes: int, *, pretrained: bool) -> Any:
+    """``timm.create_model``, with its errors in one line."""
+    import timm
+
     arguments: dict[str, Any] = {
         "num_classes": classes,
         "in_chans": config.in_chans,
@@ -58,33 +59,34 @@ def create_network(config: ModelConfig, classes: int, *, seed: int, load_weights
     }
     if config.drop_path:
         arguments["drop_path_rate"] = config.drop_path
-    pretrained = config.pretrained and load_weights
     try:
-        model = timm.create_model(config.name, pretrained=pretrained, **arguments)
+        return timm.create_model(config.name, pretrained=pretrained, **arguments)
     except TypeError as error:
         raise UserError(
-            f"model.name={config.name} does not take these settings ({error}); change model.options or model.drop_path"
+            f"model.name={config.name} does not accept these settings ({error});"
+            " change model.options or model.drop_path"
         ) from error
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
-        raise UserError(weights_unavailable(config.name, error)) from error
-    if config.grad_checkpointing:
-        try:
-            model.set_grad_checkpointing(True)  # type: ignore[operator]
-        except AssertionError as error:
-            raise UserError(
-                f"model.grad_checkpointing: timm's {config.name} has none ({error}); set it to false"
-            ) from error
-    if config.weights and load_weights:
-        load_into(model, read_weights(Path(config.weights)), where=config.weights)
-    return model
+        raise UserError(
+            f"the ImageNet weights of {config.name} are not in the hub cache and can't be downloaded"
+            f" ({type(error).__name__}); run `python -m brain_dist.weights {config.name}` on a machine with network"
+            " access and share its HF_HOME, or set model.pretrained=false or model.weights=FILE"
+        ) from error
 
 
-def weights_unavailable(name: str, error: Exception) -> str:
-    """One line for ImageNet weights that can't be had."""
-    return (
-        f"the ImageNet weights of {name} are not in the hub cache and can't be fetched from here"
-        f" ({type(error).__name__}); run `python -m brain_dist.weights {name}` on a machine with network access"
-        " and share its HF_HOME, or set model.pretrained=false or model.weights=FILE"
-    )
+def cache_weights(names: list[str]) -> None:
+    """Download the ImageNet weights of timm's models into the hub cache, if they are missing, and print their sources.
+
+    Raises:
+        UserError: an unknown name, or weights that can't be downloaded.
+    """
+    for name in names:
+        model = create_network(ModelConfig(name=name, pretrained=True), 1000, seed=0)
+        settings: Any = getattr(model, "pretrained_cfg", {})
+        source = settings.get("hf_hub_id") or settings.get("url")
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        print(f"{name}: {parameters / 1e6:.1f} M parameters from {source}")
+    cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    print(f"cached in {cache}; on compute nodes set HF_HUB_OFFLINE=1 and the same HF_HOME")

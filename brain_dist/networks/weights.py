@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict from .safetensors, or from a torch file without running any code that it holds."""
+    """Read a state dict from .safetensors, or from a torch file without running code that it may contain.
+
+    Returns:
+        Name → tensor, of any shape [...].
+
+    Raises:
+        UserError: the file is missing, unreadable, not a state dict, or a pickle that would run code.
+    """
     import pickle
 
     import torch
@@ -35,41 +42,56 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(hasattr(value, "shape") for value in state.values()):
-        raise UserError(f"model.weights={path} holds no state dict (a mapping of names to tensors)")
+        raise UserError(f"model.weights={path} is not a state dict (a mapping of names to tensors)")
     return dict(state)
 
 
-def load_into(model: torch.nn.Module, state: Mapping[str, torch.Tensor], *, where: str) -> None:
-    """Fill ``model`` from ``state``: by name, or by order where another library named the same tensors otherwise.
+def apply_weights(model: torch.nn.Module, state: Mapping[str, torch.Tensor], *, source: str) -> None:
+    """Load ``state`` into ``model``: by name, or by order if another library gave the same tensors other names.
 
-    The classifier keeps its fresh start when its number of classes differs. A first convolution for three channels is
-    summed for a network that takes one (timm's rule). Anything else that does not fit is a UserError.
+    The classifier keeps its initial weights if its number of classes differs. For a network that takes one channel, a
+    first convolution [C, 3, h, w] is summed over its input channels (timm's rule).
+
+    Args:
+        model: the network to fill.
+        state: name → tensor.
+        source: the file of ``state``, for error messages.
+
+    Raises:
+        UserError: a tensor does not fit.
     """
     from timm.models import adapt_input_conv
 
-    own = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
-    given = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
-    if set(given) != set(own):
-        # Another library's names: the order of registration is the order of the layers, and every shape must agree.
-        if len(given) != len(own):
-            raise UserError(f"{where} holds {len(given)} tensors, the model has {len(own)}: another model's weights?")
-        given = dict(zip(own, given.values(), strict=True))
-    head = {f"{module}.{kind}" for module in classifiers(model) for kind in ("weight", "bias")}
-    chosen = {}
-    for name, value in given.items():
-        if value.ndim == own[name].ndim == 4 and own[name].shape[1] == 1 and value.shape[1] == 3:
-            value = adapt_input_conv(1, value)
-        if value.shape == own[name].shape:
-            chosen[name] = value
-        elif name not in head:
+    target, state = _without_counters(model.state_dict()), _without_counters(state)
+    if set(state) != set(target):
+        # other names: the order of registration is the order of the layers, and every shape is checked below
+        if len(state) != len(target):
             raise UserError(
-                f"{where}: {name} is {list(value.shape)}, the model wants {list(own[name].shape)}:"
+                f"{source} has {len(state)} tensors, but the model has {len(target)}: another model's weights?"
+            )
+        state = dict(zip(target, state.values(), strict=True))
+    classifier = {f"{module}.{kind}" for module in classifier_names(model) for kind in ("weight", "bias")}
+    fitting = {}
+    for name, value in state.items():
+        shape = target[name].shape
+        if value.ndim == len(shape) == 4 and shape[1] == 1 and value.shape[1] == 3:
+            value = adapt_input_conv(1, value)
+        if value.shape == shape:
+            fitting[name] = value
+        elif name not in classifier:
+            raise UserError(
+                f"{source}: {name} has shape {list(value.shape)}, but the model needs {list(shape)}:"
                 " another model's weights?"
             )
-    model.load_state_dict(chosen, strict=False)
+    model.load_state_dict(fitting, strict=False)
 
 
-def classifiers(model: torch.nn.Module) -> list[str]:
-    """Names of the modules that make logits of features; timm's models have one, distilled ones two."""
-    found = getattr(model, "default_cfg", {}).get("classifier") or []
-    return [found] if isinstance(found, str) else list(found)
+def classifier_names(model: torch.nn.Module) -> list[str]:
+    """Names of the modules that map features to logits; timm's models have one, distilled ones two."""
+    names = getattr(model, "default_cfg", {}).get("classifier") or []
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _without_counters(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without BatchNorm's counters of batches, which some libraries do not save."""
+    return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}

@@ -1,4 +1,4 @@
-"""The device of this process: which one, how much memory it has used, deterministic kernels."""
+"""The device of this process, its peak memory, and deterministic kernels."""
 
 from __future__ import annotations
 
@@ -13,42 +13,47 @@ if TYPE_CHECKING:
     import torch
 
 
-def choose_device(world: World, wanted: str) -> torch.device:
-    """The torch device of this process; ``wanted`` is auto, cpu or cuda."""
+def choose_device(world: World, name: str) -> torch.device:
+    """The torch device of this process.
+
+    Args:
+        world: this process among all processes.
+        name: auto (a GPU if there is one), cpu or cuda.
+
+    Raises:
+        UserError: ``name`` is cuda and there is no GPU, or the node has more processes than GPUs.
+    """
     import torch
 
-    count = 0 if wanted == "cpu" else torch.cuda.device_count()
-    if wanted == "cuda" and not count:
-        raise UserError(
-            "run.device=cuda, but torch sees no GPU here; use run.device=auto or check CUDA_VISIBLE_DEVICES"
-        )
+    count = 0 if name == "cpu" else torch.cuda.device_count()
+    if name == "cuda" and not count:
+        raise UserError("run.device=cuda, but torch finds no GPU; use run.device=auto or check CUDA_VISIBLE_DEVICES")
     if not count:
         return torch.device("cpu")
-    # srun may bind one GPU to each task, and then every task sees its own as number 0
+    # srun may bind one GPU to each task; each task then sees its GPU as number 0
     if world.local_size > count > 1:
-        raise UserError(f"{world.local_size} processes on this node but only {count} GPUs; start one process a GPU")
+        raise UserError(f"{world.local_size} processes on this node but only {count} GPUs; start one process per GPU")
     device = torch.device("cuda", 0 if count == 1 else world.local_rank)
     torch.cuda.set_device(device)
     return device
 
 
 def peak_memory(device: torch.device) -> float:
-    """Most memory that this process has held: of tensors on the GPU, of all kinds on the CPU [GiB]."""
+    """Peak memory of this process in GiB: of tensors on a GPU, the resident set size on the CPU."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts it in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux reports KiB
 
 
-def be_deterministic() -> None:
-    """Ask for the same bits from the same command on the same machines; call before anything is computed.
+def enable_determinism() -> None:
+    """Make the same command on the same machines give the same bits; call before the first computation.
 
-    Torch takes its deterministic kernels, some of them slower, and raises where an operation has none. cuBLAS needs
-    its workspace fixed, and cuDNN may not choose kernels by timing them.
+    Torch uses deterministic kernels (some are slower) and raises RuntimeError for an operation that has none.
     """
     import torch
 
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = False
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed workspace
+    torch.backends.cudnn.benchmark = False  # its choice of kernels depends on timing
     torch.use_deterministic_algorithms(True)

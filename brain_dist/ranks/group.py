@@ -1,8 +1,9 @@
-"""The process group: rendezvous, collectives on Python objects, and how a lost rank shows."""
+"""The process group: rendezvous, collectives on Python objects, and the detection of lost connections."""
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import math
 import os
 import sys
@@ -18,83 +19,90 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def process_group(world: World, device: torch.device, timeout: float = 600.0) -> Iterator[None]:
-    """torch.distributed for the length of a block, also for a world of one (DeepSpeed wants a group).
+    """Initialise torch.distributed for the length of a block, also for a world of one (DeepSpeed needs a group).
 
-    ``timeout``: seconds that training gives a rank without progress; collectives give up later than that, so that
-    :mod:`brain_dist.ranks.watch` can name the rank first.
+    Args:
+        world: this process among all processes.
+        device: chooses the backend: gloo, and NCCL for tensors on a GPU.
+        timeout: seconds without progress after which :mod:`brain_dist.ranks.watch` ends the run. Collectives time out
+            later than that, so that the watch can name the rank first.
     """
-    import datetime
-
     import torch
     import torch.distributed as dist
 
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    if world.size == 1:
-        store: Any = dist.HashStore()
-    else:
-        store = rendezvous(world, serve=True)
-    for name, value in (
-        ("RANK", world.rank),
-        ("WORLD_SIZE", world.size),
-        # DeepSpeed takes this number's GPU: where srun shows each task only its own GPU, that is number 0
-        ("LOCAL_RANK", world.local_rank if device.index is None else device.index),
-        ("MASTER_ADDR", world.address),
-        ("MASTER_PORT", world.port),
-    ):
-        os.environ[name] = str(value)  # DeepSpeed reads these even when the group exists
+    store: Any = dist.HashStore() if world.size == 1 else rendezvous(world, serve=True)
     patience = datetime.timedelta(seconds=1.5 * timeout + 60)
-    os.environ["DEEPSPEED_TIMEOUT"] = str(
-        max(1, math.ceil(patience.total_seconds() / 60))
-    )  # of its own groups, minutes
+    _export_variables(world, device, patience)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=patience)
     try:
         yield
     finally:
         deepspeed = sys.modules.get("deepspeed")
         if deepspeed is not None and deepspeed.comm.is_initialized():
-            deepspeed.comm.destroy_process_group()  # torch's, and what DeepSpeed remembers of it
+            deepspeed.comm.destroy_process_group()  # torch's group and DeepSpeed's references to it
         else:
             dist.destroy_process_group()
 
 
-def rendezvous(world: World, *, serve: bool = False) -> Any:
-    """A connection to where the ranks of this start meet: torch's store, its keys under the start's own name.
+def _export_variables(world: World, device: torch.device, timeout: datetime.timedelta) -> None:
+    """Set the environment variables that DeepSpeed reads even if a process group exists."""
+    # DeepSpeed uses the GPU with this number, which is 0 if srun shows each task only one GPU
+    local_rank = world.local_rank if device.index is None else device.index
+    os.environ |= {
+        "RANK": str(world.rank),
+        "WORLD_SIZE": str(world.size),
+        "LOCAL_RANK": str(local_rank),
+        "MASTER_ADDR": world.address,
+        "MASTER_PORT": str(world.port),
+        "DEEPSPEED_TIMEOUT": str(max(1, math.ceil(timeout.total_seconds() / 60))),  # minutes, for DeepSpeed's groups
+    }
 
-    ``serve``: on rank 0, be that place; UserError where the port is somebody else's.
+
+def rendezvous(world: World, *, serve: bool = False) -> Any:
+    """Connect to the store of this start: a torch store whose keys have the prefix ``world.start_id``.
+
+    Args:
+        world: its address and port are those of the store.
+        serve: start the store's server if this is rank 0.
+
+    Raises:
+        UserError: the port is in use by another process.
     """
     import torch.distributed as dist
 
-    # torchrun's agent serves its workers
+    # under torchrun, its agent runs the server
     serve = serve and world.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    handed = os.environ.pop("BRAIN_DIST_STORE_FD", None) if serve else None  # launch/local.py listens already
-    if handed is not None:
-        os.set_inheritable(int(handed), False)  # nobody whom this process starts shall hold the port
+    # launch/local.py passes a socket that already listens
+    socket = os.environ.pop("BRAIN_DIST_STORE_FD", None) if serve else None
+    if socket is not None:
+        os.set_inheritable(int(socket), False)  # a child process would keep the port in use
     try:
         store = dist.TCPStore(
             world.address, world.port, world.size, is_master=serve, wait_for_workers=False,
-            master_listen_fd=None if handed is None else int(handed),
+            master_listen_fd=None if socket is None else int(socket),
         )  # fmt: skip
     except dist.DistNetworkError as error:
         if serve and "EADDRINUSE" in str(error):
             raise UserError(
-                f"port {world.port} of {world.address} is in use, and the ranks are to meet there;"
-                " set MASTER_PORT to a free one"
+                f"port {world.port} of {world.address} is in use, but the ranks need it for their rendezvous;"
+                " set MASTER_PORT to a free port"
             ) from error
         raise
-    return dist.PrefixStore(world.meeting, store)
+    return dist.PrefixStore(world.start_id, store)
 
 
-def lost_contact(error: RuntimeError) -> bool:
-    """Whether a collective failed because another rank is gone, rather than by a mistake on this one."""
+def is_connection_loss(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank is gone, rather than because of an error on this rank."""
     import torch.distributed as dist
 
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
 
 
 def gather_objects(item: Any, world: World) -> list[Any]:
-    """``item`` of every rank, in rank order, on every rank."""
+    """``item`` of every rank, in rank order, on every rank. Every rank must call."""
     import torch.distributed as dist
 
     if world.size == 1:

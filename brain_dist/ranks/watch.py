@@ -1,9 +1,10 @@
-"""Who holds the others up: a sign of life of every rank, and an end with a name when there is none.
+"""Find the rank that blocks the others, and end the run with its name.
 
-A rank that was killed or stopped leaves the others waiting in a collective, which knows no names. So a thread of every
-rank tells the rendezvous store once a second that it lives and where its main thread is. When the main thread has made
-no progress for ``train.timeout`` seconds, the thread reads what the others said, names the rank that holds the run up
-and ends the process: the main thread, deep in a collective, can't.
+If a rank is killed or stopped, the others wait in a collective, which cannot tell which rank is missing. Therefore a
+thread of every rank writes a heartbeat to the rendezvous store once a second. A heartbeat says what the main thread is
+doing. If the main thread makes no progress for ``train.timeout`` seconds, the thread reads the heartbeats of all ranks,
+names the rank that blocks the run, and ends the process. The main thread cannot do this: it is blocked in the
+collective.
 """
 
 from __future__ import annotations
@@ -25,112 +26,144 @@ if TYPE_CHECKING:
     from brain_dist.ranks.world import World
 
 Item = TypeVar("Item")
-BEAT = 1.0  # seconds between signs of life
-_SILENT = 3.0  # seconds without one after which a rank counts as silent
-_ANSWER = 5.0  # seconds that the store gets to answer
-_START = 600.0  # seconds that a start gets at least: weights from a slow disk, a network compiled for the first time
+HEARTBEAT_INTERVAL = 1.0  # seconds
+SILENCE = 3.0  # seconds without a heartbeat after which a rank counts as silent
+STORE_TIMEOUT = 5.0  # seconds that the store has to answer
+STARTUP_TIMEOUT = 600.0  # minimum for the start, which may read weights from a slow disk and compile a network
 
 
-@dataclass
-class _Sign:
-    """What a rank says of itself; ``beat`` and ``progress`` only grow."""
+@dataclass(frozen=True)
+class Heartbeat:
+    """What a rank reports to the others.
 
-    beat: int
+    Attributes:
+        count: number of this heartbeat; it only grows.
+        progress: number of progress reports of the main thread; it only grows.
+        activity: what the main thread is doing.
+        host: name of the node.
+    """
+
+    count: int
     progress: int
-    where: str
+    activity: str
     host: str
 
 
 class Watch:
-    """Notes where this rank is, and knows what the others said."""
+    """Records the progress of this rank and reads the heartbeats of the others.
 
-    def __init__(self, world: World, timeout: float) -> None:
+    Attributes:
+        progress: number of progress reports so far.
+        activity: what the main thread is doing; completes the sentence "rank 1 is …".
+        last_progress: time of the last progress report, of ``time.monotonic``.
+    """
+
+    def __init__(self, world: World, timeout: float, store: Any = None) -> None:
+        """``timeout``: seconds without progress; ``store``: the rendezvous store, None in a world of one."""
         self.world, self.timeout = world, timeout
-        self.progress, self.where = 0, "starting"
-        self.moved = time.monotonic()
-        self._ended = threading.Event()
-        self._store: Any = None
+        self.progress, self.activity = 0, "starting"
+        self.last_progress = time.monotonic()
+        self._store = store
+        self._closed = threading.Event()
 
-    def at(self, where: str) -> None:
-        """The main thread makes progress; ``where`` completes the sentence "rank 1 is …"."""
+    def report_progress(self, activity: str) -> None:
+        """Record that the main thread makes progress, and what it does next."""
         self.progress += 1
-        self.where, self.moved = where, time.monotonic()
+        self.activity, self.last_progress = activity, time.monotonic()
 
-    def along(self, items: Iterable[Item], where: str) -> Iterator[Item]:
-        """``items``, each of which is progress: what takes long as a whole is not taken for a rank that hangs."""
+    def watch_items(self, items: Iterable[Item], activity: str) -> Iterator[Item]:
+        """Yield ``items`` and report progress for each, so that a long loop does not look like a blocked rank."""
         for item in items:
-            self.at(where)
+            self.report_progress(activity)
             yield item
 
-    def blame(self) -> str:
-        """One clause that names whoever holds the others up; takes a few seconds."""
+    def find_cause(self) -> str:
+        """Name the ranks that block the others, as one clause; takes a few seconds."""
         if self._store is None:
             return "another rank ended"
-        before = self._signs()
-        time.sleep(_SILENT)
-        now = self._signs()
-        if before is None or now is None:
-            return "rank 0, which serves the rendezvous, does not answer: it was killed, stopped or cut off"
-        others = {rank: sign for rank, sign in now.items() if rank != self.world.rank}
-        silent = [r for r, sign in others.items() if r not in before or before[r].beat == sign.beat]
-        silent += [r for r in range(self.world.size) if r not in now and r != self.world.rank]
+        earlier = self._read_heartbeats()
+        time.sleep(SILENCE)
+        heartbeats = self._read_heartbeats()
+        if earlier is None or heartbeats is None:
+            return "rank 0, which serves the rendezvous, does not answer: it was killed, stopped or disconnected"
+        silent = [
+            rank
+            for rank in range(self.world.size)
+            if rank != self.world.rank and (rank not in heartbeats or heartbeats[rank] == earlier.get(rank))
+        ]
         if silent:
-            told = [f"{_name(r, now.get(r))} (it was {now[r].where if r in now else 'starting'})" for r in silent]
-            return f"no sign of life of {', '.join(told)}: killed, stopped or cut off"
-        least = min(sign.progress for sign in now.values())
-        behind = [r for r, sign in now.items() if sign.progress == least]
-        if len(behind) < len(now):
-            return f"the others wait for {', '.join(f'{_name(r, now[r])}, which is {now[r].where}' for r in behind)}"
-        return f"every rank lives and is {self.where}: the network between them?"
+            names = ", ".join(
+                f"{_rank_name(rank, heartbeats)} (last seen {heartbeats[rank].activity})"
+                if rank in heartbeats
+                else f"{_rank_name(rank, heartbeats)} (not started)"
+                for rank in silent
+            )
+            return f"no heartbeat from {names}: killed, stopped or disconnected"
+        least = min(heartbeat.progress for heartbeat in heartbeats.values())
+        behind = [rank for rank, heartbeat in heartbeats.items() if heartbeat.progress == least]
+        if len(behind) < len(heartbeats):
+            names = ", ".join(
+                f"{_rank_name(rank, heartbeats)}, which is {heartbeats[rank].activity}" for rank in behind
+            )
+            return f"the others wait for {names}"
+        return f"every rank is alive and {self.activity}; check the network between them"
 
-    def _signs(self) -> dict[int, _Sign] | None:
-        """What each rank said last; None where the store does not answer."""
-        found: list[dict[int, _Sign]] = []
+    def _read_heartbeats(self) -> dict[int, Heartbeat] | None:
+        """The last heartbeat of each rank that has one; None if the store does not answer."""
+        answers: list[dict[int, Heartbeat]] = []
 
         def read() -> None:
             with contextlib.suppress(RuntimeError):
-                keys = {rank: f"sign/{rank}" for rank in range(self.world.size)}
-                said = {rank: self._store.get(key) for rank, key in keys.items() if self._store.check([key])}
-                found.append({rank: _Sign(**json.loads(text)) for rank, text in said.items()})
+                keys = {rank: _key(rank) for rank in range(self.world.size)}
+                texts = {rank: self._store.get(key) for rank, key in keys.items() if self._store.check([key])}
+                answers.append({rank: Heartbeat(**json.loads(text)) for rank, text in texts.items()})
 
-        # a store whose process was stopped takes the question and never answers, whatever its time-out
-        asking = threading.Thread(target=read, daemon=True)
-        asking.start()
-        asking.join(_ANSWER)
-        return found[0] if found else None
+        # if the store's process is stopped, a request never returns, whatever the store's own timeout
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        reader.join(STORE_TIMEOUT)
+        return answers[0] if answers else None
 
-    def _live(self) -> None:
-        beat = 0
-        while not self._ended.wait(BEAT):
-            beat += 1
-            sign = _Sign(beat, self.progress, self.where, platform.node())
-            with contextlib.suppress(RuntimeError):  # a store that does not answer is found out below, in time
-                self._store.set(f"sign/{self.world.rank}", json.dumps(vars(sign)))
-            still = time.monotonic() - self.moved
-            limit = self.timeout if self.progress else max(self.timeout, _START)
-            if still > limit and not self._ended.is_set():
-                text = f"no progress for {still:.0f} s while {self.where}: {self.blame()}"
-                print(f"brain-dist: error on rank {self.world.rank}: {text}", file=sys.stderr, flush=True)
+    def _write_heartbeats(self) -> None:
+        """Write heartbeats until closed; end the process if the main thread makes no progress."""
+        count = 0
+        while not self._closed.wait(HEARTBEAT_INTERVAL):
+            count += 1
+            heartbeat = Heartbeat(count, self.progress, self.activity, platform.node())
+            with contextlib.suppress(RuntimeError):  # a store that does not answer shows up in find_cause
+                self._store.set(_key(self.world.rank), json.dumps(vars(heartbeat)))
+            idle = time.monotonic() - self.last_progress
+            limit = self.timeout if self.progress else max(self.timeout, STARTUP_TIMEOUT)
+            if idle > limit and not self._closed.is_set():
+                message = f"no progress for {idle:.0f} s while {self.activity}: {self.find_cause()}"
+                print(f"brain-dist: error on rank {self.world.rank}: {message}", file=sys.stderr, flush=True)
                 os._exit(EXIT_FAULT)
 
 
-def _name(rank: int, sign: _Sign | None) -> str:
-    return f"rank {rank} on {sign.host}" if sign else f"rank {rank}"
+def _key(rank: int) -> str:
+    return f"heartbeat/{rank}"
+
+
+def _rank_name(rank: int, heartbeats: dict[int, Heartbeat]) -> str:
+    return f"rank {rank} on {heartbeats[rank].host}" if rank in heartbeats else f"rank {rank}"
 
 
 @contextlib.contextmanager
 def watch_ranks(world: World, timeout: float) -> Iterator[Watch]:
-    """Watch this rank and the others for the length of a block, with a connection to the store of its own."""
-    watch = Watch(world, timeout)
+    """Watch all ranks for the length of a block, over a separate connection to the store.
+
+    Args:
+        world: this process among all processes.
+        timeout: seconds without progress after which the process ends.
+    """
     if world.size == 1:
-        yield watch
+        yield Watch(world, timeout)
         return
     from brain_dist.ranks.group import rendezvous
 
-    watch._store = rendezvous(world)
-    thread = threading.Thread(target=watch._live, name="watch", daemon=True)
-    thread.start()
+    watch = Watch(world, timeout, rendezvous(world))
+    threading.Thread(target=watch._write_heartbeats, name="watch", daemon=True).start()
     try:
         yield watch
     finally:
-        watch._ended.set()
+        watch._closed.set()

@@ -1,31 +1,37 @@
-"""Who this process is among all processes of a run.
+"""The place of this process among all processes of a run.
 
-One place reads the environment of torchrun, the deepspeed launcher or SLURM's srun, or finds none and is alone.
-Everything else asks the resulting :class:`World`. A half-set environment is refused: guessing the rest ends in a hang.
+:func:`discover` is the only reader of the environment of torchrun, the deepspeed launcher and SLURM's srun. The rest of
+the package uses the resulting :class:`World`. An incomplete environment is refused: a guess would end in a hang.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from brain_dist.errors import UserError
 
-if TYPE_CHECKING:
-    pass
-
-
-_TORCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+_TORCH_VARIABLES = (*_RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
 class World:
-    """rank of size processes, local_rank of local_size on this node; address and port of the rendezvous.
+    """This process among all processes of a run.
 
-    ``meeting`` names this start of the run there: a rank that another start left behind meets nobody.
+    Attributes:
+        rank: number of this process, from 0 to ``size - 1``.
+        size: number of processes (the world size).
+        local_rank: number of this process on its node.
+        local_size: number of processes on this node.
+        address: host of the rendezvous store.
+        port: port of the rendezvous store.
+        launcher: what started this process: torchrun, deepspeed, srun, environment or alone.
+        start_id: identifies this start of the run at the rendezvous. A process left over from an earlier start has
+            another one, so it cannot join.
     """
 
     rank: int
@@ -35,7 +41,7 @@ class World:
     address: str
     port: int
     launcher: str
-    meeting: str = ""
+    start_id: str = ""
 
     @property
     def is_main(self) -> bool:
@@ -43,77 +49,91 @@ class World:
         return self.rank == 0
 
 
-def _number(env: Mapping[str, str], name: str) -> int:
-    try:
-        return int(env[name])
-    except ValueError:
-        raise UserError(f"environment variable {name}={env[name]!r} is not a whole number") from None
-
-
-def _slurm_address(env: Mapping[str, str]) -> str:
-    """Address of the first node of the step."""
-    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "")
-    try:
-        found = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        raise UserError(f"scontrol could not read the node list {nodes!r}; export MASTER_ADDR=<first node>") from None
-    return found.stdout.split()[0]
-
-
 def discover(env: Mapping[str, str] | None = None) -> World:
-    """Read the environment; UserError where it is only half set or contradicts itself."""
-    # torch prints pages of its own stack when a peer is gone; what happened is said in a line elsewhere
+    """Read the place of this process from ``env`` (default: ``os.environ``). Without a launcher, the world has size 1.
+
+    Raises:
+        UserError: the variables are incomplete or inconsistent, or mpirun started this process.
+    """
+    # otherwise torch prints its C++ stack when a peer disconnects; that error is reported in one line elsewhere
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     env = os.environ if env is None else env
-    ranked = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in env]
-    if ranked:
-        missing = [name for name in _TORCH_VARIABLES if name not in env]
-        if missing:
-            raise UserError(
-                f"{', '.join(ranked)} set but {', '.join(missing)} not: start with torchrun, deepspeed or srun,"
-                " or unset them"
-            )
-        size = _number(env, "WORLD_SIZE")
-        world = World(
-            rank=_number(env, "RANK"),
-            size=size,
-            local_rank=_number(env, "LOCAL_RANK"),
-            # torchrun's name, then the deepspeed launcher's
-            local_size=next((_number(env, name) for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in env), size),
-            address=env["MASTER_ADDR"],
-            port=_number(env, "MASTER_PORT"),
-            launcher="torchrun"
-            if "TORCHELASTIC_RUN_ID" in env
-            else "deepspeed"
-            if "CROSS_RANK" in env
-            else "environment",
-            meeting=env.get("BRAIN_DIST_MEETING", ""),  # torchrun makes a new place for each start
-        )
-    elif (
-        "SLURM_STEP_NUM_TASKS" in env
-    ):  # set inside srun only, not in the batch shell, where waiting for peers would hang
-        tasks = _number(env, "SLURM_STEP_NUM_TASKS")
-        nodes = _number(env, "SLURM_STEP_NUM_NODES") if "SLURM_STEP_NUM_NODES" in env else 1
-        job = _number(env, "SLURM_JOB_ID")
-        world = World(
-            rank=_number(env, "SLURM_PROCID"),
-            size=tasks,
-            local_rank=_number(env, "SLURM_LOCALID"),
-            local_size=-(-tasks // nodes),
-            address=env.get("MASTER_ADDR") or ("127.0.0.1" if tasks == 1 else _slurm_address(env)),
-            port=_number(env, "MASTER_PORT")
-            if "MASTER_PORT" in env
-            else 20000 + job % 12000,  # below those that Linux gives away
-            launcher="srun",
-            meeting=f"{job}.{env.get('SLURM_STEP_ID', '')}.{env.get('SLURM_RESTART_COUNT', '')}",
-        )
+    if any(name in env for name in _RANK_VARIABLES):
+        world = _from_torch_variables(env)
+    elif "SLURM_STEP_NUM_TASKS" in env:  # set by srun, not in a batch script, which would wait for its peers for ever
+        world = _from_srun(env)
     elif env.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
-        raise UserError("mpirun's variables are not read; start with torchrun, deepspeed or srun")
+        raise UserError("mpirun is not supported; start with torchrun, deepspeed or srun")
     else:
         world = World(0, 1, 0, 1, "127.0.0.1", 0, "alone")
     if not 0 <= world.rank < world.size or not 0 <= world.local_rank < world.local_size:
         raise UserError(
-            f"rank {world.rank} of {world.size} (local {world.local_rank} of {world.local_size}) cannot be;"
-            " check the launcher"
+            f"inconsistent rank variables: rank {world.rank} of world size {world.size}, local rank"
+            f" {world.local_rank} of local world size {world.local_size}; check the launcher"
         )
     return world
+
+
+def command_line(argv: Sequence[str] | None = None) -> list[str]:
+    """``argv`` (default: ``sys.argv``) without the deepspeed launcher's --local_rank, which the environment has too."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return [argument for argument in arguments if not argument.startswith(("--local_rank", "--local-rank"))]
+
+
+def _from_torch_variables(env: Mapping[str, str]) -> World:
+    """The world that torchrun, the deepspeed launcher or launch/local.py describes."""
+    missing = [name for name in _TORCH_VARIABLES if name not in env]
+    if missing:
+        present = [name for name in _RANK_VARIABLES if name in env]
+        raise UserError(
+            f"{', '.join(present)} set but {', '.join(missing)} not; start with torchrun, deepspeed or srun,"
+            f" or unset {', '.join(present)}"
+        )
+    size = _integer(env, "WORLD_SIZE")
+    local_size = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in env), None)  # torchrun, deepspeed
+    launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in env else "deepspeed" if "CROSS_RANK" in env else "environment"
+    return World(
+        rank=_integer(env, "RANK"),
+        size=size,
+        local_rank=_integer(env, "LOCAL_RANK"),
+        local_size=_integer(env, local_size) if local_size else size,
+        address=env["MASTER_ADDR"],
+        port=_integer(env, "MASTER_PORT"),
+        launcher=launcher,
+        start_id=env.get("BRAIN_DIST_START_ID", ""),  # torchrun has a new store for each start
+    )
+
+
+def _from_srun(env: Mapping[str, str]) -> World:
+    """The world of a SLURM step."""
+    tasks = _integer(env, "SLURM_STEP_NUM_TASKS")
+    nodes = _integer(env, "SLURM_STEP_NUM_NODES") if "SLURM_STEP_NUM_NODES" in env else 1
+    job = _integer(env, "SLURM_JOB_ID")
+    return World(
+        rank=_integer(env, "SLURM_PROCID"),
+        size=tasks,
+        local_rank=_integer(env, "SLURM_LOCALID"),
+        local_size=-(-tasks // nodes),
+        address=env.get("MASTER_ADDR") or ("127.0.0.1" if tasks == 1 else _first_node(env)),
+        # the default is below Linux's range of ephemeral ports
+        port=_integer(env, "MASTER_PORT") if "MASTER_PORT" in env else 20000 + job % 12000,
+        launcher="srun",
+        start_id=f"{job}.{env.get('SLURM_STEP_ID', '')}.{env.get('SLURM_RESTART_COUNT', '')}",
+    )
+
+
+def _integer(env: Mapping[str, str], name: str) -> int:
+    try:
+        return int(env[name])
+    except ValueError:
+        raise UserError(f"environment variable {name}={env[name]!r} is not an integer; check the launcher") from None
+
+
+def _first_node(env: Mapping[str, str]) -> str:
+    """Host name of the first node of the SLURM step."""
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "")
+    try:
+        result = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise UserError(f"scontrol could not read the node list {nodes!r}; set MASTER_ADDR to the first node") from None
+    return result.stdout.split()[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,3 +56,12 @@ class Batch:
             weight=to_device(micro.weight),
             micro=micro,
         )
+
+    def without_padding(self) -> Batch:
+        """The valid samples only; B becomes smaller if the batch has padding."""
+        valid = self.micro.valid
+        if valid.all():
+            return self
+        arrays = {name: getattr(self.micro, name)[valid] for name in ("rows", "valid", "position", "visit", "weight")}
+        tensors = {name: getattr(self, name)[self.valid] for name in ("image", "label", "row", "valid", "weight")}
+        return replace(self, micro=replace(self.micro, **arrays), **tensors)

@@ -1,9 +1,10 @@
-"""Batches of one rank: plan, jobs and loader in one call."""
+"""Batches of one rank, or of a whole split: plan, jobs and loader in one call."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from brain_dist.store.dataset import Dataset
 from brain_dist.stream.batch import Batch
 from brain_dist.stream.jobs import evaluation_jobs, training_jobs
 from brain_dist.stream.loader import open_loader
+from brain_dist.stream.normalize import Normalize
 from brain_dist.stream.plan import TrainingPlan, evaluation_micro_batches
 
 if TYPE_CHECKING:
@@ -57,3 +59,33 @@ def evaluation_batches(
     plan = evaluation_micro_batches(rows, micro_batch=micro_batch, rank=rank, world_size=world_size)
     jobs = evaluation_jobs(dataset, config, plan)
     return open_loader(config, dataset, jobs, augmented=False, micro_batch=micro_batch, device=device)
+
+
+def batches(
+    dataset: Dataset,
+    split: str = "train",
+    *,
+    batch_size: int = 32,
+    normalize: bool = True,
+    device: str = "cpu",
+    **settings: Any,
+) -> Iterator[Batch]:
+    """Iterate a split once, in the order of the index and without augmentation, in one process and without a run.
+
+    Args:
+        dataset: an opened shard folder.
+        split: train, val or test.
+        batch_size: images per batch; the last batch may be smaller.
+        normalize: True yields the network's input, float32 [B, 3, H, W]; False yields the decoded images, uint8
+            [B, C, H, W], where C is 1 for ``color="gray"`` and 3 for ``color="rgb"``.
+        device: torch device of the batches.
+        settings: fields of :class:`~brain_dist.config.DataConfig`, such as ``size=128``, ``color="rgb"``,
+            ``loader="torch"`` or ``head_crop=True``.
+    """
+    import torch
+
+    config, target = DataConfig(**settings), torch.device(device)
+    normalizer = Normalize(config, 3, target, torch.float32)
+    for batch in evaluation_batches(config, dataset, dataset.rows(split), micro_batch=batch_size, device=target):
+        batch = batch.without_padding()
+        yield replace(batch, image=normalizer(batch.image)) if normalize else batch

@@ -1,4 +1,4 @@
-"""The attempts of a run: ``attempts.jsonl`` has a line for each start, and a requeue loop that gains nothing ends."""
+"""The attempts of a run: a line in ``attempts.jsonl`` for each start, and an end to requeue loops without progress."""
 
 from __future__ import annotations
 
@@ -9,44 +9,37 @@ from pathlib import Path
 from typing import Any
 
 from brain_dist.errors import Fault
+from brain_dist.tracking.metrics_file import complete_rows
 
 FILE = "attempts.jsonl"
-# A signal during the start-up still makes one step before it saves. So many attempts of one job that made no more than
-# that each are a loop: a time limit shorter than its warning, a checkpoint further away than the next pre-emption.
-LOOP = 3
+# A signal during start-up still leads to one step before the save. If this many attempts of a job made no more than one
+# step each, the job loops: its time limit is shorter than its warning, or a checkpoint is further away than the next
+# preemption.
+MAX_ATTEMPTS_WITHOUT_PROGRESS = 3
 
 
 def begin(run: Path, step: int) -> None:
-    """Note that an attempt begins at ``step``; the main rank alone calls.
+    """Record that an attempt starts at ``step``. Only the main rank calls this.
 
     Raises:
-        Fault: SLURM started this job again and again without getting anywhere.
+        Fault: SLURM restarted this job several times without progress.
     """
     job = os.environ.get("SLURM_JOB_ID")
-    before = read(run)
-    same = [row["step"] for row in before if job is not None and row["job"] == job][-LOOP:]
+    attempts = read(run)
     run.mkdir(parents=True, exist_ok=True)
-    row = {"attempt": len(before) + 1, "step": step, "job": job, "time": round(time.time(), 3)}
+    row = {"attempt": len(attempts) + 1, "step": step, "job": job, "time": round(time.time(), 3)}
     with (run / FILE).open("a") as file:
         file.write(json.dumps(row) + "\n")
-    if len(same) == LOOP and step - same[0] <= LOOP:
+    limit = MAX_ATTEMPTS_WITHOUT_PROGRESS
+    starts = [row["step"] for row in attempts if job is not None and row["job"] == job][-limit:]
+    if len(starts) == limit and step - starts[0] <= limit:
         raise Fault(
-            f"the last {LOOP} attempts of job {job} brought {run} from step {same[0]} to {step}; not going on, so that"
-            " it does not requeue for ever: set train.save_every lower, or give sbatch a --time well above --signal's"
+            f"the last {limit} attempts of job {job} brought {run} from step {starts[0]} to {step}; stopped to prevent"
+            " an endless requeue: set a smaller train.save_every, or give sbatch a --time well above --signal's"
             " seconds, and submit again"
         )
 
 
 def read(run: Path) -> list[dict[str, Any]]:
-    """All attempts so far, oldest first; a line that a crash cut short is left out."""
-    try:
-        lines = (run / FILE).read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
+    """All attempts so far, oldest first, without a line that a crash left incomplete."""
+    return complete_rows(run / FILE)

@@ -1,68 +1,70 @@
-"""The progress of a training for a person: a live bar on a terminal, a line now and then in a log."""
+"""The progress of a training run: a progress bar on a terminal, an occasional line in a log."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
 def format_value(value: float | None) -> str:
+    """Four decimals, or "undefined"."""
     return "undefined" if value is None else f"{value:.4f}"
 
 
 class Progress:
-    """A live bar on a terminal; elsewhere a line every so often, so that a job's log stays readable."""
+    """A progress bar if stderr is a terminal; otherwise a line every ``EVERY`` seconds, which keeps logs short."""
 
-    EVERY = 15.0  # seconds between lines in a log
+    EVERY = 15.0
 
     def __init__(self, first_step: int, total_steps: int) -> None:
-        self.first, self.total = first_step, total_steps
-        self.began = self.last = time.monotonic()
+        self.first_step, self.total_steps = first_step, total_steps
+        self.start = self.last_line = time.monotonic()
         self.bar: Any = None
         if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            self.bar = Bar(
-                TextColumn("training"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
+            self.bar = _new_bar()
             self.task = self.bar.add_task("", total=total_steps, completed=first_step, text="")
             self.bar.start()
 
-    def step(self, step: int, values: dict[str, float | None]) -> None:
-        """``step`` (0-based) is done."""
+    def step(self, step: int, metrics: dict[str, float | None]) -> None:
+        """Show that ``step`` (0-based) is done."""
+        done = step + 1
         text = (
-            f"epoch {values['epoch']:.2f}  loss {format_value(values['loss'])}  lr {values['lr']:.2e}"
-            f"  {values['images_per_s']:.0f} images/s"
+            f"epoch {metrics['epoch']:.2f}  loss {format_value(metrics['loss'])}  lr {metrics['lr']:.2e}"
+            f"  {metrics['images_per_s']:.0f} images/s"
         )
         if self.bar is not None:
-            self.bar.update(self.task, completed=step + 1, text=text)
+            self.bar.update(self.task, completed=done, text=text)
             return
         now = time.monotonic()
-        if now - self.last >= self.EVERY or step + 1 == self.total:
-            self.last = now
-            left = (now - self.began) / (step + 1 - self.first) * (self.total - step - 1)
-            print(f"step {step + 1}/{self.total}  {text}  {left:.0f} s left", file=sys.stderr, flush=True)
+        if now - self.last_line >= self.EVERY or done == self.total_steps:
+            self.last_line = now
+            remaining = (now - self.start) / (done - self.first_step) * (self.total_steps - done)
+            print(f"step {done}/{self.total_steps}  {text}  {remaining:.0f} s left", file=sys.stderr, flush=True)
 
-    def say(self, text: str) -> None:
-        """A line above the bar."""
+    def print_line(self, text: str) -> None:
+        """Print a line, above the bar if there is one."""
         if self.bar is not None:
             self.bar.console.print(text, highlight=False)
         else:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Stop the bar and restore the terminal."""
         if self.bar is not None:
             self.bar.stop()
+
+
+def _new_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )

@@ -1,18 +1,20 @@
-"""The run's folder: what it was told, where it ran, and the first line a person sees."""
+"""The run's folder: its lock, config.yaml, environment.json, and the summary that is printed at the start."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
 import shlex
 import subprocess
-import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from brain_dist.common.files import write_atomically
+from brain_dist.common.locks import Busy, take_lock
 from brain_dist.config import Config, dump
 from brain_dist.errors import UserError
 from brain_dist.ranks.agreement import run_on_main
@@ -24,91 +26,101 @@ if TYPE_CHECKING:
     from brain_dist.store.dataset import Dataset
 
 _PACKAGES = ("brain_dist", "torch", "deepspeed", "timm", "nvidia-dali-cuda120", "torchmetrics", "numpy", "pillow")
+_LOCK_TIMEOUT = 10.0  # seconds; a job that is just ending still holds the lock
+_locks: list[IO[str]] = []  # open until the process ends
 
 
-_locks: list[IO[str]] = []  # held to the end of the process, however that comes
-_PATIENCE = 10.0  # seconds that a job which ends gets to let go of its folder
+@dataclass(frozen=True)
+class RunFacts:
+    """What is recorded about a run when it starts.
+
+    Attributes:
+        config: the resolved configuration.
+        dataset: the opened shards.
+        world: this process among all processes.
+        device: where this process computes.
+        parameters: number of parameters of the network.
+    """
+
+    config: Config
+    dataset: Dataset
+    world: World
+    device: torch.device
+    parameters: int
 
 
 def lock_run_folder(path: Path, world: World) -> None:
-    """Make the run's folder and keep other jobs out of it; UserError where one is in it, or it can't be written to.
+    """Create the run's folder and lock it until the process ends. Every rank must call; the main rank holds the lock.
 
-    Every rank must call; the main one holds the lock.
+    Raises:
+        UserError: another job trains in the folder, or it is not writable.
     """
 
-    def take() -> None:
+    def lock() -> None:
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = (path / ".lock").open("w")
+            _locks.append(take_lock(path / ".lock", timeout=_LOCK_TIMEOUT, required=False))
+        except Busy:
+            raise UserError(f"another job trains in {path}; choose another run.name") from None
         except OSError as error:
             raise UserError(f"{path} can't be written ({error.strerror}); choose another run.dir") from None
-        until = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise UserError(f"another job trains in {path} at this moment; choose another run.name") from None
-                time.sleep(0.2)
-            except OSError:  # a file system without locks
-                break
-        _locks.append(lock)
 
-    run_on_main(world, take)
+    run_on_main(world, lock)
 
 
-def write_run_files(
-    config: Config, dataset: Dataset, world: World, device: torch.device, parameters: int, command: list[str]
-) -> None:
-    """Write config.yaml and environment.json."""
-    path = config.run.path
+def write_run_files(facts: RunFacts, command: Sequence[str]) -> None:
+    """Write config.yaml and environment.json; ``command`` is the command line of the run."""
+    path = facts.config.run.path
     path.mkdir(parents=True, exist_ok=True)
-    _replace(path / "config.yaml", dump(config))
-    facts = environment(config, dataset, world, device, parameters, command)
-    _replace(path / "environment.json", json.dumps(facts, indent=1) + "\n")
+    write_atomically(path / "config.yaml", dump(facts.config))
+    write_atomically(path / "environment.json", json.dumps(_environment(facts, command), indent=1) + "\n")
 
 
-def environment(
-    config: Config, dataset: Dataset, world: World, device: torch.device, parameters: int, command: list[str]
-) -> dict[str, Any]:
-    """Versions, devices, commit and data of a run; no environment variables, which may hold secrets."""
+def describe_run(facts: RunFacts, first_step: int, total_steps: int) -> str:
+    """A summary of the run in three lines: network, data, ranks and steps."""
+    config, dataset, world = facts.config, facts.dataset, facts.world
+    train = config.train
+    accumulation = train.global_batch // (train.micro_batch * world.size)
+    steps = f"resuming at step {first_step} of {total_steps}" if first_step else f"{total_steps} steps"
+    return (
+        f"{config.run.path}: {config.model.name} ({facts.parameters / 1e6:.1f} M parameters), {config.data.size}²,"
+        f" {train.precision}, ZeRO {train.zero_stage}\n"
+        f"{dataset.name} (version {dataset.version[:12]}): {len(dataset.rows('train'))} training,"
+        f" {len(dataset.rows('val'))} validation, {len(dataset.rows('test'))} test images;"
+        f" loader {config.data.loader}\n"
+        f"{world.size} × {facts.device.type} ({world.launcher}), batch {train.global_batch} ="
+        f" {train.micro_batch} × {accumulation} accumulated × {world.size} ranks; {steps}"
+    )
+
+
+def _environment(facts: RunFacts, command: Sequence[str]) -> dict[str, Any]:
+    """Versions, devices, commit and data of a run. Environment variables are left out: they may hold secrets."""
     import torch
 
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    dataset, world = facts.dataset, facts.world
     return {
-        "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
-        "devices": f"{world.size} × {name}",
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "devices": f"{world.size} × {_device_name(facts.device)}",
         "threads": torch.get_num_threads(),
         "world_size": world.size,
         "launcher": world.launcher,
         "git_commit": _commit(),
-        "dataset": dataset.manifest["name"],
+        "dataset": dataset.name,
         "dataset_version": dataset.version,
         "classes": list(dataset.classes),
         "shards": dataset.origin or str(dataset.root.resolve()),
-        "parameters": parameters,
+        "parameters": facts.parameters,
         "command": shlex.join(command),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
 
 
-def describe_run(
-    config: Config, dataset: Dataset, world: World, device: torch.device, parameters: int, first: int, total: int
-) -> str:
-    """What is about to happen, in a few lines."""
-    train = config.train
-    micros = train.global_batch // (train.micro_batch * world.size)
-    begin = f"resuming at step {first} of {total}" if first else f"{total} steps"
-    return (
-        f"{config.run.path}: {config.model.name} ({parameters / 1e6:.1f} M parameters), {config.data.size}²,"
-        f" {train.precision}, ZeRO {train.zero_stage}\n"
-        f"{dataset.manifest['name']} (version {dataset.version[:12]}): {len(dataset.rows('train'))} training,"
-        f" {len(dataset.rows('val'))} validation, {len(dataset.rows('test'))} test images;"
-        f" loader {config.data.loader}\n"
-        f"{world.size} × {device.type} ({world.launcher}), batch {train.global_batch} ="
-        f" {train.micro_batch} × {micros} accumulated × {world.size} ranks; {begin}"
-    )
+def _device_name(device: torch.device) -> str:
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:
@@ -119,23 +131,15 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this package lies in, with '+' when files differ from it."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(here), *words], capture_output=True, text=True, check=False, timeout=10
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    return commit and commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    """The git commit of this checkout, followed by '+' if files differ from it; None outside a checkout."""
+    commit = _git("rev-parse", "HEAD")
+    return commit and commit + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
 
 
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None

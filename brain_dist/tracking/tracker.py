@@ -1,4 +1,4 @@
-"""What a run reports: metrics.jsonl always, Weights & Biases when on, and progress for a person."""
+"""What a run reports: metrics.jsonl always, Weights & Biases if it is on, and progress on the terminal."""
 
 from __future__ import annotations
 
@@ -21,46 +21,46 @@ if TYPE_CHECKING:
 
 
 class Tracker:
-    """Writes on the main rank and is silent on the others."""
+    """Logs on the main rank; does nothing on the others."""
 
     def __init__(self, config: Config, path: Path, *, first_step: int, total_steps: int, enabled: bool) -> None:
-        """Open ``path``/metrics.jsonl; lines of steps from ``first_step`` on are dropped, they will be made again."""
+        """Open ``path``/metrics.jsonl. Rows of steps from ``first_step`` on are removed: the run repeats them."""
         self.enabled = enabled
         if not enabled:
             return
         self.log_path = path / METRICS
         truncate_metrics(self.log_path, first_step)
-        self.log = self.log_path.open("a", buffering=1)  # a line at a time reaches the disk
+        self.log = self.log_path.open("a", buffering=1)  # line-buffered
         self.wandb = wandb_log.open_log(config, path, attempt=len(attempts.read(path)) or 1)
         self.progress = Progress(first_step, total_steps)
 
-    def train(self, step: int, values: dict[str, float | None]) -> None:
-        """One optimiser step."""
+    def log_step(self, step: int, metrics: dict[str, float | None]) -> None:
+        """Log one optimiser step (0-based)."""
         if self.enabled:
-            self._write({"kind": "train", "step": step, **values})
-            self.progress.step(step, values)
+            self._write({"kind": "train", "step": step, **metrics})
+            self.progress.step(step, metrics)
 
     @property
-    def shows_pictures(self) -> bool:
-        """Whether :meth:`evaluation` has a place for examples."""
+    def shows_examples(self) -> bool:
+        """Whether :meth:`log_evaluation` can show examples."""
         return self.enabled and self.wandb is not None
 
-    def evaluation(self, step: int, split: str, values: dict[str, Any], examples: Sequence[Example] = ()) -> None:
-        """One evaluation; ``step`` optimiser steps are done. The ``examples`` go to W&B alone."""
+    def log_evaluation(self, step: int, split: str, metrics: dict[str, Any], examples: Sequence[Example] = ()) -> None:
+        """Log an evaluation after ``step`` optimiser steps; the ``examples`` go to W&B only."""
         if self.enabled:
-            self._write({"kind": "eval", "step": step, "split": split, **values}, examples)
-            self.say(
-                f"step {step}: {split} loss {values['loss']:.4f}, accuracy {values['accuracy']:.2%},"
-                f" macro F1 {format_value(values['f1_macro'])}, macro AUC {format_value(values['auc_macro'])}"
+            self._write({"kind": "eval", "step": step, "split": split, **metrics}, examples)
+            self.print_line(
+                f"step {step}: {split} loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.2%},"
+                f" macro F1 {format_value(metrics['f1_macro'])}, macro AUC {format_value(metrics['auc_macro'])}"
             )
 
-    def say(self, text: str) -> None:
-        """A line for a person."""
+    def print_line(self, text: str) -> None:
+        """Print a line to stderr."""
         if self.enabled:
-            self.progress.say(text)
+            self.progress.print_line(text)
 
     def sync(self) -> None:
-        """Make the lines so far as durable as the checkpoint that is about to be taken."""
+        """Write the rows so far to disk, so that they are as durable as the checkpoint that follows."""
         if self.enabled:
             os.fsync(self.log.fileno())
 
@@ -71,7 +71,7 @@ class Tracker:
         except OSError as error:
             raise Fault(f"{self.log_path} could not be written: {error.strerror}") from None
         if self.wandb is not None:
-            self.wandb.row(row, examples)
+            self.wandb.log_row(row, examples)
 
     def __enter__(self) -> Tracker:
         return self
@@ -82,6 +82,6 @@ class Tracker:
         if self.enabled:
             problem = self.wandb and self.wandb.finish(0 if kind is None else 1)
             if problem:
-                self.say(problem)
+                self.print_line(problem)
             self.progress.close()
             self.log.close()

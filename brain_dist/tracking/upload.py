@@ -11,42 +11,59 @@ from pathlib import Path
 from brain_dist.errors import Fault, UserError
 from brain_dist.tracking.wandb_log import FINISHED, has_key
 
-QUIET = 600  # seconds without a write after which an attempt that never finished counts as killed
+IDLE_LIMIT = 600  # seconds without a write after which an unfinished attempt counts as killed
 
 
-def find_runs(where: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Offline runs below ``where`` that wait for an upload, oldest first, and those that are still being written."""
-    waiting: list[Path] = []
-    busy: list[Path] = []
-    found = {file.parent.resolve(): file for folder in where for file in folder.rglob("offline-run-*/run-*.wandb")}
-    for file in sorted(found.values(), key=lambda file: file.parent.name):
-        if synced(file.parent):
-            continue
-        # a killed one never gets to its marker
-        ended = (file.parent / FINISHED).exists() or time.time() - file.stat().st_mtime > QUIET
-        (waiting if ended else busy).append(file.parent)
-    return waiting, busy
-
-
-def synced(folder: Path) -> bool:
-    """Whether wandb marked the run as uploaded."""
-    return any(folder.glob("*.wandb.synced"))
-
-
-def upload(folders: Sequence[Path]) -> None:
-    """Hand runs to ``wandb sync``.
+def sync_runs(folders: Sequence[Path], *, dry_run: bool) -> None:
+    """Upload the offline W&B runs below ``folders``; with ``dry_run`` only print them.
 
     Raises:
-        UserError: no account to upload to.
-        Fault: wandb did not bring all of them up; those that it did are marked and are not uploaded again.
+        UserError: a folder is missing, or there is no W&B account.
+        Fault: ``wandb sync`` did not upload all runs.
     """
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder; give the folder of a run, or of all runs")
+    waiting, active = _find_runs(folders)
+    for run in active:
+        print(f"{run} is still being written; skipped")
+    if not waiting:
+        print("nothing to upload")
+        return
+    for run in waiting:
+        print(f"{'would upload' if dry_run else 'uploading'} {run}")
+    if not dry_run:
+        _upload(waiting)
+
+
+def _find_runs(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Offline runs that wait for an upload, and those that are still being written; oldest first."""
+    files = {file.parent.resolve(): file for folder in folders for file in folder.rglob("offline-run-*/run-*.wandb")}
+    waiting: list[Path] = []
+    active: list[Path] = []
+    for file in sorted(files.values(), key=lambda file: file.parent.name):
+        if _is_synced(file.parent):
+            continue
+        # an attempt that was killed has no marker
+        ended = (file.parent / FINISHED).exists() or time.time() - file.stat().st_mtime > IDLE_LIMIT
+        (waiting if ended else active).append(file.parent)
+    return waiting, active
+
+
+def _is_synced(run: Path) -> bool:
+    """Whether wandb marked the run as uploaded."""
+    return any(run.glob("*.wandb.synced"))
+
+
+def _upload(runs: Sequence[Path]) -> None:
+    """Upload runs with ``wandb sync``, which marks the uploaded ones; they are skipped the next time."""
     if not has_key():
         raise UserError("no W&B account: run `wandb login`, or set WANDB_API_KEY (and WANDB_BASE_URL for a server)")
-    done = subprocess.run([sys.executable, "-m", "wandb", "sync", *map(str, folders)], check=False)
-    missing = [folder for folder in folders if not synced(folder)]
-    if done.returncode or missing:
+    result = subprocess.run([sys.executable, "-m", "wandb", "sync", *map(str, runs)], check=False)
+    missing = [run for run in runs if not _is_synced(run)]
+    if result.returncode or missing:
         raise Fault(
-            f"wandb sync left {len(missing)} of {len(folders)} runs behind, the first is {(missing or folders)[0]};"
-            " the same command goes on with them"
+            f"wandb sync did not upload {len(missing)} of {len(runs)} runs, the first is {(missing or runs)[0]};"
+            " repeat the command to continue"
         )
-    print(f"{len(folders)} uploaded")
+    print(f"{len(runs)} uploaded")

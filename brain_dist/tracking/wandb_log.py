@@ -1,4 +1,4 @@
-"""A run on Weights & Biases: one W&B run an attempt, joined by group (the experiment) and job type (the seed)."""
+"""Log a run to Weights & Biases: one W&B run per attempt, grouped by experiment, with the seed as job type."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from brain_dist.config import Config, to_dict
 if TYPE_CHECKING:
     from brain_dist.judging.examples import Example
 
-FINISHED = "FINISHED"
-FINISH_TIMEOUT = 120.0  # seconds for the last uploads: well below the five minutes that slurm/'s warning leaves
+FINISHED = "FINISHED"  # marks an offline run that is complete, for `brain-dist sync`
+FINISH_TIMEOUT = 120.0  # seconds for the last uploads; the jobs in slurm/ are warned five minutes before their end
 _NOT_LOGGED = ("kind", "step", "split", "time", "per_class", "confusion")
 
 
 class WandbLog:
     """An open W&B run.
 
-    W&B writes in a process of its own, and SLURM's SIGTERM at pre-emption may go to every process of a step. So rows
-    that it does not take are kept, and sent when the run finishes: after the checkpoint, which may not wait for them.
+    W&B writes in a separate process, and SLURM may send its SIGTERM to every process of a step. Rows that W&B does not
+    accept are kept, and sent when the run finishes: after the checkpoint, which must not wait for them.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -38,65 +38,53 @@ class WandbLog:
     def _open(self) -> None:
         import wandb
 
-        # what W&B's process has not written when it is killed is lost: at most a second, not fifteen
-        # a network that is down must not hold up the end of a job; metrics.jsonl has every row
-        how = wandb.Settings(
-            console="off", silent=True, x_transaction_log_flush_interval=1, finish_timeout=FINISH_TIMEOUT
+        settings = wandb.Settings(
+            console="off",
+            silent=True,
+            x_transaction_log_flush_interval=1,  # seconds of rows that are lost if W&B's process is killed; default 15
+            finish_timeout=FINISH_TIMEOUT,  # without a network the job must still end
         )
-        self.run = wandb.init(**self.settings, settings=how)
+        self.run = wandb.init(**self.settings, settings=settings)
         self.run.define_metric("*", step_metric="step")
 
-    def row(self, row: dict[str, Any], examples: Sequence[Example] = ()) -> None:
-        """Log a row, or keep it until the end where W&B is gone."""
+    def log_row(self, row: dict[str, Any], examples: Sequence[Example] = ()) -> None:
+        """Log a row of metrics.jsonl, or keep it until the end if W&B does not respond."""
         if not self.unsent:
             try:
                 return self._send(row, examples)
-            except OSError:  # a broken connection to W&B's process
+            except OSError:  # the connection to W&B's process is broken
                 pass
         self.unsent.append((row, examples))
 
     def _send(self, row: dict[str, Any], examples: Sequence[Example]) -> None:
-        """Log ``train/loss``, ``val/accuracy``, ``val/glioma/f1``, …, over the optimiser step.
-
-        Of an evaluation also the confusion matrix, and the ``examples`` as pictures with captions.
-        """
+        """Log a row as ``train/loss``, ``val/accuracy``, ``val/glioma/f1``, …, over the optimiser step."""
         import wandb
 
         prefix = "train" if row["kind"] == "train" else row["split"]
-        told = {f"{prefix}/{name}": value for name, value in row.items() if name not in _NOT_LOGGED}
-        for name, values in row.get("per_class", {}).items():
-            told |= {f"{prefix}/{name}/{metric}": value for metric, value in values.items()}
-        told = {name: value for name, value in told.items() if value is not None}
+        values = {f"{prefix}/{name}": value for name, value in row.items() if name not in _NOT_LOGGED}
+        for name, metrics in row.get("per_class", {}).items():
+            values |= {f"{prefix}/{name}/{metric}": value for metric, value in metrics.items()}
+        values = {name: value for name, value in values.items() if value is not None}
         if "confusion" in row:
-            counts = np.asarray(row["confusion"])
-            true, predicted = (np.repeat(index, counts.ravel()) for index in np.indices(counts.shape).reshape(2, -1))
-            told[f"{prefix}/confusion"] = wandb.plot.confusion_matrix(
-                y_true=true.tolist(), preds=predicted.tolist(), class_names=list(row["per_class"]), title=prefix
-            )
+            values[f"{prefix}/confusion"] = _confusion_plot(row["confusion"], list(row["per_class"]), prefix)
         if examples:
-            told[f"{prefix}/examples"] = [
-                wandb.Image(one.image, caption=f"{one.key}: {one.true}, named {one.predicted} at {one.probability:.0%}")
-                for one in examples
+            values[f"{prefix}/examples"] = [
+                wandb.Image(example.image, caption=_caption(example)) for example in examples
             ]
-        self.run.log({**told, "step": row["step"]})
+        self.run.log({**values, "step": row["step"]})
 
     def finish(self, code: int) -> str | None:
-        """Write what is left; offline runs wait for `brain-dist sync`, which the marker tells that nobody writes on.
+        """Send the remaining rows, finish the run, and mark it as complete for `brain-dist sync`.
 
         Returns:
-            What went wrong, in one line: the run's own exit code, and metrics.jsonl, do not depend on W&B.
+            What went wrong, in one line, or None. The exit code of the training and metrics.jsonl do not depend on W&B.
         """
         import wandb
 
         folders, problem = {Path(self.run.settings.sync_dir)}, None
         try:
             if self.unsent:
-                with contextlib.suppress(OSError):
-                    wandb.teardown()
-                self.settings |= {"id": self.run.id, "resume": "allow"}  # the same run, continued in another file
-                self._open()
-                for row, examples in self.unsent:
-                    self._send(row, examples)
+                self._resend()
             self.run.finish(exit_code=code)
         except (OSError, wandb.Error) as error:
             problem = (
@@ -109,9 +97,33 @@ class WandbLog:
                 (folder / FINISHED).touch()
         return problem
 
+    def _resend(self) -> None:
+        """Continue the same W&B run in a new file, and send the rows that W&B did not accept."""
+        import wandb
+
+        with contextlib.suppress(OSError):
+            wandb.teardown()
+        self.settings |= {"id": self.run.id, "resume": "allow"}
+        self._open()
+        for row, examples in self.unsent:
+            self._send(row, examples)
+
+
+def _confusion_plot(confusion: list[list[int]], classes: list[str], title: str) -> Any:
+    """W&B's plot of a confusion matrix [K][K], rows true, columns predicted."""
+    import wandb
+
+    counts = np.asarray(confusion)
+    true, predicted = (np.repeat(index, counts.ravel()) for index in np.indices(counts.shape).reshape(2, -1))
+    return wandb.plot.confusion_matrix(y_true=true.tolist(), preds=predicted.tolist(), class_names=classes, title=title)
+
+
+def _caption(example: Example) -> str:
+    return f"{example.key}: {example.true}, predicted {example.predicted} at {example.probability:.0%}"
+
 
 def has_key() -> bool:
-    """Whether W&B could log in without asking."""
+    """Whether W&B can log in without a prompt."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
@@ -122,20 +134,26 @@ def has_key() -> bool:
 
 
 def open_log(config: Config, path: Path, attempt: int) -> WandbLog | None:
-    """Begin the W&B run of an attempt (1, 2, …) under ``path``/wandb; None when W&B is off."""
+    """Start the W&B run of an attempt (1, 2, …) in ``path``/wandb. Return None if ``track.wandb`` is off."""
     if config.track.wandb == "off":
         return None
-
-    wanted = os.environ.get("WANDB_MODE")
-    online = config.track.wandb == "auto" and wanted in (None, "online") and has_key()
     os.environ.setdefault("WANDB_SILENT", "true")
-    settings: dict[str, Any] = {
-        "project": config.track.project,
-        "group": config.track.group or config.run.name,
-        "job_type": f"seed {config.run.seed}",
-        "name": config.run.name if attempt == 1 else f"{config.run.name} (attempt {attempt})",
-        "dir": str(path),
-        "config": {**to_dict(config), "attempt": attempt, "slurm_job": os.environ.get("SLURM_JOB_ID")},
-        "mode": "disabled" if wanted == "disabled" else "online" if online else "offline",
-    }
-    return WandbLog(settings)
+    return WandbLog(
+        {
+            "project": config.track.project,
+            "group": config.track.group or config.run.name,
+            "job_type": f"seed {config.run.seed}",
+            "name": config.run.name if attempt == 1 else f"{config.run.name} (attempt {attempt})",
+            "dir": str(path),
+            "config": {**to_dict(config), "attempt": attempt, "slurm_job": os.environ.get("SLURM_JOB_ID")},
+            "mode": _mode(config),
+        }
+    )
+
+
+def _mode(config: Config) -> str:
+    """The mode of ``wandb.init``. WANDB_MODE can turn W&B off or keep it offline, as for any program that uses it."""
+    mode = os.environ.get("WANDB_MODE")
+    if mode == "disabled":
+        return "disabled"
+    return "online" if config.track.wandb == "auto" and mode in (None, "online") and has_key() else "offline"

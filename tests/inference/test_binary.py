@@ -1,4 +1,4 @@
-"""A run on one fold that tells tumours apart: judged on that fold, and on shards that only know tumour or none."""
+"""A run with several tumour classes, trained on folds: evaluated on its own fold, and on shards of two classes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, verb
+from helpers import TINY, verb
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 
 from brain_dist import report
 from brain_dist.config import read
 from brain_dist.errors import UserError
-from brain_dist.inference.evaluate import evaluate
+from brain_dist.inference.evaluate import write_evaluation
 from brain_dist.inference.gradcam import gradcam
 from brain_dist.inference.run import LoadedRun, load_run
 from brain_dist.judging.predictions import Predictions, read_predictions
@@ -28,79 +28,78 @@ from brain_dist.training.resume import resume_step, settings_to_match
 FOLDERS = {"notumor": ["notumor"], "tumor": ["glioma", "meningioma", "pituitary"]}
 
 
-def shards_of(images: Path, base: Path, name: str, classes: list[str], folders: dict[str, list[str]]) -> Path:
-    """Shards of phantoms under other classes."""
+def build_shards(images: Path, base: Path, name: str, classes: list[str], folders: dict[str, list[str]]) -> Path:
+    """Shards of the phantoms with other classes."""
     patients = {"file": "patients.csv", "id": "id", "patient": "patient"}
     part = {"dataset": "phantom", "folders": folders, "patients": patients}
     (base / f"{name}.yaml").write_text(json.dumps({"name": name, "classes": classes, "parts": [part]}))
-    words = ["--recipe", str(base / f"{name}.yaml"), "--source", str(images), "--out", str(base / name)]
-    main(["build", *words, "--fractions", "0.5,0,0.5", "--workers", "1"])
+    arguments = ["--recipe", str(base / f"{name}.yaml"), "--source", str(images), "--out", str(base / name)]
+    main(["build", *arguments, "--fractions", "0.5,0,0.5", "--workers", "1"])
     return base / name
 
 
 @pytest.fixture(scope="module")
 def base(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run on four classes, fold 1 of 4 its test part, and binary shards of the same phantoms."""
+    """A folder with a run on four classes, tested on fold 1 of 4, and shards of the same phantoms with two classes."""
     base = tmp_path_factory.mktemp("binary")
     batch = ["--train.global_batch", "24", "--train.micro_batch", "24", "--train.epochs", "3", "--optim.lr", "3e-3"]
     images = phantom_shards.parent / "images"
     main(["build", "--source", str(images), "--out", str(base / "folds"), "--split", "kfold", "--folds", "4"])
-    where = ["--data.shards", str(base / "folds"), "--data.fold", "1", "--run.dir", str(base), "--run.name", "run"]
-    verb("train", *TINY, *batch, *where, "--train.precision", "fp32")
-    shards_of(images, base, "binary", ["notumor", "tumor"], FOLDERS)
-    shards_of(images, base, "swapped", ["tumor", "notumor"], FOLDERS)
+    data = ["--data.shards", str(base / "folds"), "--data.fold", "1", "--run.dir", str(base), "--run.name", "run"]
+    verb("train", *TINY, *batch, *data, "--train.precision", "fp32")
+    build_shards(images, base, "binary", ["notumor", "tumor"], FOLDERS)
+    build_shards(images, base, "swapped", ["tumor", "notumor"], FOLDERS)
     return base
 
 
-def added_up(loaded: LoadedRun, found: Predictions, shards: Path) -> np.ndarray:
-    """[N] P(tumour) of the judged pictures, from the run's own four classes."""
-    by_source = {source: row for row, source in enumerate(loaded.dataset.columns["source"])}
-    rows = [by_source[source] for source in open_dataset(shards).columns["source"][found.row]]
+def tumour_probability(loaded: LoadedRun, predictions: Predictions, shards: Path) -> np.ndarray:
+    """[N] probability of a tumour for the images of ``predictions``, from the run's four classes."""
+    row_of = {source: row for row, source in enumerate(loaded.dataset.columns["source"])}
+    rows = [row_of[source] for source in open_dataset(shards).columns["source"][predictions.row]]
     prob = softmax(loaded.model(loaded.images(rows)).detach().numpy().astype(np.float64), axis=1)
     return prob.sum(axis=1) - prob[:, loaded.dataset.classes.index("notumor")]
 
 
-def test_the_tumours_probabilities_are_added_up(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_probabilities_of_the_tumours_are_added_up(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, shards = base / "run", base / "binary"
-    done = verb("evaluate", str(run), "--shards", str(shards), "--name", "binary")
-    said = [line for line in done.out.splitlines() if line.startswith("tumor:")]
-    assert said == [
-        "tumor: the sum of the probabilities of glioma, meningioma, pituitary, which these shards do not tell apart"
-    ]
-    found, dataset = read_predictions(run / "predictions" / "binary.parquet"), open_dataset(shards)
-    assert found.classes == dataset.classes == ("notumor", "tumor")
-    assert np.array_equal(found.row, dataset.rows("test"))
-    assert np.array_equal(found.label, dataset.columns["label"][found.row])
-    tumour = added_up(load_run(run), found, shards)
-    np.testing.assert_allclose(found.prob[:, 1], tumour, atol=1e-5)
-    np.testing.assert_allclose(found.prob[:, 0], 1 - tumour, atol=1e-5)
-    np.testing.assert_allclose(softmax(found.logit.astype(np.float64), axis=1), found.prob, atol=1e-6)
+    result = verb("evaluate", str(run), "--shards", str(shards), "--name", "binary")
+    lines = [line for line in result.out.splitlines() if line.startswith("tumor:")]
+    assert lines == ["tumor: the sum of the probabilities of glioma, meningioma, pituitary"]
+    predictions, dataset = read_predictions(run / "predictions" / "binary.parquet"), open_dataset(shards)
+    assert predictions.classes == dataset.classes == ("notumor", "tumor")
+    assert np.array_equal(predictions.row, dataset.rows("test"))
+    assert np.array_equal(predictions.label, dataset.columns["label"][predictions.row])
+    tumour = tumour_probability(load_run(run), predictions, shards)
+    np.testing.assert_allclose(predictions.prob[:, 1], tumour, atol=1e-5)
+    np.testing.assert_allclose(predictions.prob[:, 0], 1 - tumour, atol=1e-5)
+    np.testing.assert_allclose(softmax(predictions.logit.astype(np.float64), axis=1), predictions.prob, atol=1e-6)
 
-    told = json.loads((run / "predictions" / "binary.json").read_text())
-    ill, said_ill = found.label == 1, tumour > 0.5
-    assert told["accuracy"] == pytest.approx(accuracy_score(ill, said_ill))
-    assert told["per_class"]["tumor"]["sensitivity"] == pytest.approx(recall_score(ill, said_ill))
-    assert told["per_class"]["tumor"]["specificity"] == pytest.approx(recall_score(~ill, ~said_ill))
-    assert told["per_class"]["tumor"]["auc"] == pytest.approx(roc_auc_score(ill, tumour), abs=1e-5)
+    metrics = json.loads((run / "predictions" / "binary.json").read_text())
+    true, predicted = predictions.label == 1, tumour > 0.5
+    assert metrics["accuracy"] == pytest.approx(accuracy_score(true, predicted))
+    assert metrics["per_class"]["tumor"]["sensitivity"] == pytest.approx(recall_score(true, predicted))
+    assert metrics["per_class"]["tumor"]["specificity"] == pytest.approx(recall_score(~true, ~predicted))
+    assert metrics["per_class"]["tumor"]["auc"] == pytest.approx(roc_auc_score(true, tumour), abs=1e-5)
 
     assert report.main([str(run), "--name", "binary"]) == 0
-    assert capsys.readouterr().err == "", "no note that pictures are missing"
+    assert capsys.readouterr().err == "", "no note about missing images"
     assert "no tumour" in (run / "report" / "index.html").read_text()
 
 
-def test_a_run_is_judged_on_its_own_fold_and_goes_on_with_no_other(base: Path, phantom_shards: Path) -> None:
+def test_a_run_is_evaluated_on_its_own_fold_and_resumes_on_no_other(base: Path, phantom_shards: Path) -> None:
     run, shards = base / "run", open_dataset(base / "folds")
-    for given in (None, str(base / "folds")):
-        assert load_run(run, shards=given).dataset.fold == 1
-    evaluate(load_run(run), "test", "test", micro_batch=16, world=discover({}))
-    found = read_predictions(run / "predictions" / "test.parquet")
-    assert found.fold == 1
-    assert np.array_equal(found.row, np.flatnonzero(shards.columns["split"] == "fold1"))
-    assert set(found.split) == {"test"}
+    for own_shards in (None, str(base / "folds")):
+        assert load_run(run, shards=own_shards).dataset.fold == 1
+    loaded = load_run(run)
+    write_evaluation(run / "predictions" / "test.parquet", loaded.predict("test"), loaded.dataset.rows("test"))
+    predictions = read_predictions(run / "predictions" / "test.parquet")
+    assert predictions.fold == 1
+    assert np.array_equal(predictions.row, np.flatnonzero(shards.columns["split"] == "fold1"))
+    assert set(predictions.split) == {"test"}
     assert report.main([str(run)]) == 0
     page = (run / "report" / "index.html").read_text()
     assert "tested on fold 1 of 4" in page
-    assert "Unseen patients." in page
+    assert "No leakage found." in page
 
     settings = read(run / "config.yaml")
     data = dataclasses.replace(settings.data, fold=2)
@@ -110,45 +109,44 @@ def test_a_run_is_judged_on_its_own_fold_and_goes_on_with_no_other(base: Path, p
     (base / "another.yaml").write_text(json.dumps({"name": "another", "parts": [{"ignore": ["masks"]}]}))
     images = ["--recipe", str(base / "another.yaml"), "--source", str(phantom_shards.parent / "images")]
     main(["build", *images, "--out", str(base / "another"), "--split", "kfold", "--folds", "3"])
-    with pytest.raises(UserError, match="was built as folds, which other runs cannot choose from"):
+    with pytest.raises(UserError, match="was built as folds, which other runs cannot use"):
         load_run(run, shards=str(base / "another"))
 
 
-def test_the_order_of_the_two_classes_is_the_shards_own(base: Path) -> None:
+def test_the_two_classes_may_have_either_order(base: Path) -> None:
     run, shards = base / "run", base / "swapped"
-    evaluate(load_run(run, shards=str(shards)), "test", "swapped", micro_batch=16, world=discover({}))
-    found = read_predictions(run / "predictions" / "swapped.parquet")
-    assert found.classes == ("tumor", "notumor")
-    np.testing.assert_allclose(found.prob[:, 0], added_up(load_run(run), found, shards), atol=1e-5)
+    predictions = load_run(run, shards=str(shards)).predict("test")
+    assert predictions.classes == ("tumor", "notumor")
+    tumour = tumour_probability(load_run(run), predictions, shards)
+    np.testing.assert_allclose(predictions.prob[:, 0], tumour, atol=1e-5)
 
 
-def test_maps_of_the_added_up_class_come_from_the_whole_network(base: Path) -> None:
+def test_gradcam_works_for_the_merged_class(base: Path) -> None:
     loaded = load_run(base / "run", shards=str(base / "binary"))
-    assert loaded.trained_on == ("glioma", "meningioma", "notumor", "pituitary")
+    assert loaded.trained_classes == ("glioma", "meningioma", "notumor", "pituitary")
     images = torch.randn(4, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     assert loaded.model(images).shape == (4, 2)
     maps = [gradcam(loaded.model, images, [target] * 4) for target in (0, 1)]
-    assert max(one.max() for one in maps) > 0.9
+    assert max(each.max() for each in maps) > 0.9
     assert not np.array_equal(*maps)
 
 
-def test_other_classes_are_refused_with_what_would_fit(base: Path, phantom_shards: Path) -> None:
+def test_other_classes_are_refused(base: Path, phantom_shards: Path) -> None:
     images = phantom_shards.parent / "images"
-    other = shards_of(images, base, "other", ["glioma", "notumor"], {"glioma": ["glioma"], "notumor": ["notumor"]})
-    done = verb("evaluate", str(base / "run"), "--shards", str(other), "--name", "other", expect=2)
-    assert len(done.err.strip().splitlines()) == 1
-    assert f"the run knows the classes glioma, meningioma, notumor, pituitary, {other} has glioma, notumor" in done.err
-    assert "of the same classes in the same order, or of notumor and tumor" in done.err
+    other = build_shards(images, base, "other", ["glioma", "notumor"], {"glioma": ["glioma"], "notumor": ["notumor"]})
+    result = verb("evaluate", str(base / "run"), "--shards", str(other), "--name", "other", expect=2)
+    assert len(result.err.strip().splitlines()) == 1
+    assert f"classes glioma, meningioma, notumor, pituitary, but {other} has glioma, notumor" in result.err
+    assert "of the same classes in the same order, or shards of notumor and tumor" in result.err
 
 
-def test_a_run_that_knows_no_tumour_free_class_is_judged_on_its_own_classes_only(base: Path) -> None:
-    settings_to_match = base / "run" / "environment.json"
-    text = settings_to_match.read_text()
+def test_a_run_without_a_tumour_free_class_needs_its_own_classes(base: Path) -> None:
+    file = base / "run" / "environment.json"
+    text = file.read_text()
     try:
-        settings_to_match.write_text(
-            json.dumps(json.loads(text) | {"classes": ["glioma", "meningioma", "schwannoma", "pituitary"]})
-        )
+        classes = ["glioma", "meningioma", "schwannoma", "pituitary"]
+        file.write_text(json.dumps(json.loads(text) | {"classes": classes}))
         with pytest.raises(UserError, match=r"of the same classes in the same order$"):
             load_run(base / "run", shards=str(base / "binary"))
     finally:
-        settings_to_match.write_text(text)
+        file.write_text(text)

@@ -1,4 +1,4 @@
-"""Grad-CAM: exact where a closed form exists, and elsewhere its peak is where the evidence was planted."""
+"""Grad-CAM: equal to a closed form if there is one; otherwise its peak is at the planted evidence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIDE, PATCH = 128, 24
 
 
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
-def test_equals_the_class_activation_map_of_a_pooled_linear_head(name: str) -> None:
+def test_equals_the_class_activation_map_of_a_pooled_linear_classifier(name: str) -> None:
     """With global average pooling and one linear layer, Grad-CAM is CAM (Zhou et al. 2016): relu(sum_k w_ck A_k)."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3).eval()
@@ -32,18 +32,18 @@ def test_equals_the_class_activation_map_of_a_pooled_linear_head(name: str) -> N
 
 
 def noise_with_patch(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Noise images [n, 3, S, S]; those of class 1 have a bright square somewhere. And labels, centres."""
+    """Noise images [n, 3, S, S], those of class 1 with a bright square; labels [n]; centres of the squares [n, 2]."""
     generator = torch.Generator().manual_seed(seed)
     images = 0.1 * torch.randn(n, 1, SIDE, SIDE, generator=generator)
     corner = torch.randint(0, SIDE - PATCH + 1, (n, 2), generator=generator)
     label = torch.arange(n) % 2
-    for image, (y, x), there in zip(images, corner.tolist(), label.tolist(), strict=True):
-        image[:, y : y + PATCH, x : x + PATCH] += 2.0 * there
+    for image, (y, x), has_patch in zip(images, corner.tolist(), label.tolist(), strict=True):
+        image[:, y : y + PATCH, x : x + PATCH] += 2.0 * has_patch
     return images.expand(-1, 3, -1, -1), label, corner + PATCH / 2
 
 
-def test_peaks_at_the_patch_that_decides() -> None:
-    """A convnext_atto whose classifier was fitted to see a bright square: the peak is where the square is."""
+def test_peaks_at_the_decisive_patch() -> None:
+    """A convnext_atto whose classifier was fitted to detect a bright square: the peak is at the square."""
     torch.manual_seed(0)
     model = timm.create_model("convnext_atto", num_classes=2).eval()
     images, label, _ = noise_with_patch(128, seed=1)
@@ -58,12 +58,12 @@ def test_peaks_at_the_patch_that_decides() -> None:
     images, label, centre = noise_with_patch(64, seed=1000)
     with torch.no_grad():
         assert (model(images).argmax(1) == label).float().mean() > 0.7
-    there = label == 1
-    maps = gradcam(model, images[there], [1] * 32)
+    positive = label == 1
+    maps = gradcam(model, images[positive], [1] * 32)
     peak = np.stack(np.unravel_index(maps.reshape(32, -1).argmax(1), (SIDE, SIDE)), axis=1)
-    distance = np.abs(peak - centre[there].numpy()).max(axis=1)
-    others = np.abs(peak - centre[there].roll(1, 0).numpy()).max(axis=1)
-    # The last map has 4 x 4 cells of 32 pixels, so a peak within one cell's side is as near as it can be
+    distance = np.abs(peak - centre[positive].numpy()).max(axis=1)
+    others = np.abs(peak - centre[positive].roll(1, 0).numpy()).max(axis=1)
+    # the last feature map has 4 x 4 cells of 32 pixels, so a peak cannot be more exact than one cell
     assert (distance <= 32).mean() >= 0.85
     assert (others <= 32).mean() < 0.5
 
@@ -72,7 +72,7 @@ FAMILIES = ["convnext_atto", "resnet18", "tf_efficientnetv2_b0", "mobilenetv3_sm
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_gives_a_map_and_keeps_the_model_as_it_was(name: str) -> None:
+def test_every_family_gives_a_map_and_leaves_the_model_unchanged(name: str) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=4).eval().requires_grad_(False)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -81,7 +81,7 @@ def test_every_family_gives_a_map_and_keeps_the_model_as_it_was(name: str) -> No
     assert maps.shape == (4, 64, 64)
     assert np.isfinite(maps).all()
     assert maps.min() >= 0
-    assert 0.999 < maps.max() <= 1  # the class that this image speaks for
+    assert 0.999 < maps.max() <= 1  # the class that this image supports most
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not target_layer(model)._forward_hooks
@@ -96,6 +96,6 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     np.testing.assert_array_equal(gradcam(model, images, [1]), expected)
 
 
-def test_unknown_family_is_named() -> None:
+def test_an_unsupported_family_is_named() -> None:
     with pytest.raises(UserError, match="VisionTransformer"):
         target_layer(timm.create_model("vit_tiny_patch16_224"))

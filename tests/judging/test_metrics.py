@@ -74,20 +74,20 @@ def test_ece_is_the_gap_of_the_reliability_diagram() -> None:
     label, prob = random_predictions(800, 5)
     bins = reliability(label, prob)
     assert bins["count"].sum() == 800
-    theirs = multiclass_calibration_error(torch.from_numpy(prob), torch.from_numpy(label), num_classes=4, n_bins=15)
-    assert evaluate_predictions(label, prob, CLASSES)["ece"] == pytest.approx(float(theirs), abs=1e-6)
-    # By hand: 1.0 (one of two right) and 0.95 (both right) share the last of 15 bins, so |3/4 - 0.975|
+    expected = multiclass_calibration_error(torch.from_numpy(prob), torch.from_numpy(label), num_classes=4, n_bins=15)
+    assert evaluate_predictions(label, prob, CLASSES)["ece"] == pytest.approx(float(expected), abs=1e-6)
+    # by hand: 1.0 (one of two correct) and 0.95 (both correct) share the last of 15 bins: |3/4 - 0.975|
     prob = np.array([[1, 0], [1, 0], [0.95, 0.05], [0.95, 0.05]])
     assert evaluate_predictions(np.array([0, 1, 0, 0]), prob, "ab")["ece"] == pytest.approx(0.225)
-    # By hand: a confidence on an edge, 0.8 = 12/15, belongs to the bin below; one of two is right
+    # by hand: a confidence on an edge, 0.8 = 12/15, belongs to the bin below; one of two is correct
     assert evaluate_predictions(np.array([0, 1]), np.array([[0.8, 0.2]] * 2), "ab")["ece"] == pytest.approx(0.3)
 
 
-def test_absent_class_is_undefined_and_not_counted() -> None:
+def test_an_absent_class_is_undefined_and_not_counted() -> None:
     label = np.array([0, 0, 1, 1, 3])
     prob = np.eye(4, dtype=np.float32)[[0, 1, 1, 1, 3]] * 0.9 + 0.025
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a metric quietly set to zero would warn
+        warnings.simplefilter("error")  # torchmetrics warns when it replaces an undefined metric by 0
         result = evaluate_predictions(label, prob, CLASSES)
     absent = result["per_class"]["notumor"]
     assert absent["specificity"] == 1.0
@@ -96,7 +96,7 @@ def test_absent_class_is_undefined_and_not_counted() -> None:
     json.dumps(result, allow_nan=False)
 
 
-def test_class_never_predicted_has_no_precision() -> None:
+def test_a_class_that_is_never_predicted_has_no_precision() -> None:
     result = evaluate_predictions(np.array([0, 1, 0, 1]), np.array([[0.9, 0.1]] * 4), ["a", "b"])
     assert result["per_class"]["b"]["precision"] is None
     assert result["per_class"]["b"]["f1"] == 0.0
@@ -122,10 +122,10 @@ def test_one_sample() -> None:
         ([0, 1], [[1, 0, 0]] * 2, "do not fit"),
         ([0, 1], [[1, 0, 0, 0], [np.nan, 0, 0, 1]], "first at 1"),
         ([0, 1], [[2, -1, 0, 0], [1, 0, 0, 0]], "first at 0"),
-        ([0], [[3.0, 1.0, 0.5, 0.2]], "no probabilities"),  # logits given by mistake
+        ([0], [[3.0, 1.0, 0.5, 0.2]], "not probabilities"),  # logits by mistake
     ],
 )
-def test_refuses_what_is_not_a_prediction(label: list[int], prob: list[list[float]], message: str) -> None:
+def test_invalid_arrays_are_refused(label: list[int], prob: list[list[float]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate_predictions(np.array(label), np.array(prob), CLASSES)
     with pytest.raises(ValueError, match="no predictions"):
@@ -141,13 +141,16 @@ def test_wilson_interval_is_the_published_formula() -> None:
 
 def test_cluster_interval_widens_with_dependence_and_repeats_exactly() -> None:
     rng = np.random.default_rng(0)
-    patient_right = rng.random(40) < 0.8
-    correct, group = np.repeat(patient_right, 25), np.repeat(np.arange(40), 25)  # all slices of a patient alike
+    patient_correct = rng.random(40) < 0.8
+    correct, group = (
+        np.repeat(patient_correct, 25),
+        np.repeat(np.arange(40), 25),
+    )  # a patient's slices are all correct or all wrong
     low, high = cluster_interval(correct, group)
     wilson = wilson_interval(int(correct.sum()), 1000)
     assert high - low > 3 * (wilson[1] - wilson[0])
-    # 40 independent coins, so close to the normal interval of 40 patients, not of 1,000 slices
-    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(patient_right.var() / 40), rel=0.15)
+    # close to the normal interval of 40 independent patients, not of 1,000 slices
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(patient_correct.var() / 40), rel=0.15)
     assert cluster_interval(correct, group) == [low, high]
     shuffled = rng.permutation(1000)
     assert cluster_interval(correct[shuffled], group[shuffled]) == [low, high]
@@ -157,7 +160,7 @@ def test_cluster_interval_widens_with_dependence_and_repeats_exactly() -> None:
 
 @dataclass
 class Index:
-    """The part of data.index.Dataset that a predictions table is made from."""
+    """The part of store.dataset.Dataset that a predictions table needs."""
 
     root: Path
     columns: dict[str, np.ndarray]
@@ -174,33 +177,33 @@ def predictions(tmp_path: Path) -> Predictions:
     patient = np.array([None if i % 3 == 0 else f"p{i}" for i in range(n)], dtype=object)
     columns = {**text, "patient": patient, "split": np.array(["test"] * n, dtype=object)}
     columns["label"] = np.arange(n, dtype=np.int16) % 4
-    rows = np.array([7, 2, 9, 4, 11])  # as ranks would deliver them: in no order
+    rows = np.array([7, 2, 9, 4, 11])  # in no order, as from several ranks
     logits = np.arange(20, dtype=np.float32).reshape(5, 4) % 7 * rows[:, None]
     index = Index(tmp_path, columns)
     return predictions_from_logits(index, rows, logits, run="r1", step=30)  # type: ignore[arg-type]
 
 
-def test_predictions_survive_the_file(predictions: Predictions, tmp_path: Path) -> None:
+def test_predictions_are_read_as_they_were_written(predictions: Predictions, tmp_path: Path) -> None:
     path = tmp_path / "run" / "predictions" / "test.parquet"
     write_predictions(path, predictions, np.array([2, 4, 7, 9, 11]))
-    back = read_predictions(path)
-    assert back.row.tolist() == [2, 4, 7, 9, 11]
-    assert back.patient.tolist() == ["p2", "p4", "p7", None, "p11"]
-    assert back.label.tolist() == [2, 0, 3, 1, 3]
+    result = read_predictions(path)
+    assert result.row.tolist() == [2, 4, 7, 9, 11]
+    assert result.patient.tolist() == ["p2", "p4", "p7", None, "p11"]
+    assert result.label.tolist() == [2, 0, 3, 1, 3]
     for name in ("key", "dataset", "split", "group", "prob", "logit", "predicted"):
-        np.testing.assert_array_equal(getattr(back, name), getattr(predictions, name))
-    assert (back.run, back.step, back.dataset_version, back.classes) == ("r1", 30, "ab12", CLASSES)
-    assert back.shards == str(tmp_path)
-    np.testing.assert_allclose(back.prob.sum(1), 1, atol=1e-6)
-    assert back.evaluate()["n"] == 5
-    assert back.evaluate(back.row > 4)["n"] == 3
+        np.testing.assert_array_equal(getattr(result, name), getattr(predictions, name))
+    assert (result.run, result.step, result.dataset_version, result.classes) == ("r1", 30, "ab12", CLASSES)
+    assert result.shards == str(tmp_path)
+    np.testing.assert_allclose(result.prob.sum(1), 1, atol=1e-6)
+    assert result.evaluate()["n"] == 5
+    assert result.evaluate(result.row > 4)["n"] == 3
     assert [p.name for p in path.parent.iterdir()] == ["test.parquet"]
     names = pq.read_schema(path).names
     assert names[:8] == ["row", "key", "dataset", "split", "patient", "group", "label", "predicted"]
     assert names[8:] == [f"prob_{c}" for c in CLASSES] + [f"logit_{c}" for c in CLASSES]
 
 
-def test_every_row_is_written_exactly_once_or_nothing_is(predictions: Predictions, tmp_path: Path) -> None:
+def test_nothing_is_written_unless_every_row_occurs_exactly_once(predictions: Predictions, tmp_path: Path) -> None:
     path = tmp_path / "test.parquet"
     with pytest.raises(ValueError, match="1 rows are missing, first 3"):
         write_predictions(path, predictions, np.array([2, 3, 4, 7, 9, 11]))
@@ -212,7 +215,7 @@ def test_every_row_is_written_exactly_once_or_nothing_is(predictions: Prediction
     assert list(tmp_path.iterdir()) == []
 
 
-def test_reading_names_what_is_wrong(predictions: Predictions, tmp_path: Path) -> None:
+def test_unreadable_tables_are_explained(predictions: Predictions, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"brain_dist\.evaluate"):
         read_predictions(tmp_path / "absent.parquet")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no more")
@@ -221,7 +224,7 @@ def test_reading_names_what_is_wrong(predictions: Predictions, tmp_path: Path) -
     good = tmp_path / "good.parquet"
     write_predictions(good, predictions, predictions.row)
     table = pq.read_table(good)
-    at = table.column_names.index("predicted")
-    pq.write_table(table.set_column(at, "predicted", [[1, 1, 1, 1, 1]]), tmp_path / "edited.parquet")
+    index = table.column_names.index("predicted")
+    pq.write_table(table.set_column(index, "predicted", [[1, 1, 1, 1, 1]]), tmp_path / "edited.parquet")
     with pytest.raises(UserError, match="largest probability"):
         read_predictions(tmp_path / "edited.parquet")

@@ -1,4 +1,4 @@
-"""Planted shortcuts are found where they were planted, and none is found where there is none."""
+"""Planted shortcuts are found, and nothing is found in images without a shortcut."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import in_process
+from helpers import in_process
 from PIL import Image
 
 from brain_dist import shard
@@ -20,11 +20,11 @@ from brain_dist.judging.shortcuts import shortcut_baselines
 from brain_dist.store.dataset import Dataset, open_dataset
 
 CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
-N = 60  # images a class, of which a fifth is tested: chance is 25 % with a standard deviation of 6 points
+N = 60  # images per class, a fifth of them for testing: chance is 25 % with a standard deviation of 6 points
 
 
 def head(rng: np.random.Generator, side: int, background: int = 0) -> np.ndarray:
-    """A made-up head: blocks of random gray that fill the middle of a flat background."""
+    """A synthetic head: blocks of random gray in the middle of a flat background."""
     image = np.full((side, side), background, dtype=np.uint8)
     inner = side - side // 4
     blocks = np.kron(rng.integers(60, 220, (inner // 4, inner // 4)), np.ones((4, 4)))
@@ -38,8 +38,8 @@ def build(folder: Path, make: Callable[[np.random.Generator, int], np.ndarray]) 
         (folder / "raw" / name).mkdir(parents=True)
         for i in range(N):
             Image.fromarray(make(rng, label)).save(folder / "raw" / name / f"{name}_{i}.png")
-    where = ["--source", str(folder / "raw"), "--out", str(folder / "shards")]
-    assert shard.main(["build", *where, "--workers", "1"]) == 0
+    arguments = ["--source", str(folder / "raw"), "--out", str(folder / "shards")]
+    assert shard.main(["build", *arguments, "--workers", "1"]) == 0
     return open_dataset(folder / "shards")
 
 
@@ -49,50 +49,50 @@ def accuracies(dataset: Dataset) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def unmarked(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Classes that differ in nothing."""
+    """Classes that do not differ."""
     return build(tmp_path_factory.mktemp("unmarked"), lambda rng, label: head(rng, 64))
 
 
 @pytest.fixture(scope="module")
 def sized(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Classes that differ in the size of their pictures."""
+    """Classes that differ in the size of their images."""
     return build(tmp_path_factory.mktemp("sized"), lambda rng, label: head(rng, 64 + 32 * label))
 
 
-def test_finds_nothing_where_nothing_is_planted(unmarked: Dataset) -> None:
+def test_finds_nothing_without_a_shortcut(unmarked: Dataset) -> None:
     result = shortcut_baselines(unmarked)
     assert all(score["accuracy"] < 0.45 for score in result["baselines"].values())
     assert (result["train"], result["test"]) == (len(unmarked.rows("train")), len(unmarked.rows("test")))
     assert (result["chance"], result["dataset_version"]) == (0.25, unmarked.version)
-    assert shortcut_baselines(unmarked, max_train=30)["train"] == 30
+    assert shortcut_baselines(unmarked, max_images=30)["train"] == 30
 
 
-def test_finds_sizes_that_give_the_label_away(sized: Dataset) -> None:
-    found = accuracies(sized)
-    assert found["file_properties"] > 0.97
-    assert found["border"] < 0.6
+def test_finds_sizes_that_reveal_the_label(sized: Dataset) -> None:
+    accuracy = accuracies(sized)
+    assert accuracy["file_properties"] > 0.97
+    assert accuracy["border"] < 0.6
 
 
-def test_finds_a_background_that_gives_the_label_away_until_it_is_cut_off(tmp_path: Path) -> None:
-    found = accuracies(build(tmp_path, lambda rng, label: head(rng, 64, background=2 * label)))
-    assert found["border"] > 0.97
-    assert found["border_head_crop"] < 0.45
+def test_finds_a_background_that_reveals_the_label_unless_it_is_cropped(tmp_path: Path) -> None:
+    accuracy = accuracies(build(tmp_path, lambda rng, label: head(rng, 64, background=2 * label)))
+    assert accuracy["border"] > 0.97
+    assert accuracy["border_head_crop"] < 0.45
 
 
-def test_majority_is_the_share_of_the_commonest_training_class(unmarked: Dataset) -> None:
+def test_majority_predicts_the_most_frequent_training_class(unmarked: Dataset) -> None:
     label = unmarked.columns["label"]
-    commonest = np.bincount(label[unmarked.rows("train")]).argmax()
-    found = shortcut_baselines(unmarked)["baselines"]["majority"]
-    assert found["accuracy"] == pytest.approx((label[unmarked.rows("test")] == commonest).mean())
-    assert found["balanced_accuracy"] == pytest.approx(0.25)
-    assert found["sensitivity"] == {name: float(c == commonest) for c, name in enumerate(CLASSES)}
+    majority = np.bincount(label[unmarked.rows("train")]).argmax()
+    score = shortcut_baselines(unmarked)["baselines"]["majority"]
+    assert score["accuracy"] == pytest.approx((label[unmarked.rows("test")] == majority).mean())
+    assert score["balanced_accuracy"] == pytest.approx(0.25)
+    assert score["sensitivity"] == {name: float(c == majority) for c, name in enumerate(CLASSES)}
 
 
-def test_command_line_gives_the_same_again(sized: Dataset, tmp_path: Path) -> None:
+def test_the_command_line_writes_the_same_result(sized: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "run" / "shortcut.json"
     command = [sys.executable, "-m", "brain_dist.shortcut", str(sized.root), "--json", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "file_properties" in done.stdout
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "file_properties" in result.stdout
     assert json.loads(out.read_text()) == shortcut_baselines(sized)
     refused = in_process("shortcut", str(tmp_path), expect=2)
     assert refused.out == ""
@@ -100,21 +100,21 @@ def test_command_line_gives_the_same_again(sized: Dataset, tmp_path: Path) -> No
     assert refused.err.count("\n") == 1
 
 
-def test_empty_split_is_named(unmarked: Dataset) -> None:
+def test_an_empty_split_is_named(unmarked: Dataset) -> None:
     columns = {**unmarked.columns, "split": np.full(len(unmarked), "train", dtype=object)}
     with pytest.raises(UserError, match="no images in split test"):
         shortcut_baselines(replace(unmarked, columns=columns))
 
 
-def test_a_fold_is_scored_by_forests_that_saw_neither_it_nor_the_next(tmp_path: Path, sized: Dataset) -> None:
-    where = ["--source", str(sized.root.parent / "raw"), "--out", str(tmp_path / "folds"), "--workers", "1"]
-    assert shard.main(["build", *where, "--split", "kfold", "--folds", "4"]) == 0
+def test_a_fold_is_scored_by_forests_trained_on_neither_it_nor_the_next(tmp_path: Path, sized: Dataset) -> None:
+    arguments = ["--source", str(sized.root.parent / "raw"), "--out", str(tmp_path / "folds"), "--workers", "1"]
+    assert shard.main(["build", *arguments, "--split", "kfold", "--folds", "4"]) == 0
     out = tmp_path / "shortcut.json"
-    done = in_process("shortcut", str(tmp_path / "folds"), "--fold", "3", "--json", str(out))
-    assert ", fold 3 of 4: trained on " in done.out
-    told, dataset = json.loads(out.read_text()), open_dataset(tmp_path / "folds")
+    result = in_process("shortcut", str(tmp_path / "folds"), "--fold", "3", "--json", str(out))
+    assert ", fold 3 of 4: trained on " in result.out
+    written, dataset = json.loads(out.read_text()), open_dataset(tmp_path / "folds")
     sizes = [int((dataset.columns["split"] == f"fold{number}").sum()) for number in range(4)]
-    assert (told["fold"], told["test"], told["train"]) == (3, sizes[3], sizes[1] + sizes[2])
-    assert told["baselines"]["file_properties"]["accuracy"] > 0.97
-    for words, says in (([], "--fold is not set"), (["--fold", "4"], "--fold=4 is out of range")):
-        assert says in in_process("shortcut", str(tmp_path / "folds"), *words, expect=2).err
+    assert (written["fold"], written["test"], written["train"]) == (3, sizes[3], sizes[1] + sizes[2])
+    assert written["baselines"]["file_properties"]["accuracy"] > 0.97
+    for extra, message in (([], "--fold is not set"), (["--fold", "4"], "--fold=4 is out of range")):
+        assert message in in_process("shortcut", str(tmp_path / "folds"), *extra, expect=2).err

@@ -1,4 +1,4 @@
-"""Models: weights by name or by order, one channel or three, and clear words where they don't fit."""
+"""Networks: weights by name or by order, one channel or three, and clear errors for weights that do not fit."""
 
 from pathlib import Path
 
@@ -20,18 +20,20 @@ def imagenet_file() -> Path:
 
 def test_the_same_seed_gives_the_same_network() -> None:
     config = ModelConfig(name="test_convnext")
-    one, same, other = (create_network(config, 4, seed=seed).state_dict() for seed in (0, 0, 1))
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    assert not all(torch.equal(one[name], other[name]) for name in one)
+    first, same, other = (create_network(config, 4, seed=seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_imagenet_weights_under_another_librarys_names_still_classify() -> None:
-    """Loaded by order, the network must do more than fit: a thousand-class head keeps its features sharp."""
-    whole = create_network(ModelConfig(name="tf_efficientnet_lite0", weights=str(imagenet_file())), 1000, seed=0).eval()
-    given = read_weights(imagenet_file())
-    assert torch.equal(whole.get_classifier().weight, given["_fc.weight"])
+def test_imagenet_weights_with_another_librarys_names_are_loaded_by_order() -> None:
+    """The first and the last tensor are in place; a classifier of four classes keeps its initial weights."""
+    network = create_network(
+        ModelConfig(name="tf_efficientnet_lite0", weights=str(imagenet_file())), 1000, seed=0
+    ).eval()
+    weights = read_weights(imagenet_file())
+    assert torch.equal(network.get_classifier().weight, weights["_fc.weight"])
     four = create_network(ModelConfig(name="tf_efficientnet_lite0", weights=str(imagenet_file())), 4, seed=0)
-    assert torch.equal(four.conv_stem.weight, given["_conv_stem.weight"])
+    assert torch.equal(four.conv_stem.weight, weights["_conv_stem.weight"])
     assert four.get_classifier().weight.shape == (4, 1280)
 
 
@@ -42,45 +44,43 @@ def test_three_channel_weights_are_summed_for_one_channel() -> None:
 
 
 def test_drop_path_is_in_the_network() -> None:
-    made = create_network(ModelConfig(name="convnext_atto", drop_path=0.3), 4, seed=0)
-    rates = [m.drop_prob for m in made.modules() if type(m).__name__ == "DropPath"]
+    network = create_network(ModelConfig(name="convnext_atto", drop_path=0.3), 4, seed=0)
+    rates = [m.drop_prob for m in network.modules() if type(m).__name__ == "DropPath"]
     assert max(rates) == pytest.approx(0.3)
 
 
-def test_checkpointed_activations_give_the_same_gradient() -> None:
+def test_gradient_checkpointing_gives_the_same_gradient() -> None:
     image, grads = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), []
     for on in (False, True):
-        made = create_network(ModelConfig(name="convnext_atto", grad_checkpointing=on), 4, seed=0).train()
-        assert all(stage.grad_checkpointing is on for stage in made.stages)
-        made(image).square().sum().backward()
-        grads.append(made.stem[0].weight.grad)
+        network = create_network(ModelConfig(name="convnext_atto", grad_checkpointing=on), 4, seed=0).train()
+        assert all(stage.grad_checkpointing is on for stage in network.stages)
+        network(image).square().sum().backward()
+        grads.append(network.stem[0].weight.grad)
     torch.testing.assert_close(grads[0], grads[1])
 
 
 @pytest.mark.parametrize(
-    ("config", "says"),
+    ("config", "message"),
     [
-        (ModelConfig(name="convnext_bse"), "timm has no such model; near it: convnext_"),
+        (ModelConfig(name="convnext_bse"), "timm has no such model; similar names: convnext_"),
         (ModelConfig(name="test_convnext", weights="absent.safetensors"), "no such file"),
         (ModelConfig(name="test_convnext", weights=str(imagenet_file())), "another model's weights"),
         (ModelConfig(name="vgg11", drop_path=0.1), "drop_path"),
     ],
 )
-def test_what_does_not_fit_is_named(config: ModelConfig, says: str) -> None:
-    with pytest.raises(UserError, match=says):
+def test_settings_that_do_not_fit_are_named(config: ModelConfig, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         create_network(config, 4, seed=0)
 
 
-def test_imagenet_weights_that_cannot_be_had_say_how_to_get_them(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_unavailable_imagenet_weights_are_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=r"python -m brain_dist\.weights convnext_atto"):
         create_network(ModelConfig(name="convnext_atto", pretrained=True), 4, seed=0)
 
 
-def test_a_pickle_that_would_run_code_is_not_run(tmp_path: Path) -> None:
+def test_a_pickle_with_code_is_not_run(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return Path.touch, (tmp_path / "sprung",)  # type: ignore[return-value]
@@ -91,8 +91,8 @@ def test_a_pickle_that_would_run_code_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-def test_weights_survive_safetensors(tmp_path: Path) -> None:
-    made = create_network(ModelConfig(name="test_convnext"), 4, seed=3)
-    save_file(made.state_dict(), tmp_path / "w.safetensors")
-    again = create_network(ModelConfig(name="test_convnext", weights=str(tmp_path / "w.safetensors")), 4, seed=0)
-    assert all(torch.equal(value, made.state_dict()[name]) for name, value in again.state_dict().items())
+def test_weights_are_read_from_safetensors_as_they_were_saved(tmp_path: Path) -> None:
+    network = create_network(ModelConfig(name="test_convnext"), 4, seed=3)
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    loaded = create_network(ModelConfig(name="test_convnext", weights=str(tmp_path / "w.safetensors")), 4, seed=0)
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in loaded.state_dict().items())

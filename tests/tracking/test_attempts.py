@@ -1,4 +1,4 @@
-"""A requeue loop that gains nothing ends, whoever requeues; anything else may come back as often as it likes."""
+"""A requeue loop without progress ends; any other job may restart as often as necessary."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from brain_dist.errors import Fault
 from brain_dist.tracking import attempts
 
 
-def test_three_attempts_of_a_job_that_made_a_step_each_are_enough(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_stops_after_three_attempts_of_one_step_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     for step in (0, 40, 41, 42):
         attempts.begin(tmp_path / "run", step)
@@ -23,7 +21,7 @@ def test_three_attempts_of_a_job_that_made_a_step_each_are_enough(
     assert [(row["attempt"], row["job"]) for row in attempts.read(tmp_path / "run")][-2:] == [(5, "7"), (6, "8")]
 
 
-def test_a_job_that_gets_on_and_a_run_without_slurm_are_left_alone(
+def test_a_job_with_progress_and_a_run_without_slurm_are_not_limited(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
@@ -31,10 +29,10 @@ def test_a_job_that_gets_on_and_a_run_without_slurm_are_left_alone(
         attempts.begin(tmp_path / "slow", step)
     monkeypatch.delenv("SLURM_JOB_ID")
     for _ in range(9):
-        attempts.begin(tmp_path / "alone", 0)
+        attempts.begin(tmp_path / "without_slurm", 0)
 
 
-def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_ignored(tmp_path: Path) -> None:
     attempts.begin(tmp_path, 3)
     with (tmp_path / attempts.FILE).open("a") as file:
         file.write('{"attempt": 2, "st')
