@@ -1,7 +1,8 @@
-"""Utilisation and power of this process's GPU, by NVML, while a block runs."""
+"""Utilisation and power of this process's GPU, by NVML."""
 
 from __future__ import annotations
 
+import statistics
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,36 +11,42 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-EVERY = 0.05  # seconds between two looks
+INTERVAL = 0.05  # seconds between two samples
 
 
 @contextmanager
 def measure_power(device: torch.device) -> Iterator[dict[str, float]]:
-    """A dict that is filled at the block's end: ``utilisation`` [%] and ``watts``, means over it; empty off a GPU."""
-    found: dict[str, float] = {}
+    """Sample the GPU during a block.
+
+    Yields:
+        A dict with ``utilisation`` [%] and ``watts``, means over the block; filled at its end. Empty if ``device`` is
+        not a GPU.
+    """
+    power: dict[str, float] = {}
     if device.type != "cuda":
-        yield found
+        yield power
         return
     import pynvml
     import torch
 
     pynvml.nvmlInit()
-    # by its identity: NVML counts the machine's GPUs, torch those that CUDA_VISIBLE_DEVICES leaves
+    # by UUID: NVML counts all GPUs of the machine, torch only those in CUDA_VISIBLE_DEVICES
     handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-    over, looks = threading.Event(), []
+    stop, samples = threading.Event(), []
 
-    def look() -> None:
-        while not over.wait(EVERY):
-            looks.append((pynvml.nvmlDeviceGetUtilizationRates(handle).gpu, pynvml.nvmlDeviceGetPowerUsage(handle)))
+    def sample() -> None:
+        while not stop.wait(INTERVAL):
+            utilisation = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu
+            samples.append((utilisation, pynvml.nvmlDeviceGetPowerUsage(handle)))
 
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
     try:
-        yield found
+        yield power
     finally:
-        over.set()
-        watcher.join()
-        if looks:
-            found["utilisation"] = sum(busy for busy, _ in looks) / len(looks)
-            found["watts"] = sum(milliwatts for _, milliwatts in looks) / len(looks) / 1e3
+        stop.set()
+        thread.join()
+        if samples:
+            power["utilisation"] = statistics.fmean(utilisation for utilisation, _ in samples)
+            power["watts"] = statistics.fmean(milliwatts for _, milliwatts in samples) / 1e3
         pynvml.nvmlShutdown()

@@ -1,0 +1,99 @@
+"""A profile as a table and lines of text, as profile.json and on W&B."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from brain_dist.common.files import write_atomically
+from brain_dist.config import Config
+from brain_dist.profiling.profile import STAGES, Profile
+
+COLUMNS = ("stage", "alone, ms a step", "alone, images/s", "together, ms", "share")
+WANDB_SUMMARY = ("images_per_s", "step", "mfu", "bytes_sent", "joules_per_image", "verdict")
+
+
+def report_profile(profile: Profile, config: Config, out: Path) -> None:
+    """Print ``profile``, write it to ``out``, and log it to W&B if that is on."""
+    print_profile(profile)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, json.dumps(profile.to_json(), indent=1) + "\n")
+    _log_to_wandb(profile, config, out.parent)
+
+
+def print_profile(profile: Profile) -> None:
+    """Print the table and the lines below it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    title = (
+        f"{profile.model} {profile.size}², {profile.precision}, ZeRO {profile.zero_stage}, {profile.world} ×"
+        f" {profile.device}, batch {profile.global_batch}, loader {profile.loader}"
+    )
+    table = Table(title=title, title_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for row in table_rows(profile):
+        table.add_row(*row)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    for line in summary_lines(profile):
+        console.print(line, highlight=False)
+
+
+def table_rows(profile: Profile) -> list[tuple[str, str, str, str, str]]:
+    """Rows of the table, see ``COLUMNS``; images per second are over all ranks."""
+    rows = []
+    for stage in STAGES:
+        alone, together = profile.alone.get(stage), profile.together.get(stage)
+        if alone is None and together is None:
+            continue
+        rows.append((
+            "read, decode, augment" if stage == "loader" else stage,
+            f"{1e3 * alone:.2f}" if alone is not None else "",
+            f"{profile.global_batch / alone:,.0f}" if alone else "",
+            f"{1e3 * together:.2f}" if together is not None else "",
+            f"{together / profile.measured_step:.1%}" if together is not None else "",
+        ))  # fmt: skip
+    rows.append(("whole step", "", "", f"{1e3 * profile.measured_step:.2f}", "100.0%"))
+    return rows
+
+
+def summary_lines(profile: Profile) -> list[str]:
+    """The lines below the table."""
+    megabytes = {kind: size / 1e6 for kind, size in profile.memory.items()}
+    lines = [
+        f"{profile.images_per_s:,.1f} images/s undisturbed, {1e3 * profile.step:.1f} ms per step;"
+        f" {profile.flops_per_image / 1e9:.2f} GFLOP per image, forward and backward",
+        f"MFU {profile.mfu:.1%} of the measured matrix rate, {profile.matrix_rate / 1e9:,.0f} GFLOP/s per device",
+        f"memory per rank: weights {megabytes['weights']:.1f} MB, gradients {megabytes['gradients']:.1f} MB, optimiser"
+        f" {megabytes['optimiser']:.1f} MB, peak {megabytes['peak']:,.0f} MB",
+        f"{profile.messages:.0f} collectives with {profile.bytes_sent / 1e6:.2f} MB per step",
+    ]
+    if profile.power:
+        lines.append(
+            f"GPU {profile.power['utilisation']:.0f} % busy, {profile.power['watts']:.0f} W,"
+            f" {profile.joules_per_image:.3f} J per image"
+        )
+    else:
+        lines.append("utilisation, power and energy: not measured, because the device is not an NVIDIA GPU")
+    if profile.loaders:
+        reference = profile.loaders["torch"]
+        rates = ", ".join(f"{name} {rate:,.0f} ({rate / reference:.2f})" for name, rate in profile.loaders.items())
+        lines.append(f"loaders alone, images/s (ratio to torch): {rates}")
+    return [*lines, f"bottleneck: {profile.bottleneck.stage}. {profile.bottleneck.advice}"]
+
+
+def _log_to_wandb(profile: Profile, config: Config, folder: Path) -> None:
+    from brain_dist.tracking.wandb_log import open_log
+
+    log = open_log(config, folder, attempt=1)
+    if log is None:
+        return
+    import wandb
+
+    log.run.log({"profile": wandb.Table(columns=list(COLUMNS), data=[list(row) for row in table_rows(profile)])})
+    values = profile.to_json()
+    log.run.summary.update({f"profile/{name}": values[name] for name in WANDB_SUMMARY})
+    log.finish(0)

@@ -1,0 +1,150 @@
+"""Real training steps: the undisturbed rate, then the same with every stage timed, and what the steps communicate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from brain_dist.profiling.memory import measure_gradients
+from brain_dist.profiling.stopwatch import Stopwatch, replaced_method
+
+if TYPE_CHECKING:
+    from brain_dist.store.dataset import Dataset
+    from brain_dist.training.engine import Engine
+
+WARMUP_STEPS = 2
+# Methods of DeepSpeed's back end of torch.distributed
+COLLECTIVES = ("all_reduce", "all_reduce_coalesced", "all_gather_into_tensor", "all_gather_coalesced", "all_gather",
+               "all_gather_base", "reduce_scatter_tensor", "reduce_scatter", "reduce", "broadcast")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainingSteps:
+    """Measurements of one rank, per optimiser step.
+
+    Attributes:
+        step: seconds, undisturbed.
+        measured_step: seconds with every stage timed, which waits for the device at each boundary.
+        stages: stage → seconds; they sum to ``measured_step``, "other" is the rest.
+        collectives: collective → [calls, bytes of their messages].
+        gradients: bytes of all gradients on this rank before the optimiser's step.
+        buckets: bytes of the buffers that gradients are copied into for communication.
+    """
+
+    step: float
+    measured_step: float
+    stages: dict[str, float]
+    collectives: dict[str, list[float]]
+    gradients: int
+    buckets: int
+
+
+def measure_training_steps(engine: Engine, dataset: Dataset, steps: int, trace: str | None = None) -> TrainingSteps:
+    """Take ``total_steps(steps)`` optimiser steps on training batches; every rank must call.
+
+    Args:
+        engine: the engine; its configuration must have enough epochs for the steps.
+        dataset: the shards.
+        steps: steps of each measurement.
+        trace: file for a Chrome trace of the timed steps on the main rank.
+    """
+    from brain_dist.stream.batches import training_batches
+
+    batches = training_batches(engine.config, dataset, engine.world, engine.device, first_step=0)
+    watch = Stopwatch(engine.device)
+    collectives: dict[str, list[float]] = {}
+
+    def take_step() -> None:
+        with watch.stage("waiting for data"):
+            micro_batches = [next(batches) for _ in range(engine.accumulation_steps)]
+        float(engine.step(micro_batches, lr=1e-6))
+
+    for _ in range(WARMUP_STEPS):
+        take_step()
+    step = _seconds_per_step(take_step, steps, watch)
+    watch.seconds.clear()
+    with _stages_timed(engine, watch, collectives), _traced(trace if engine.world.is_main else None):
+        measured_step = _seconds_per_step(take_step, steps, watch)
+    stages = {name: seconds / steps for name, seconds in watch.seconds.items()}
+    stages["other"] = measured_step - sum(stages.values())
+    gradients, buckets = measure_gradients(engine, take_step)
+    return TrainingSteps(
+        step=step,
+        measured_step=measured_step,
+        stages=stages,
+        collectives={name: [value / steps for value in counts] for name, counts in collectives.items()},
+        gradients=gradients,
+        buckets=buckets,
+    )
+
+
+def total_steps(steps: int) -> int:
+    """Optimiser steps that :func:`measure_training_steps` takes: warm-up, undisturbed, timed, and one for gradients."""
+    return WARMUP_STEPS + 2 * steps + 1
+
+
+def _seconds_per_step(take_step: Callable[[], None], steps: int, watch: Stopwatch) -> float:
+    start = watch.now()
+    for _ in range(steps):
+        take_step()
+    return (watch.now() - start) / steps
+
+
+@contextmanager
+def _stages_timed(engine: Engine, watch: Stopwatch, collectives: dict[str, list[float]]) -> Iterator[None]:
+    """Time DeepSpeed's forward, backward, optimiser and collectives inside a block."""
+    from deepspeed.comm import comm
+
+    stages = {"forward": "forward", "backward": "backward", "step": "optimiser"}
+    with ExitStack() as replaced:
+        for name, stage in stages.items():
+            method = watch.timed(getattr(engine.deepspeed, name), stage)
+            replaced.enter_context(replaced_method(engine.deepspeed, name, method))
+        if engine.world.size > 1:
+            for name in COLLECTIVES:
+                if hasattr(comm.cdb, name):
+                    counted = _counted(getattr(comm.cdb, name), collectives, name)
+                    replaced.enter_context(replaced_method(comm.cdb, name, watch.timed(counted, "communication")))
+        yield
+
+
+def _counted(function: Callable[..., Any], collectives: dict[str, list[float]], name: str) -> Callable[..., Any]:
+    """A collective that waits for its end, with the number of calls and bytes counted in ``collectives[name]``."""
+
+    def counted_function(*arguments: Any, **options: Any) -> Any:
+        result = function(*arguments, **options)
+        counts = collectives.setdefault(name, [0, 0])
+        counts[0] += 1
+        counts[1] += _message_bytes([*arguments, *options.values()])
+        if options.get("async_op") and result is not None:
+            result.wait()
+        return result
+
+    return counted_function
+
+
+def _message_bytes(arguments: list[Any]) -> int:
+    """Size of the largest tensor, or list of tensors, among a collective's arguments, which is the whole message."""
+    import torch
+
+    def size(item: Any) -> int:
+        if isinstance(item, torch.Tensor):
+            return item.numel() * item.element_size()
+        return sum(map(size, item)) if isinstance(item, (list, tuple)) else 0
+
+    return max(map(size, arguments), default=0)
+
+
+@contextmanager
+def _traced(path: str | None) -> Iterator[None]:
+    """Write a block's Chrome trace, by torch.profiler, to ``path``."""
+    if path is None:
+        yield
+        return
+    from torch.profiler import profile
+
+    with profile() as profiler:
+        yield
+    profiler.export_chrome_trace(path)
