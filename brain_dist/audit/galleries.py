@@ -76,8 +76,8 @@ def galleries(survey: Survey) -> list[Gallery]:
     result.append(
         Gallery(
             "Least certain pairs",
-            "The near copies closest to the threshold, one pair per picture. If the threshold is wrong, it shows here "
-            "first. Some of these pairs may be neighbouring slices of one scan.",
+            "The near copies closest to the threshold, one pair per picture. A wrong threshold would show here first. "
+            "Some of these pairs may be neighbouring slices of one scan.",
             "There are no near copies.",
             _least_certain(survey, near, pictures),
             len(near),

@@ -101,10 +101,11 @@ def _copy_leaks(collection: dict[str, Any], has_split: bool) -> Finding:
     if not either:
         return Finding("good", "No test image", "has a copy in the training split.")
     have = "has" if either == 1 else "have"
-    text = f"{have} a copy in the training split: {exact:,} an exact copy, {near:,} a near copy"
-    both = exact + near - either
-    text += f" ({both:,} of them both). " if both else ". "
-    text += "Accuracy on this test split partly measures memorisation."
+    both = f", {exact + near - either:,} both" if exact + near > either else ""
+    text = (
+        f"{have} a copy in the training split ({exact:,} exact, {near:,} near{both}). Accuracy on this test split "
+        "partly measures memorisation."
+    )
     return Finding("bad", _share_of(either, collection["test_images"], "test image"), text)
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from brain_dist.pages.text import number, percent
+from brain_dist.pages.text import listing, number, percent
 
 if TYPE_CHECKING:
     import jinja2
@@ -26,6 +26,7 @@ def page_template(name: str) -> jinja2.Template:
     environment.filters |= {
         "percent": percent,
         "number": number,
+        "listing": listing,
         "thousands": "{:,}".format,
         "json": lambda value: json.dumps(value, indent=1),
     }

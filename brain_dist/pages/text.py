@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+_DISPLAY_NAMES = {"notumor": "no tumour", "pituitary": "pituitary tumour"}
+
 
 def percent(value: float | None, digits: int = 1) -> str:
     """0.912 → "91.2 %", None → a dash. Values just below 1 or above 0 are not rounded to 100 or 0."""
@@ -25,4 +29,9 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def display_name(name: str) -> str:
     """The name of a class or dataset for display: "notumor" → "no tumour"."""
-    return "no tumour" if name == "notumor" else name.replace("_", " ")
+    return _DISPLAY_NAMES.get(name, name.replace("_", " "))
+
+
+def listing(names: Sequence[str], word: str = "and") -> str:
+    """["a", "b", "c"] → "a, b and c"."""
+    return f" {word} ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)

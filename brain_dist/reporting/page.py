@@ -13,7 +13,7 @@ from brain_dist.judging.metrics import wilson_interval
 from brain_dist.judging.predictions import Predictions
 from brain_dist.pages.figures import jpeg_url
 from brain_dist.pages.template import page_template
-from brain_dist.pages.text import display_name
+from brain_dist.pages.text import display_name, listing
 from brain_dist.reporting import plots
 from brain_dist.reporting.images import Slice, overlay
 from brain_dist.reporting.run_files import RunFiles
@@ -88,8 +88,8 @@ def figures(files: RunFiles, names: list[str], metrics: dict[str, Any]) -> dict[
 def evaluated_on(files: RunFiles) -> str:
     """The evaluated images, such as "the test images of cheng_br35h"."""
     predictions = files.predictions
-    name = files.dataset.name if files.dataset is not None else " and ".join(sorted(set(predictions.dataset)))
-    return f"the {' and '.join(sorted(set(predictions.split)))} images of {name}"
+    name = files.dataset.name if files.dataset is not None else listing(sorted(set(predictions.dataset)))
+    return f"the {listing(sorted(set(predictions.split)))} images of {name}"
 
 
 def run_facts(files: RunFiles) -> list[str]:

@@ -52,7 +52,7 @@ def finished_run(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory)
     """
     base = tmp_path_factory.mktemp("runs")
     arguments = f"--run.name trial --run.dir {base} --run.device cpu --data.shards {phantom_shards}".split()
-    tiny = "--model.name test_convnext --data.size 64 --data.threads 1 --track.wandb off".split()
+    tiny = ["--model.name", "test_convnext", "--data.size", "64", "--data.threads", "1", "--track.wandb", "off"]
     settings = config.load([*arguments, *tiny])
     dataset, run = open_dataset(phantom_shards), settings.run.path
     network = create_network(settings.model, len(dataset.classes), seed=3)
