@@ -1,7 +1,7 @@
-"""The ways to pack a folder of images that ``benchmarks.shard_build`` compares; each runs in a process of its own.
+"""The ways to pack a folder of images that ``benchmarks.shard_build`` compares; each runs in its own process.
 
-A contestant is called as ``pack(source, out, recipe, workers)``, makes the folder ``out`` and returns how many images
-it packed. It lists the folder itself, so that its clock starts at the first listing.
+A contestant is called as ``pack(source, out, recipe, workers)``, creates the folder ``out`` and returns the number of
+images. It lists ``source`` itself, which is part of its time.
 """
 
 from __future__ import annotations
@@ -18,50 +18,51 @@ from pathlib import Path
 from PIL import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-SHARD = 64_000_000  # bytes a shard, of every contestant
+SHARD = 64_000_000  # bytes per shard of every contestant
 BLOCK = 512
-STAGES: dict[str, float] = {}  # seconds after our start
+STAGES: dict[str, float] = {}  # end of each stage of our build [s after its start]
 
 
-def listed(source: Path) -> list[tuple[str, str]]:
-    """(path, name of its folder) of every image below ``source``."""
-    found = [
+def list_images(source: Path) -> list[tuple[str, str]]:
+    """(path, name of its folder) of every image below ``source``, sorted."""
+    images = [
         (os.path.join(base, name), os.path.basename(base))  # noqa: PTH118, PTH119 (paths as strings travel to workers)
         for base, _, names in os.walk(source, followlinks=True)
         for name in names
         if name.lower().endswith(SUFFIXES)
     ]
-    return sorted(found)
+    return sorted(images)
 
 
-def numbered(source: Path) -> list[tuple[str, int]]:
-    """(path, label) of every image: the folders' names in alphabetical order give the labels."""
-    files = listed(source)
-    names = sorted({kind for _, kind in files})
-    return [(path, names.index(kind)) for path, kind in files]
+def labelled_images(source: Path) -> list[tuple[str, int]]:
+    """(path, label) of every image; labels follow the alphabetical order of the folders."""
+    files = list_images(source)
+    classes = sorted({name for _, name in files})
+    return [(path, classes.index(name)) for path, name in files]
 
 
 def ours(source: Path, out: Path, recipe: Path | None, workers: int) -> int:
-    """Decode, audit, groups, splits, checksums, index; durable. ``STAGES`` keeps when each stage ended."""
+    """The product: decode, audit, group, split, checksums, index, fsync. Fills ``STAGES``."""
     from brain_dist.collection.recipes import default_recipe, read_recipe
-    from brain_dist.store.build import Options, build
+    from brain_dist.store.build import build
+    from brain_dist.store.options import BuildOptions
 
     start = time.perf_counter()
 
-    def told(stage: str, done: int, total: int) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
         STAGES.setdefault("first image", time.perf_counter() - start)
         STAGES[stage] = time.perf_counter() - start
 
-    chosen = read_recipe(recipe) if recipe else default_recipe(source)
-    return len(build(source, out, chosen, Options(), workers=workers, progress=told).dataset)
+    settings = read_recipe(recipe) if recipe else default_recipe(source)
+    return len(build(source, out, settings, BuildOptions(), workers=workers, progress=progress).dataset)
 
 
 def webdataset(source: Path, out: Path, recipe: Path | None, workers: int) -> int:
-    """The loop of its documentation: one process."""
+    """The loop in its documentation: one process."""
     from webdataset import ShardWriter
 
     out.mkdir()
-    files = numbered(source)
+    files = labelled_images(source)
     with ShardWriter(f"{out}/shard-%05d.tar", maxsize=SHARD, verbose=0) as sink:
         for number, (path, label) in enumerate(files):
             data = Path(path).read_bytes()
@@ -70,10 +71,10 @@ def webdataset(source: Path, out: Path, recipe: Path | None, workers: int) -> in
 
 
 def litdata(source: Path, out: Path, recipe: Path | None, workers: int) -> int:
-    """``optimize`` with as many workers."""
+    """``optimize`` with the given number of workers."""
     from litdata import optimize
 
-    files = numbered(source)
+    files = labelled_images(source)
     optimize(fn=_read, inputs=files, output_dir=str(out), chunk_bytes=SHARD, num_workers=workers, verbose=False)
     return len(files)
 
@@ -83,14 +84,14 @@ def _read(item: tuple[str, int]) -> dict[str, object]:
 
 
 def mds(source: Path, out: Path, recipe: Path | None, workers: int) -> int:
-    """``MDSWriter`` as its page on parallel conversion shows: a sub-folder a process, then ``merge_index``."""
+    """``MDSWriter`` as in its documentation of parallel conversion: a subfolder per process, then ``merge_index``."""
     from multiprocessing import Pool
 
     from streaming.base.util import merge_index
 
-    files = numbered(source)
+    files = labelled_images(source)
     with Pool(workers) as pool:
-        pool.map(_write_mds, [(files[part::workers], f"{out}/{part}") for part in range(workers)], chunksize=1)
+        pool.map(_write_mds, [(files[index::workers], f"{out}/{index}") for index in range(workers)], chunksize=1)
         pool.close()
         pool.join()
     merge_index(str(out), keep_local=True)
@@ -107,12 +108,12 @@ def _write_mds(part: tuple[Sequence[tuple[str, int]], str]) -> None:
 
 
 def floor(source: Path, out: Path, recipe: Path | None, workers: int) -> int:
-    """Nothing but what cannot be left out: decode in all processes, meanwhile write one stream with checksums."""
+    """The minimum: decode in all processes, and meanwhile write one stream with checksums."""
     from multiprocessing import get_context
 
-    files = [path for path, _ in listed(source)]
-    context = get_context("fork")  # the cheapest start there is
-    decoders = [context.Process(target=_decode, args=(files[part::workers],)) for part in range(workers)]
+    files = [path for path, _ in list_images(source)]
+    context = get_context("fork")  # the fastest start
+    decoders = [context.Process(target=_decode, args=(files[index::workers],)) for index in range(workers)]
     for decoder in decoders:
         decoder.start()
     _stream(files, out)
@@ -124,14 +125,14 @@ def floor(source: Path, out: Path, recipe: Path | None, workers: int) -> int:
 
 
 def copy(source: Path, out: Path, recipe: Path | None, workers: int) -> int:
-    """The same without decoding: one process."""
-    files = [path for path, _ in listed(source)]
+    """The minimum without decoding: one process."""
+    files = [path for path, _ in list_images(source)]
     _stream(files, out)
     return len(files)
 
 
 def _decode(files: Sequence[str]) -> None:
-    """As :mod:`brain_dist.collection.pixels` decodes: colour JPEGs to their luminance, all the others in full."""
+    """As :mod:`brain_dist.collection.pixels` decodes: only the luminance of colour JPEGs, all other images in full."""
     for path in files:
         with Image.open(path) as image:
             if image.mode == "RGB":
@@ -140,16 +141,16 @@ def _decode(files: Sequence[str]) -> None:
 
 
 def _stream(files: Sequence[str], out: Path) -> None:
-    """The bytes of a tar of these images, their labels and their texts, with crc32, sha256 and fsync."""
+    """Write as many bytes as a tar of these images with their labels and JSON, with crc32, sha256 and fsync."""
     out.mkdir()
-    digest, about = hashlib.sha256(), bytes(4 * BLOCK)  # headers and contents of a .cls and a .json
+    digest, metadata = hashlib.sha256(), bytes(4 * BLOCK)  # headers and contents of a .cls and a .json
     with (out / "stream.tar").open("wb") as stream:
         for path in files:
             data = Path(path).read_bytes()
             zlib.crc32(data)
-            piece = b"".join((bytes(BLOCK), data, bytes(-len(data) % BLOCK), about))
-            digest.update(piece)
-            stream.write(piece)
+            sample = b"".join((bytes(BLOCK), data, bytes(-len(data) % BLOCK), metadata))
+            digest.update(sample)
+            stream.write(sample)
         stream.flush()
         os.fsync(stream.fileno())
     (out / "stream.json").write_text(json.dumps({"sha256": digest.hexdigest()}))
@@ -157,9 +158,15 @@ def _stream(files: Sequence[str], out: Path) -> None:
 
 @dataclass(frozen=True)
 class Contestant:
-    """``imports`` are loaded before the clock starts; what worker processes load counts.
+    """A way to pack.
 
-    ``peer``: its packages are in the environment of the peers. ``processes``: None where it takes the asked workers.
+    Attributes:
+        title: Name in the table.
+        pack: The function.
+        imports: Modules that are imported before the clock starts; imports of its workers count.
+        decodes: Whether it decodes the images.
+        peer: Whether it needs the environment of the peers.
+        processes: Number of processes; None: the number of workers.
     """
 
     title: str

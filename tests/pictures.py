@@ -37,6 +37,11 @@ def write_collection(root: Path, each: int = 12, size: int = 96) -> Path:
     return root
 
 
-def png_chunk(name: bytes, data: bytes) -> bytes:
-    """A chunk of a PNG file."""
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+def png_bytes(header: bytes, data: bytes) -> bytes:
+    """A PNG file with this content of IHDR and this compressed image data."""
+    chunks = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
+    encoded = (
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(encoded)

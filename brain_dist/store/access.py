@@ -1,9 +1,7 @@
-"""The data of a run, as its configuration names them: staged on this node, joined, one fold of them chosen."""
+"""The data of a run, as its configuration names them: staged on this node, joined, with one fold selected."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
 import sys
@@ -13,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from brain_dist.common.files import sha256_bytes
+from brain_dist.common.locks import locked
 from brain_dist.errors import UserError
 from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.store.manifest import MANIFEST, SOURCES, load_manifest, recorded_sources
@@ -22,28 +22,33 @@ from brain_dist.store.stage import stage
 if TYPE_CHECKING:
     from brain_dist.config import DataConfig
 
-IMAGES_PER_WORKER = 256  # below that a process takes longer to start than its work takes
+IMAGES_PER_WORKER = 256  # with fewer, starting a process takes longer than its work
 
 
-def open_data(data: DataConfig, where: Path) -> Dataset:
-    """Open ``data.shards`` or the joined ``data.sources``, with the splits that ``data.fold`` makes.
+def open_data(data: DataConfig, runs: Path) -> Dataset:
+    """Open ``data.shards``, or join ``data.sources``, with the splits of ``data.fold``.
 
-    Every rank may call at the same time: what has to be copied or joined is done by one process while the others wait.
-    A join is kept below ``where``, the folder of all runs, and found there by whoever asks for the same again.
-    :class:`UserError` on data that are not there, do not fit together or do not fit the settings.
+    Every rank may call this at the same time: one process copies or joins, the others wait.
+
+    Args:
+        data: the settings.
+        runs: the folder of all runs. Joined folders are kept there and used again by runs with the same settings.
+
+    Raises:
+        UserError: the data are missing, do not fit together, or do not fit the settings.
     """
     if data.sources:
-        return _joined(data, where)
+        return _joined(data, runs)
     if not data.shards:
         raise UserError(
-            "data.shards is not set; give the folder that `python -m brain_dist.shard build` made,"
-            " or several as data.sources"
+            "data.shards is not set; set it to a folder that `python -m brain_dist.shard build` wrote, or set"
+            " data.sources to several"
         )
     return open_shards(data.shards, data.cache_dir).of_fold(data.fold)
 
 
 def open_shards(shards: str, cache_dir: str | None) -> Dataset:
-    """Open a built or joined folder, staged; its folds, if it has any, are not chosen yet."""
+    """Open a built or joined folder after staging it; no fold is selected."""
     if "://" not in shards and (Path(shards) / SOURCES).is_file():
         sources = [stage(source, cache_dir) for source in recorded_sources(Path(shards))]
         return open_dataset(shards, sources)
@@ -51,49 +56,46 @@ def open_shards(shards: str, cache_dir: str | None) -> Dataset:
 
 
 def check_shards(dataset: Dataset, rows: np.ndarray) -> None:
-    """:class:`UserError` unless the shards of these ``rows`` are there in full length; reads none of them."""
+    """Check that the shards of these rows exist and are long enough, without reading them.
+
+    Raises:
+        UserError: a shard is missing or too short.
+    """
     columns = dataset.columns
-    names, where = np.unique(columns["shard"][rows], return_inverse=True)
+    names, shard_of_row = np.unique(columns["shard"][rows], return_inverse=True)
     needed = np.zeros(len(names), np.int64)
-    np.maximum.at(needed, where, (columns["offset"] + columns["size"])[rows])
+    np.maximum.at(needed, shard_of_row, (columns["offset"] + columns["size"])[rows])
     for name, least in zip(names, needed, strict=True):
         path = Path(shard_path(dataset.root, dataset.sources, name))
-        mend = f"copy or build it again; `python -m brain_dist.shard verify {path.parent}` checks all"
+        advice = f"copy or build it again; `python -m brain_dist.shard verify {path.parent}` checks everything"
         try:
             size = path.stat().st_size
         except OSError as error:
-            raise UserError(f"{path} cannot be used ({error.strerror}); {mend}") from None
+            raise UserError(f"{path} cannot be used ({error.strerror}); {advice}") from None
         if size < least:
-            raise UserError(f"{path} has {size:,} bytes and needs {least:,}; {mend}")
+            raise UserError(f"{path} has {size:,} bytes and needs {least:,}; {advice}")
 
 
-def _joined(data: DataConfig, where: Path) -> Dataset:
+def _joined(data: DataConfig, runs: Path) -> Dataset:
     from brain_dist.store.join import join
 
     folders = [stage(source, data.cache_dir) for source in data.sources]
     manifests = [load_manifest(folder) for folder in folders]
-    asked = json.dumps([[version for _, version in manifests], data.leave_out])
-    out = where / f"joined-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
-    images = sum(manifest["samples"] for manifest, _ in manifests)
+    request = json.dumps([[version for _, version in manifests], data.leave_out])
+    out = runs / f"joined-{sha256_bytes(request.encode())[:12]}"
+    images = sum(manifest.samples for manifest, _ in manifests)
     workers = min(len(os.sched_getaffinity(0)), 1 + images // IMAGES_PER_WORKER)
     try:
-        where.mkdir(parents=True, exist_ok=True)
-        with (where / f".{out.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel drops it with the process, however that ends
+        runs.mkdir(parents=True, exist_ok=True)
+        with locked(runs / f".{out.name}.lock"):
             if not (out / MANIFEST).is_file():
                 print(f"joining {' and '.join(data.sources)}: comparing {images:,} images", file=sys.stderr, flush=True)
-            return join(
-                folders,
-                out,
-                leave_out=data.leave_out,
-                workers=workers,
-                progress=lambda stage, done, total: None,
-                origins=[_absolute(source) for source in data.sources],
-            )
+            origins = [_absolute(source) for source in data.sources]
+            return join(folders, out, leave_out=data.leave_out, workers=workers, origins=origins)
     except OSError as error:
         raise UserError(
-            f"run.dir: {where} cannot be written ({error.strerror or error}); choose another one, or give data.shards"
-            " a folder that `python -m brain_dist.shard join` made"
+            f"run.dir: {runs} cannot be written ({error.strerror or error}); choose another run.dir, or set data.shards"
+            " to a folder that `python -m brain_dist.shard join` wrote"
         ) from None
 
 

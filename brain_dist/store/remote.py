@@ -1,4 +1,4 @@
-"""Read the files of a folder that lies anywhere fsspec can reach, each from any byte on."""
+"""Read the files of a folder that fsspec can reach, each from any byte on."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ BLOCK = 1 << 22  # bytes read at a time
 
 
 class Remote:
-    """A folder behind a path or a URL; whatever goes wrong in it is told by its own name.
+    """A folder at a path or a URL.
 
-    ``url`` is what it was made from, without a slash at the end. :class:`UserError` for a URL that cannot be opened, or
-    that needs a package which is not installed.
+    Args:
+        url: its address; kept as ``url`` without a slash at the end.
+
+    Raises:
+        UserError: the URL cannot be opened, or needs a package that is not installed.
     """
 
     def __init__(self, url: str) -> None:
@@ -30,35 +33,44 @@ class Remote:
             else:
                 self._system, self._root = LocalFileSystem(), os.path.abspath(url)  # noqa: PTH100
         except ImportError as error:
-            raise UserError(f"{url}: such a URL needs another package ({error}); or copy the folder here") from None
-        except Exception as error:  # each file system has errors of its own
-            raise UserError(f"{url} cannot be opened ({_said(error)}); is the address right?") from None
+            raise UserError(f"{url}: this kind of URL needs another package ({error}); or copy the folder") from None
+        except Exception as error:  # each file system has its own errors
+            raise UserError(f"{url} cannot be opened ({_reason(error)}); check the address") from None
 
     def blocks(self, name: str, start: int, *, absent: str) -> tuple[int, Iterator[bytes]]:
-        """(where they begin, the bytes of a file from there on): at ``start``, or at 0 where nothing can be skipped.
+        """Read a file from byte ``start`` on.
 
-        :class:`UserError` with the text ``absent`` where there is no such file, or where it may not be read;
-        :class:`Fault` where reading fails.
+        Args:
+            name: file name in the folder.
+            start: first byte to read.
+            absent: text of the error if the file does not exist.
+
+        Returns:
+            The byte at which the blocks start (0 if the file system cannot seek) and the blocks.
+
+        Raises:
+            UserError: the file does not exist, or may not be read.
+            Fault: reading failed.
         """
-        with self._reading(name, absent):
+        with self._errors(name, absent):
             try:
                 file, first = self._open(name, start)
             except (ValueError, NotImplementedError):  # io.UnsupportedOperation is a ValueError
                 start = 0
                 file, first = self._open(name, 0)
 
-        def rest() -> Iterator[bytes]:
-            with self._reading(name, absent), file:
+        def remaining() -> Iterator[bytes]:
+            with self._errors(name, absent), file:
                 block = first
                 while block:
                     yield block
                     block = file.read(BLOCK)
 
-        return start, rest()
+        return start, remaining()
 
     def _open(self, name: str, start: int) -> tuple[BinaryIO, bytes]:
-        """An open file and its first block: some file systems find out only as they read that they cannot skip."""
-        # 0 makes fsspec's HTTP send the file in one answer: many servers give no parts, and parts are slower
+        """An open file and its first block, since some file systems report only on reading that they cannot seek."""
+        # With block_size 0, fsspec's HTTP requests the whole file at once: many servers do not support ranges
         options = {} if start or not self.url.startswith("http") else {"block_size": 0}
         file = self._system.open(f"{self._root.rstrip('/')}/{name}" if self._root else name, "rb", **options)
         try:
@@ -70,17 +82,18 @@ class Remote:
             raise
 
     @contextmanager
-    def _reading(self, name: str, absent: str) -> Iterator[None]:
+    def _errors(self, name: str, absent: str) -> Iterator[None]:
         try:
             yield
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(absent) from None
         except PermissionError as error:
-            raise UserError(f"{self.url}: {name} may not be read ({_said(error)})") from None
-        except Exception as error:  # each file system has errors of its own
-            text = f"{self.url}: {name} cannot be read ({_said(error)}); starting again goes on from here"
-            raise Fault(text) from None
+            raise UserError(f"{self.url}: no permission to read {name} ({_reason(error)})") from None
+        except Exception as error:  # each file system has its own errors
+            raise Fault(
+                f"{self.url}: {name} cannot be read ({_reason(error)}); start again to continue from here"
+            ) from None
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Which split a group goes to: whole groups, every class of every dataset in the asked shares, fixed by the seed."""
+"""Assign groups to splits: groups stay whole, every class of every dataset is balanced, the seed decides the rest."""
 
 from __future__ import annotations
 
@@ -10,73 +10,109 @@ import numpy as np
 
 from brain_dist.collection.spellings import SPLITS
 from brain_dist.errors import UserError
+from brain_dist.store.options import BuildOptions
 
 METHODS = ("grouped", "original", "kfold", "leave-one-out")
-LEFT_OUT = -1  # code of an image that goes to no split
+LEFT_OUT = -1  # code of an image that is in no split
 MAX_FOLDS = 100
 
 
 @dataclass(frozen=True, eq=False)
+class SplitInput:
+    """What the split of N images depends on, besides the options.
+
+    Attributes:
+        groups: int [N], any numbering.
+        labels: int [N], positions in the class names.
+        datasets: [N], names.
+        published: [N], the published split of each image, or None.
+        published_folds: [N], the published fold of each image, or None.
+    """
+
+    groups: np.ndarray
+    labels: np.ndarray
+    datasets: Sequence[str]
+    published: Sequence[str | None]
+    published_folds: Sequence[int | str | None]
+
+
+@dataclass(frozen=True, eq=False)
 class Split:
-    """Where every image goes: ``codes`` int8 [N], positions in ``names``, or :data:`LEFT_OUT`; ``about`` says how."""
+    """The split of N images.
+
+    Attributes:
+        names: names of the splits.
+        codes: int8 [N], positions in ``names``, or :data:`LEFT_OUT`.
+        description: the manifest's entry.
+    """
 
     names: tuple[str, ...]
     codes: np.ndarray
-    about: dict[str, Any]
+    description: dict[str, Any]
 
 
-def choose(method: str, groups: np.ndarray, labels: np.ndarray, datasets: Sequence[str], classes: Sequence[str], *,
-           published: Sequence[str | None], folds: int | Sequence[int | str | None], test_on: str | None,
-           fractions: Sequence[float], seed: int) -> Split:  # fmt: skip
-    """Split N images by one of :data:`METHODS`; every class of every dataset is balanced by itself.
+def split_images(images: SplitInput, classes: Sequence[str], options: BuildOptions) -> Split:
+    """Split images by ``options.split``; every class of every dataset is balanced by itself.
 
-    ``groups`` int [N], ``labels`` int [N] (positions in ``classes``), ``datasets`` [N]. ``published`` [N] is what
-    original keeps; ``folds`` is what kfold makes: their number, or the published one of each image; ``test_on`` is the
-    dataset that leave-one-out tests on; the other two use ``fractions``.
+    Raises:
+        UserError: the images cannot be split as requested.
     """
-    number: dict[str, int] = {}
-    dataset = np.array([number.setdefault(name, len(number)) for name in datasets])
-    strata = labels * len(number) + dataset
+    numbers: dict[str, int] = {}
+    dataset = np.array([numbers.setdefault(name, len(numbers)) for name in images.datasets])
+    strata = images.labels * len(numbers) + dataset
+    groups, fractions, seed = images.groups, options.fractions, options.seed
+    description: dict[str, Any] = {"method": options.split, "fractions": list(fractions), "seed": seed}
+    if options.split == "original":
+        return Split(SPLITS, original(images.published, groups, strata, fractions, seed), description)
     names: tuple[str, ...] = SPLITS
-    about: dict[str, Any] = {"method": method, "fractions": list(fractions), "seed": seed}
-    asked = dict(enumerate(fractions))
-    if method == "original":
-        return Split(names, original(published, groups, strata, fractions, seed), about)
-    if method == "kfold":
-        if isinstance(folds, int):
-            codes, count, more = kfold(groups, strata, folds, seed), folds, {}
-        else:
-            codes, count, moved = published_folds(folds, groups, strata, seed)
-            more = {"published": True, "moved": moved}
-        names = tuple(f"fold{fold}" for fold in range(count))
-        asked = dict.fromkeys(range(count), 1 / count)
-        about = {"method": method, "folds": count, "seed": seed, **more}
-    elif method == "leave-one-out":
-        if test_on not in number:
-            raise UserError(f"--test-on {test_on} is none of the datasets {', '.join(number)}")
-        codes = leave_one_out(groups, strata, dataset == number[test_on], fractions, seed)
-        asked = dict(enumerate(without_test(fractions)[:2]))
-        about |= {"test_on": test_on}
+    shares = dict(enumerate(fractions))
+    if options.split == "kfold":
+        codes, description = _folds(images, strata, options)
+        names = tuple(f"fold{fold}" for fold in range(description["folds"]))
+        shares = dict.fromkeys(range(len(names)), 1 / len(names))
+    elif options.split == "leave-one-out":
+        if options.test_on not in numbers:
+            raise UserError(f"--test-on {options.test_on} is not one of the datasets {', '.join(numbers)}")
+        codes = leave_one_out(groups, strata, dataset == numbers[options.test_on], fractions, seed)
+        shares = dict(enumerate(without_test(fractions)[:2]))
+        description["test_on"] = options.test_on
     else:
         codes = grouped(groups, strata, fractions, seed)
-    return Split(names, codes, about | {"off_by": off_by(codes, labels, classes, asked)})
+    description["off_by"] = share_deviation(codes, images.labels, classes, shares)
+    return Split(names, codes, description)
+
+
+def _folds(images: SplitInput, strata: np.ndarray, options: BuildOptions) -> tuple[np.ndarray, dict[str, Any]]:
+    """Numbers of folds, int8 [N], and the manifest's entry."""
+    seed = options.seed
+    if options.folds == "published":
+        codes, count, moved = published_folds(images.published_folds, images.groups, strata, seed)
+        return codes, {"method": "kfold", "folds": count, "seed": seed, "published": True, "moved": moved}
+    count = int(options.folds or 0)
+    return kfold(images.groups, strata, count, seed), {"method": "kfold", "folds": count, "seed": seed}
 
 
 def parse_fractions(text: str) -> tuple[float, float, float]:
-    """``"0.7,0.1,0.2"`` → shares of train, val and test, which must add up to 1."""
+    """``"0.7,0.1,0.2"`` → shares of train, val and test.
+
+    Raises:
+        UserError: not three shares that sum to 1, or no training share.
+    """
     try:
         values = tuple(float(piece) for piece in text.split(","))
     except ValueError:
         values = ()
     if len(values) != 3 or not all(0 <= value <= 1 for value in values) or abs(sum(values) - 1) > 1e-6 or not values[0]:
-        raise UserError(
-            f"--fractions {text!r} must be three numbers for train,val,test that add up to 1, train above 0"
-        )
+        raise UserError(f"--fractions {text!r} must be three numbers for train,val,test that sum to 1, with train > 0")
     return values
 
 
 def parse_folds(text: str) -> int | str:
-    """``"5"`` → 5; ``"published"`` as it is. Three folds at least: one to test on, one to validate on, one to train."""
+    """``"5"`` → 5; ``"published"`` is returned unchanged. Three folds are needed for training, validation and test.
+
+    Raises:
+        UserError: anything else.
+    """
     if text == "published":
         return text
     if not text.isdecimal() or not 3 <= int(text) <= MAX_FOLDS:
@@ -85,135 +121,199 @@ def parse_folds(text: str) -> int | str:
 
 
 def grouped(groups: np.ndarray, strata: np.ndarray, fractions: Sequence[float], seed: int,
-            settled: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
-    """Assign whole groups to splits so that each stratum is divided as ``fractions`` asks.
+            fixed: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+    """Assign whole groups to splits so that each stratum is divided by ``fractions``.
 
-    ``groups`` int [N]: any numbering; ``strata`` int [N]: what to balance (dataset and class). Returns int8 [N],
-    positions in ``fractions``. Groups are shuffled by ``seed`` and then placed from large to small (by powers of two,
-    so that the seed still decides among groups of like size), each where it brings the strata closest to their targets:
-    the greedy rule of scikit-learn's ``StratifiedGroupKFold``, for unequal shares. ``settled`` int [N] names the split
-    of some images beforehand, -1 for the others: their group goes where most of its settled images are.
+    Groups are shuffled by ``seed`` and then placed from large to small (by powers of two, so that the seed decides
+    among groups of similar size), each where it brings the strata closest to their targets. This is the greedy rule of
+    scikit-learn's ``StratifiedGroupKFold``, extended to unequal shares.
+
+    Args:
+        groups: int [N], any numbering.
+        strata: int [N], what to balance (dataset and class).
+        fractions: share of each split.
+        seed: seed of the order.
+        fixed: int [N], the split of images that have one already, -1 for the others. Their group goes where most of its
+            fixed images are.
+
+    Returns:
+        int8 [N], positions in ``fractions``.
     """
     _, group = np.unique(groups, return_inverse=True)
+    content = _images_by_stratum(group, strata)
+    shares = np.asarray(fractions, dtype=float)
+    targets = np.outer(shares, content.sum(axis=0))  # [split, stratum]
+    scale = np.where(targets > 0, targets, np.inf)
+    split_of_group = np.full(len(content), -1, dtype=np.int8)
+    if fixed is not None:
+        split_of_group = _majority(group, fixed, len(content), len(shares))
+    placed = np.flatnonzero(split_of_group >= 0)
+    filled = np.zeros_like(targets)
+    np.add.at(filled, split_of_group[placed], content[placed])
+    for number in _shuffled_by_size(content[:, -1], seed):
+        if split_of_group[number] >= 0:
+            continue
+        added = content[number]
+        # Growth of the squared distance to the targets, relative to them
+        cost = (added * (2 * (filled - targets) + added) / scale).sum(axis=1)
+        cost[shares == 0] = np.inf
+        best = int(cost.argmin())
+        split_of_group[number] = best
+        filled[best] += added
+    return split_of_group[group]
+
+
+def _images_by_stratum(group: np.ndarray, strata: np.ndarray) -> np.ndarray:
+    """Number of images of each group in each stratum, float [G, S + 1].
+
+    The last column counts all images. As one more stratum it decides among splits that are equal for the others, so
+    that no split stays empty.
+    """
     _, stratum = np.unique(strata, return_inverse=True)
     content = np.zeros((int(group.max(initial=-1)) + 1, int(stratum.max(initial=-1)) + 1))
     np.add.at(content, (group, stratum), 1)
-    # All images together are one more stratum: it decides where the others do not care, so that no split stays empty.
-    content = np.column_stack([content, content.sum(axis=1)])
-    shares = np.asarray(fractions, dtype=float)
-    targets = np.outer(shares, content.sum(axis=0))  # [split, stratum]
-    filled = np.zeros_like(targets)
-    scale = np.where(targets > 0, targets, np.inf)
-    chosen = np.full(len(content), -1, dtype=np.int8)
-    if settled is not None:
-        votes = np.zeros((len(content), len(shares)), dtype=np.int64)
-        known = np.flatnonzero(settled >= 0)
-        np.add.at(votes, (group[known], settled[known]), 1)
-        fixed = np.flatnonzero(votes.any(axis=1))
-        chosen[fixed] = votes[fixed].argmax(axis=1)
-        np.add.at(filled, chosen[fixed], content[fixed])
-    order = np.random.default_rng([seed, 1]).permutation(len(content))
-    size_class = np.floor(np.log2(content[:, -1]))
-    order = order[np.argsort(-size_class[order], kind="stable")]
-    for item in order[chosen[order] < 0]:
-        add = content[item]
-        # growth of the squared distance to the targets, relative to them
-        cost = (add * (2 * (filled - targets) + add) / scale).sum(axis=1)
-        cost[shares == 0] = np.inf
-        best = int(cost.argmin())
-        chosen[item] = best
-        filled[best] += add
-    return chosen[group]
+    return np.column_stack([content, content.sum(axis=1)])
+
+
+def _majority(group: np.ndarray, fixed: np.ndarray, groups: int, splits: int) -> np.ndarray:
+    """The split of most fixed images of each group, int8 [G]; -1 if it has none."""
+    votes = np.zeros((groups, splits), dtype=np.int64)
+    rows = np.flatnonzero(fixed >= 0)
+    np.add.at(votes, (group[rows], fixed[rows]), 1)
+    return np.where(votes.any(axis=1), votes.argmax(axis=1), -1).astype(np.int8)
+
+
+def _shuffled_by_size(sizes: np.ndarray, seed: int) -> np.ndarray:
+    """Group numbers in random order, sorted from large to small by the power of two of their size."""
+    order = np.random.default_rng([seed, 1]).permutation(len(sizes))
+    return order[np.argsort(-np.floor(np.log2(sizes))[order], kind="stable")]
 
 
 def original(
     published: Sequence[str | None], groups: np.ndarray, strata: np.ndarray, fractions: Sequence[float], seed: int
 ) -> np.ndarray:
-    """Keep a published split, leaks and all. Returns int8 [N], positions in :data:`SPLITS`.
+    """Keep the published split, including its leaks.
 
-    Where the publisher has no validation part and ``fractions`` asks for one, it is taken from the training part, by
-    whole groups, in the proportion val / (train + val); the published test part is never touched.
+    If there is no published validation split and ``fractions`` asks for one, it is taken from the training split, by
+    whole groups, with the share val / (train + val). The published test split is never changed.
+
+    Returns:
+        int8 [N], positions in :data:`SPLITS`.
+
+    Raises:
+        UserError: an image has no published split.
     """
-    lacking = sum(value is None for value in published)
-    if lacking:
-        raise UserError(f"--split original: {lacking} images belong to no published split; use --split grouped")
-    result = np.array([SPLITS.index(str(value)) for value in published], dtype=np.int8)
-    if fractions[1] > 0 and not (result == 1).any():
-        inside = np.flatnonzero(result == 0)
-        if inside.size:
-            result[inside] = grouped(groups[inside], strata[inside], without_test(fractions), seed)
-    return result
+    missing = sum(value is None for value in published)
+    if missing:
+        raise UserError(f"--split original: {missing} images belong to no published split; use --split grouped")
+    codes = np.array([SPLITS.index(str(value)) for value in published], dtype=np.int8)
+    train = np.flatnonzero(codes == 0)
+    if fractions[1] > 0 and not (codes == 1).any() and train.size:
+        codes[train] = grouped(groups[train], strata[train], without_test(fractions), seed)
+    return codes
 
 
 def without_test(fractions: Sequence[float]) -> tuple[float, float, float]:
-    """Shares of train and val where the test part is given."""
+    """Shares of train and val if the test split is given."""
     train, val, _ = fractions
     return train / (train + val), val / (train + val), 0.0
 
 
 def kfold(groups: np.ndarray, strata: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Whole groups in ``folds`` parts, each with its share of every stratum. Returns int8 [N], numbers of folds."""
+    """Assign whole groups to folds, each with an equal share of every stratum.
+
+    Returns:
+        int8 [N], numbers of folds.
+
+    Raises:
+        UserError: there are fewer groups than folds.
+    """
     count = len(np.unique(groups))
     if count < folds:
-        raise UserError(f"--folds {folds}: there are only {count} groups (patients, or sets of copies); ask for fewer")
+        raise UserError(
+            f"--folds {folds}: there are only {count} groups (patients, or sets of copies); use fewer folds"
+        )
     return grouped(groups, strata, [1 / folds] * folds, seed)
 
 
 def published_folds(
     published: Sequence[int | str | None], groups: np.ndarray, strata: np.ndarray, seed: int
 ) -> tuple[np.ndarray, int, int]:
-    """The folds that a collection was published with.
+    """Keep the published folds, but whole groups: a group goes to the fold of most of its images.
 
-    Returns int8 [N], numbers of folds from 0; how many folds there are; how many images had to change theirs.
+    Images without a published fold (of another dataset of the recipe) are distributed so that each fold has its share
+    of every stratum.
 
-    A group is kept whole: it goes to the fold that most of its images were published in. Images without a fold (of
-    another dataset of the recipe) are dealt out so that each fold gets its share of every stratum.
+    Returns:
+        Numbers of folds from 0, int8 [N]; how many folds there are; how many images are not in their published fold.
+
+    Raises:
+        UserError: the published folds are unusable.
     """
     try:
-        found = [None if fold in (None, "") else int(str(fold)) for fold in published]
+        folds = [None if fold in (None, "") else int(str(fold)) for fold in published]
     except ValueError:
-        raise UserError("--folds published: the folds that the collection names are no whole numbers") from None
-    numbers = sorted({fold for fold in found if fold is not None})
+        raise UserError("--folds published: the published folds are not integers; set a number of folds") from None
+    numbers = sorted({fold for fold in folds if fold is not None})
     if not 3 <= len(numbers) <= MAX_FOLDS:
-        raise UserError(f"--folds published: the collection names {len(numbers)} folds; give a number, such as 5")
-    place = {number: position for position, number in enumerate(numbers)}
-    settled = np.array([-1 if fold is None else place[fold] for fold in found])
-    codes = grouped(groups, strata, [1 / len(numbers)] * len(numbers), seed, settled)
-    lost = sorted(set(range(len(numbers))) - set(codes[settled == codes].tolist()))
+        raise UserError(f"--folds published: the collection has {len(numbers)} folds; set a number, such as 5")
+    code_of = {number: code for code, number in enumerate(numbers)}
+    fixed = np.array([-1 if fold is None else code_of[fold] for fold in folds])
+    codes = grouped(groups, strata, [1 / len(numbers)] * len(numbers), seed, fixed)
+    lost = sorted(set(range(len(numbers))) - set(codes[fixed == codes].tolist()))
     if lost:
         raise UserError(
-            f"--folds published: no group is left for fold {numbers[lost[0]]}, as copies or patients of all its images"
-            " are in others; give a number of folds"
+            f"--folds published: fold {numbers[lost[0]]} keeps no image, as all its images have copies or patients in"
+            " other folds; set a number of folds"
         )
-    return codes, len(numbers), int(((settled >= 0) & (settled != codes)).sum())
+    return codes, len(numbers), int(((fixed >= 0) & (fixed != codes)).sum())
 
 
 def leave_one_out(
-    groups: np.ndarray, strata: np.ndarray, held: np.ndarray, fractions: Sequence[float], seed: int
+    groups: np.ndarray, strata: np.ndarray, test: np.ndarray, fractions: Sequence[float], seed: int
 ) -> np.ndarray:
-    """Test on all ``held`` images (bool [N]) and on no others. Returns int8 [N], positions in :data:`SPLITS`.
+    """Test on the images of one dataset. Other images that share a group with them are left out.
 
-    Other images of a group that touches them go nowhere (:data:`LEFT_OUT`); the rest is divided into train and val.
+    Args:
+        groups: int [N].
+        strata: int [N].
+        test: bool [N], the images to test on.
+        fractions: shares of train, val and test; the test share is ignored.
+        seed: seed of the split into train and val.
+
+    Returns:
+        int8 [N], positions in :data:`SPLITS`, or :data:`LEFT_OUT`.
+
+    Raises:
+        UserError: no image is left to train on.
     """
-    result = np.full(len(groups), LEFT_OUT, dtype=np.int8)
-    result[held] = SPLITS.index("test")
-    rest = np.flatnonzero(~np.isin(groups, np.unique(groups[held])))
-    if not rest.size:
+    codes = np.full(len(groups), LEFT_OUT, dtype=np.int8)
+    codes[test] = SPLITS.index("test")
+    others = np.flatnonzero(~np.isin(groups, np.unique(groups[test])))
+    if not others.size:
         raise UserError("--test-on leaves nothing to train on: every other image shares a group with its images")
-    result[rest] = grouped(groups[rest], strata[rest], without_test(fractions), seed)
-    return result
+    codes[others] = grouped(groups[others], strata[others], without_test(fractions), seed)
+    return codes
 
 
-def off_by(codes: np.ndarray, labels: np.ndarray, classes: Sequence[str],
-           asked: Mapping[int, float]) -> dict[str, float | None]:  # fmt: skip
-    """For each class how far its share of a split is from the asked one, at most; None for a class without images.
+def share_deviation(
+    codes: np.ndarray, labels: np.ndarray, classes: Sequence[str], shares: Mapping[int, float]
+) -> dict[str, float | None]:
+    """For each class the largest difference between its actual and its requested share of a split.
 
-    ``asked``: code → share; images of other codes do not count.
+    Args:
+        codes: int [N], the split of each image. Images of splits that are not in ``shares`` do not count.
+        labels: int [N].
+        classes: class names.
+        shares: code of a split → requested share.
+
+    Returns:
+        Class → difference; None if it has no images.
     """
-    found: dict[str, float | None] = {}
+    deviation: dict[str, float | None] = {}
     for label, name in enumerate(classes):
-        counts = {code: int(((labels == label) & (codes == code)).sum()) for code in asked}
+        counts = {code: int(((labels == label) & (codes == code)).sum()) for code in shares}
         total = sum(counts.values())
-        off = max(abs(counts[code] / max(total, 1) - share) for code, share in asked.items())
-        found[name] = round(off, 6) if total else None
-    return found
+        largest = max(abs(counts[code] / max(total, 1) - share) for code, share in shares.items())
+        deviation[name] = round(largest, 6) if total else None
+    return deviation

@@ -1,47 +1,51 @@
-"""Write WebDataset shards: plain tars, and beside each the index that DALI's ``fn.readers.webdataset`` wants.
+"""Write WebDataset shards: plain tars, each with the index file that DALI's ``fn.readers.webdataset`` expects.
 
-Every header field that could vary between machines or runs (owner, times) is fixed, so that the same samples give the
+Header fields that could differ between machines or runs (owner, times) are constant, so that the same samples give the
 same bytes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import tarfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from brain_dist.common.files import write_durably
+from brain_dist.common.files import HashedFile, write_durably
 from brain_dist.errors import UserError
+from brain_dist.store.manifest import ShardEntry
 
 IDX_VERSION = "v1.2"
-
-
-BLOCK = 512  # of a tar: a member's header fills one, its data follow
-
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample to write: the file that holds its encoded image, and the texts of its .cls and .json members."""
+    """A sample to write.
 
-    row: int  # the caller's number of it
+    Attributes:
+        row: number of the sample, chosen by the caller.
+        key: name of its members in the tar, without the extension.
+        extension: extension of its image.
+        file: file that contains its encoded image.
+        size, crc32: bytes and checksum of the image.
+        label: content of its .cls member.
+        metadata: content of its .json member.
+    """
+
+    row: int
     key: str
     extension: str
     file: Path
     size: int
     crc32: int
     label: int
-    about: str
+    metadata: str
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,11 @@ class Shard:
 
 
 def parse_shard_size(text: str) -> tuple[str, int]:
-    """``"64MB"`` → ("bytes", 64,000,000); ``"500"`` → ("samples", 500); :class:`UserError` on anything else."""
+    """``"64MB"`` → ("bytes", 64,000,000); ``"500"`` → ("samples", 500).
+
+    Raises:
+        UserError: anything else.
+    """
     match = re.fullmatch(r"([1-9]\d*)\s*([kmg]b)?", text.strip().lower())
     if match is None:
         raise UserError(f"--shard-size {text!r} must be a number of samples such as 500, or of bytes such as 64MB")
@@ -61,81 +69,67 @@ def parse_shard_size(text: str) -> tuple[str, int]:
     return ("bytes" if unit else "samples"), int(match[1]) * _UNITS[unit]
 
 
-def cut(sizes: Sequence[int], shard_size: str) -> list[int]:
-    """Image sizes in bytes, in order → the shard of each: as few shards as ``shard_size`` allows, of even size."""
+def assign_shards(sizes: Sequence[int], shard_size: str) -> list[int]:
+    """Number of the shard of each image: as few shards as ``shard_size`` allows, of even size.
+
+    Args:
+        sizes: bytes of the images, in order.
+        shard_size: limit of a shard, see :func:`parse_shard_size`.
+    """
     unit, limit = parse_shard_size(shard_size)
     weights = np.asarray(sizes, dtype=np.int64) if unit == "bytes" else np.ones(len(sizes), dtype=np.int64)
     total = int(weights.sum())
     shards = -(-total // limit)
     before = np.cumsum(weights) - weights
-    # An image larger than a shard's share skips numbers: return_inverse closes the gaps.
+    # An image that is larger than a shard skips numbers; return_inverse closes the gaps
     return np.unique(before * shards // max(total, 1), return_inverse=True)[1].tolist()
 
 
-def write_shard(shard: Shard, folder: Path) -> tuple[dict[str, Any], list[int]]:
-    """Write a shard and its .idx, on disk (fsync) on return.
+def write_shard(shard: Shard, folder: Path) -> tuple[ShardEntry, list[int]]:
+    """Write a shard and its .idx, which are on disk on return.
 
-    Returns its entry in the manifest and the offset of each sample's image. :class:`UserError` where an image is not
-    what it was when it was examined.
+    Returns:
+        The shard's entry in the manifest and the offset of each sample's image.
+
+    Raises:
+        UserError: an image changed since it was examined.
     """
     path = folder / shard.name
     offsets: list[int] = []
     lines: list[str] = []
-    digest, place = hashlib.sha256(), 0
-    with path.open("wb") as file:
+    with HashedFile(path) as file:
         for sample in shard.samples:
-            offsets.append(place + BLOCK)
             entries = []
+            offsets.append(file.tell() + tarfile.BLOCKSIZE)
             for extension, data in _members(sample).items():
                 name = f"{sample.key}.{extension}"
-                entries.append(f"{extension} {place + BLOCK} {len(data)} {name}")
-                piece = b"".join((_header(name, len(data)), data, bytes(-len(data) % BLOCK)))
-                digest.update(piece)
-                file.write(piece)
-                place += len(piece)
+                entries.append(f"{extension} {file.tell() + tarfile.BLOCKSIZE} {len(data)} {name}")
+                file.write(b"".join((_header(name, len(data)), data, bytes(-len(data) % tarfile.BLOCKSIZE))))
             lines.append(" ".join(entries))
-        end = bytes(2 * BLOCK + (-place - 2 * BLOCK) % tarfile.RECORDSIZE)
-        digest.update(end)
-        file.write(end)
-        file.flush()
-        os.fsync(file.fileno())
+        end = 2 * tarfile.BLOCKSIZE
+        file.write(bytes(end + (-file.tell() - end) % tarfile.RECORDSIZE))
+        size = file.tell()
     write_durably(path.with_suffix(".idx"), idx_text(lines).encode())
-    entry = {"name": shard.name, "sha256": digest.hexdigest(), "size": place + len(end), "samples": len(lines)}
-    return entry, offsets
+    return ShardEntry(shard.name, file.sha256, size, len(lines)), offsets
 
 
 def _members(sample: Sample) -> dict[str, bytes]:
-    """Extension → contents of a sample's three members."""
+    """Extension → content of a sample's three members."""
     try:
         image = sample.file.read_bytes()
     except OSError:
-        image = b""  # gone since it was examined: changed, as below
+        image = b""  # deleted since it was examined; the checksum below reports it
     if zlib.crc32(image) != sample.crc32:
         raise UserError(f"{sample.file.name} (sample {sample.key}) changed while the shards were built; build again")
-    return {sample.extension: image, "cls": str(sample.label).encode(), "json": sample.about.encode()}
+    return {sample.extension: image, "cls": str(sample.label).encode(), "json": sample.metadata.encode()}
 
 
 def _header(name: str, size: int) -> bytes:
-    """What :meth:`tarfile.TarInfo.tobuf` gives, in a tenth of its time; keys are short enough for USTAR's 100 bytes."""
-    header = bytearray(_BLANK)
-    header[: len(name)] = name.encode("ascii")
-    header[124:135] = b"%011o" % size
-    header[148:155] = b"%06o\0" % sum(header)
-    return bytes(header)
-
-
-def _blank() -> bytes:
-    """The header of a nameless, empty file; the checksum counts itself as eight spaces."""
-    info = tarfile.TarInfo()
-    info.mode, info.mtime = 0o644, 0
-    block = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
-    block[148:156] = b" " * 8
-    return bytes(block)
-
-
-_BLANK = _blank()
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf(tarfile.USTAR_FORMAT)
 
 
 def idx_text(lines: Sequence[str]) -> str:
-    """DALI's index file: the version and the number of samples, then a line a sample."""
+    """DALI's index file: the version and the number of samples, then one line per sample."""
     return "".join(f"{line}\n" for line in [f"{IDX_VERSION} {len(lines)}", *lines])

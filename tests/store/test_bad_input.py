@@ -12,17 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Done, command
-from pictures import draw
+from helpers import Result, command
+from pictures import draw, png_bytes
 from PIL import Image
-from test_pixels import chunk
 
 from brain_dist.store.dataset import open_dataset
 
 SHARD = [sys.executable, "-m", "brain_dist.shard"]
 
 
-def shard(verb: str, *words: object, before: tuple[str, ...] = (), expect: int) -> Done:
+def shard(verb: str, *words: object, before: tuple[str, ...] = (), expect: int) -> Result:
     return command([*before, *SHARD, verb, *map(str, words)], expect=expect)
 
 
@@ -31,7 +30,7 @@ def one_bit_png(path: Path, side: int) -> None:
     packer = zlib.compressobj()
     data = b"".join(packer.compress(bytes(1 + -(-side // 8))) for _ in range(side)) + packer.flush()
     header = side.to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
+    path.write_bytes(png_bytes(header, data))
 
 
 def write_good(root: Path) -> list[str]:
@@ -69,15 +68,15 @@ def write_bad(root: Path) -> dict[str, str]:
     (folder / "loop2.jpg").symlink_to(folder / "loop.jpg")
     (folder / "page.jpg").write_bytes(b"<!DOCTYPE html><html><body>Sign in to download</body></html>")
     return {
-        "notumor/animated.gif": "holds 2 pictures",
+        "notumor/animated.gif": "contains 2 images",
         "notumor/bomb.png": "decompression bomb",
         "notumor/cut \\n\\xfe.jpg": "cannot be decoded",
         "notumor/cut.jpg": "cannot be decoded",
-        "notumor/dot.png": "is 1 x 1 pixels; a slice has at least 16 a side",
+        "notumor/dot.png": "is 1 x 1 pixels; a slice has at least 16 on each side",
         "notumor/empty.jpg": "is empty (0 bytes)",
         "notumor/locked.jpg": "cannot be read (Permission denied)",
-        "notumor/loop.jpg": "is no file, or a link that leads nowhere",
-        "notumor/loop2.jpg": "is no file, or a link that leads nowhere",
+        "notumor/loop.jpg": "is not a file, or is a broken link",
+        "notumor/loop2.jpg": "is not a file, or is a broken link",
         "notumor/page.jpg": "is not an image but a web page",
     }
 
@@ -96,7 +95,9 @@ def test_every_damaged_file_is_listed_and_nothing_is_left_behind_or_it_is_left_o
     for line, (name, reason) in zip(lines, bad.items(), strict=False):
         assert line.startswith(f"{name}: ")
         assert reason in line
-    assert lines[-1].startswith("brain-dist: error: 10 image files cannot be used, first notumor/animated.gif: holds 2")
+    assert lines[-1].startswith(
+        "brain-dist: error: 10 image files cannot be used, first notumor/animated.gif: contains 2"
+    )
     assert "Traceback" not in stopped.err
     assert list(out.parent.iterdir()) == []
 
@@ -114,8 +115,8 @@ def test_every_damaged_file_is_listed_and_nothing_is_left_behind_or_it_is_left_o
 
 
 FAULTS = {
-    "empty class folder": ("", "the folder notumor holds no images; add some or remove it"),
-    "unknown class folder": ("", "the folder lesions names none of the classes glioma, meningioma, notumor, pituitary"),
+    "empty class folder": ("", "the folder notumor contains no images; add some or remove it"),
+    "unknown class folder": ("", "the folder lesions is not one of the classes glioma, meningioma, notumor, pituitary"),
     "repeated recipe key": ("name: a\nparts: [{}]\nname: b\n", "recipe.yaml, line 3: 'name' is given twice"),
 }
 

@@ -1,4 +1,4 @@
-"""A build is complete or absent, gives the same bytes each time, is read by WebDataset and DALI, keeps groups whole."""
+"""Builds are complete or absent, repeatable, readable by WebDataset and DALI, and keep groups whole."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import children
+from helpers import children
 from pictures import CLASSES, draw, write_collection
 from PIL import Image, ImageEnhance
 
 from brain_dist.collection.examination import BadImages
 from brain_dist.collection.recipes import default_recipe, parse_recipe, read_recipe
 from brain_dist.errors import UserError
-from brain_dist.store.build import Built, Options, build
+from brain_dist.store.build import BuildResult, build
 from brain_dist.store.dataset import Dataset, open_dataset
+from brain_dist.store.options import BuildOptions
 from brain_dist.store.reader import ShardReader
 from brain_dist.store.verify import verify
 
@@ -31,14 +32,16 @@ RECIPES = Path(__file__).resolve().parents[2] / "shards" / "datasets"
 PATIENTS = {"patients": {"file": "patients.csv", "id": "id", "patient": "patient"}}
 
 
-def make(source: Path, out: Path, *, part: dict | None = None, recipe=None, workers: int = 1, **options) -> Built:
+def make(source: Path, out: Path, *, part: dict | None = None, recipe=None, workers: int = 1, **options) -> BuildResult:
     recipe = recipe or parse_recipe({"parts": [part or {}]}, "the recipe")
-    return build(source, out, recipe, Options(**options), workers=workers, progress=lambda stage, done, total: None)
+    return build(
+        source, out, recipe, BuildOptions(**options), workers=workers, progress=lambda stage, done, total: None
+    )
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 pictures of 16 patients, some in formats that are stored anew."""
+    """48 images of 16 patients, some in formats that are encoded again."""
     root = write_collection(tmp_path_factory.mktemp("raw") / "mine")
     for number, kind in enumerate(("PNG", "BMP", "TIFF", "WEBP")):
         path = root / "glioma" / f"gl{number:03d}.jpg"
@@ -76,16 +79,16 @@ def test_index_describes_every_image(source, built):
         assert columns["patient"][row] == f"{path.stem[:2]}-patient{int(path.stem[2:]) // 3}"
     places = list(zip(columns["shard"], columns["offset"], strict=True))
     assert places == sorted(places)
-    assert built.manifest["samples"] == len(built) == 48
+    assert built.manifest.samples == len(built) == 48
     for split in ("train", "val", "test"):
         labels = columns["label"][columns["split"] == split]
         by_class = np.bincount(labels, minlength=4).tolist()
-        assert built.manifest["counts"][split] == dict(zip(CLASSES, by_class, strict=True))
+        assert built.manifest.counts[split] == dict(zip(CLASSES, by_class, strict=True))
     assert sum(built.rows(split).size for split in ("train", "val", "test")) == 48
 
 
 def test_shards_mix_the_classes_and_are_of_even_size(built):
-    sizes = [entry["samples"] for entry in built.manifest["shards"]]
+    sizes = [entry.samples for entry in built.manifest.shards]
     assert max(sizes) <= 7
     assert min(sizes) >= 3
     first = built.columns["shard"] == "mine-train-00000.tar"
@@ -95,7 +98,7 @@ def test_shards_mix_the_classes_and_are_of_even_size(built):
 def test_webdataset_package_reads_all(source, built):
     import webdataset
 
-    shards = [str(built.root / entry["name"]) for entry in built.manifest["shards"]]
+    shards = [str(built.root / entry.name) for entry in built.manifest.shards]
     samples = list(webdataset.WebDataset(shards, shardshuffle=False))
     assert [sample["__key__"] for sample in samples] == built.columns["key"].tolist()
     for row, sample in enumerate(samples):
@@ -111,7 +114,7 @@ def test_webdataset_package_reads_all(source, built):
 def test_dali_reads_all_and_sees_the_same_pixels(source, built):
     from nvidia.dali import fn, pipeline_def, types
 
-    shards = [built.root / entry["name"] for entry in built.manifest["shards"]]
+    shards = [built.root / entry.name for entry in built.manifest.shards]
 
     @pipeline_def(batch_size=len(built), num_threads=1, device_id=None)
     def graph():
@@ -135,8 +138,8 @@ def test_dali_reads_all_and_sees_the_same_pixels(source, built):
 def test_idx_is_what_dalis_own_tool_writes(built, tmp_path):
     tool = importlib.util.find_spec("wds2idx")
     assert tool is not None
-    for entry in built.manifest["shards"]:
-        shard = built.root / entry["name"]
+    for entry in built.manifest.shards:
+        shard = built.root / entry.name
         subprocess.run([sys.executable, tool.origin, shard, tmp_path / "own.idx"], check=True, capture_output=True)
         assert (tmp_path / "own.idx").read_bytes() == shard.with_suffix(".idx").read_bytes()
 
@@ -145,7 +148,7 @@ def folder_bytes(root: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in root.iterdir()}
 
 
-def test_same_bytes_from_any_number_of_processes_and_any_place(source, built, tmp_path):
+def test_the_bytes_do_not_depend_on_the_number_of_processes_or_the_place(source, built, tmp_path):
     moved = tmp_path / "elsewhere" / "mine"
     shutil.copytree(source, moved)
     for number, path in enumerate(moved.rglob("*")):
@@ -156,12 +159,12 @@ def test_same_bytes_from_any_number_of_processes_and_any_place(source, built, tm
     assert other.version != built.version
 
 
-def test_built_again_it_does_nothing_or_says_why_not(source, built, tmp_path):
+def test_a_second_build_does_nothing_or_fails_with_the_reason(source, built, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in built.root.iterdir()}
     again = make(source, built.root, part=PATIENTS, shard_size="7", workers=2)
     assert not again.fresh
     assert again.dataset.version == built.version
-    with pytest.raises(UserError, match="was built with --seed 0, now 5 is asked for"):
+    with pytest.raises(UserError, match="was built with --seed 0, not 5"):
         make(source, built.root, part=PATIENTS, shard_size="7", seed=5)
     with pytest.raises(UserError, match="another recipe"):
         make(source, built.root, shard_size="7")
@@ -175,14 +178,14 @@ def test_built_again_it_does_nothing_or_says_why_not(source, built, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in built.root.iterdir()} == before
 
 
-def test_out_that_is_something_else_is_left_alone(source, tmp_path):
+def test_a_foreign_out_is_unchanged(source, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     for name in ("notes", "file"):
-        with pytest.raises(UserError, match="is no finished shard folder"):
+        with pytest.raises(UserError, match="is not a complete shard folder"):
             make(source, tmp_path / name)
-    with pytest.raises(UserError, match="lies inside --source"):
+    with pytest.raises(UserError, match="is inside --source"):
         make(source, source / "shards")
     with pytest.raises(UserError, match="cannot be written"):
         make(source, tmp_path / "file" / "below")
@@ -225,8 +228,8 @@ def test_planted_copies_share_a_group_and_a_split(tmp_path):
         for group, name in zip(dataset.columns["group"], dataset.columns["split"], strict=True):
             splits_of_group.setdefault(group, set()).add(name)
         assert all(len(names) == 1 for names in splits_of_group.values())
-        assert len(splits_of_group) == dataset.manifest["groups"] == 20  # no two patients are joined by mistake
-        audit = dataset.manifest["audit"]
+        assert len(splits_of_group) == dataset.manifest.groups == 20  # no two patients are joined by mistake
+        audit = dataset.manifest.audit
         assert (audit["exact_redundant"], audit["images_with_label_conflict"], audit["test_leaked"]) == (5, 2, 0)
         assert audit["near_pairs_mirrored"] >= 4
 
@@ -243,17 +246,17 @@ def test_published_split_is_kept_and_its_leaks_are_counted(tmp_path):
     assert set(kept.columns["source"][kept.rows("test")]) == {
         f"Testing/{kind}/{name}.png" for kind in CLASSES for name in ("own", "mirrored")
     }
-    assert kept.manifest["audit"]["test_leaked"] == kept.manifest["audit"]["test_with_copy_in_train"] == 4
+    assert kept.manifest.audit["test_leaked"] == kept.manifest.audit["test_with_copy_in_train"] == 4
     assert verify(kept.root) == []
-    mended = make(root, tmp_path / "mended").dataset
-    assert mended.manifest["audit"]["test_leaked"] == 0
+    regrouped = make(root, tmp_path / "grouped").dataset
+    assert regrouped.manifest.audit["test_leaked"] == 0
 
 
-def test_classes_with_too_few_groups_to_divide_are_named(tmp_path):
+def test_classes_with_too_few_groups_give_warnings(tmp_path):
     root = write_collection(tmp_path / "raw", each=6)  # two patients a class
     built = make(root, tmp_path / "out", part=PATIENTS, fractions=(0.5, 0.25, 0.25))
-    counts = built.dataset.manifest["counts"]
-    assert all(sum(by_class.values()) for by_class in counts.values())  # yet no split stays empty
+    counts = built.dataset.manifest.counts
+    assert all(sum(by_class.values()) for by_class in counts.values())  # but no split is empty
     lacking = [f"{name} has no images in {split}" for name in CLASSES for split in counts if not counts[split][name]]
     assert len(lacking) == 4
     assert [warning.split(":")[0] for warning in built.warnings] == lacking
@@ -268,7 +271,7 @@ def spoil(root: Path) -> dict[str, str]:
     (root / "pituitary" / "link.jpg").symlink_to(root / "nowhere.jpg")
     return {
         "glioma/cut.jpg": "cannot be decoded", "notumor/empty.png": "is empty", "notumor/page.jpg": "web page",
-        "pituitary/link.jpg": "leads nowhere",
+        "pituitary/link.jpg": "a broken link",
     }  # fmt: skip
 
 
@@ -286,11 +289,11 @@ def test_bad_files_stop_the_build_or_are_left_out(tmp_path, workers):
     assert not list(tmp_path.glob(".out.partial-*"))
     dataset = make(root, tmp_path / "out", workers=workers, skip_bad=True).dataset
     assert len(dataset) == 16
-    assert [entry["source"] for entry in dataset.manifest["skipped"]] == list(reasons)
+    assert [entry["source"] for entry in dataset.manifest.skipped] == list(reasons)
     assert verify(dataset.root) == []
 
 
-def test_skipping_must_leave_every_class_something(tmp_path):
+def test_skipping_must_leave_images_of_every_class(tmp_path):
     root = write_collection(tmp_path / "raw", each=2)
     for path in (root / "pituitary").iterdir():
         path.write_bytes(b"")
@@ -315,14 +318,16 @@ def running(pid: int) -> bool:
 
 @pytest.mark.parametrize("moment", ["spool", "*.tar"])
 def test_killed_build_leaves_nothing_finished_and_the_next_one_succeeds(tmp_path_factory, tmp_path, moment):
-    source = write_collection(tmp_path_factory.mktemp("many") / "mine", each=100)  # a tar each: it cannot end first
+    source = write_collection(
+        tmp_path_factory.mktemp("many") / "mine", each=100
+    )  # a tar per image: slow enough to kill
     out = tmp_path / "out"
     words = [sys.executable, "-m", "brain_dist.shard", "build", "--source", str(source), "--out", str(out)]
     process = subprocess.Popen([*words, "--shard-size", "1", "--workers", "2"], stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: any(tmp_path.glob(f".out.partial-*/{moment}")), process)
         if moment == "spool":
-            wait_for(lambda: any(map(children, children(process.pid))), process)  # a server forks the workers
+            wait_for(lambda: any(map(children, children(process.pid))), process)  # the workers are forked from a server
         servers = children(process.pid)
         workers = [*servers, *(worker for server in servers for worker in children(server))]
     finally:
@@ -336,16 +341,16 @@ def test_killed_build_leaves_nothing_finished_and_the_next_one_succeeds(tmp_path
     while any(map(running, workers)) and time.monotonic() < limit:
         time.sleep(0.01)
     assert not any(map(running, workers)), "worker processes outlived the build"
-    with pytest.raises(UserError, match="is no finished shard folder"):
+    with pytest.raises(UserError, match="is not a complete shard folder"):
         open_dataset(left[0])
     dataset = make(source, out, shard_size="1").dataset
     assert verify(dataset.root) == []
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_no_room_for_intermediate_results_ends_in_one_line_and_leaves_nothing(source, tmp_path):
+def test_too_little_temporary_space_is_a_one_line_error_and_leaves_nothing(source, tmp_path):
     words = f"{sys.executable} -m brain_dist.shard build --source {source} --out {tmp_path / 'out'} --workers 2"
-    # bash counts in blocks of 1,024 bytes; 48 pictures' thumbnails are larger than 20 of them
+    # bash counts blocks of 1,024 bytes; the thumbnails of 48 images need more than 20
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     done = subprocess.run(
         ["bash", "-c", f"ulimit -f 20; {words}"], capture_output=True, text=True, check=False, env=environment
@@ -358,7 +363,7 @@ def test_no_room_for_intermediate_results_ends_in_one_line_and_leaves_nothing(so
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_builds_at_once_do_not_disturb_each_other(source, tmp_path):
+def test_a_running_build_is_not_disturbed_by_another_one(source, tmp_path):
     from brain_dist.common.files import partial_folder
 
     with partial_folder(tmp_path / "out") as folder:
@@ -370,18 +375,18 @@ def test_two_builds_at_once_do_not_disturb_each_other(source, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["other", "gone"])
-def test_a_file_that_changes_during_the_build_is_noticed(source, tmp_path, change):
+def test_a_file_that_changes_during_the_build_is_an_error(source, tmp_path, change):
     root = tmp_path / "raw"
     shutil.copytree(source, root)
 
-    def meddle(stage: str, done: int, total: int) -> None:
+    def change_file(stage: str, done: int, total: int) -> None:
         if stage == "comparing":
             (root / "glioma" / "gl005.jpg").unlink(missing_ok=True)
             if change == "other":
                 draw(4711).save(root / "glioma" / "gl005.jpg")
 
     with pytest.raises(UserError, match=r"gl005.*changed while the shards were built"):
-        build(root, tmp_path / "out", default_recipe(root), Options(), workers=1, progress=meddle)
+        build(root, tmp_path / "out", default_recipe(root), BuildOptions(), workers=1, progress=change_file)
     assert not (tmp_path / "out").exists()
 
 
@@ -408,8 +413,8 @@ def test_real_collections(real_data, tmp_path):
         (group, patient) for group, patient in zip(columns["group"][tumour], columns["patient"][tumour], strict=True)
     }
     assert len(found) == len({patient for _, patient in found}) == len({group for group, _ in found})
-    assert dataset.manifest["audit"]["near_pairs_mirrored"] > 20  # Br35H is full of mirrored copies
-    assert dataset.manifest["audit"]["test_leaked"] == 0
+    assert dataset.manifest.audit["near_pairs_mirrored"] > 20  # Br35H is full of mirrored copies
+    assert dataset.manifest.audit["test_leaked"] == 0
     for label in range(4):
         shares = np.array(
             [(columns["label"][dataset.rows(split)] == label).sum() for split in ("train", "val", "test")]

@@ -1,4 +1,4 @@
-"""Joined folders: what is known on one side is not on the other, and every image left out is counted."""
+"""Joined folders: no group is in two splits of different sources, and every image that is left out is counted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, in_process, launch, losses, verb
+from helpers import TINY, in_process, launch, losses, verb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import CLASSES, draw, write_collection
@@ -20,9 +20,10 @@ from brain_dist.errors import UserError
 from brain_dist.judging.predictions import read_predictions
 from brain_dist.store import join as joining
 from brain_dist.store.access import open_data
-from brain_dist.store.build import Options, build
+from brain_dist.store.build import build
 from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.store.join import join
+from brain_dist.store.options import BuildOptions
 from brain_dist.store.reader import ShardReader
 from brain_dist.store.verify import verify
 from brain_dist.training.resume import settings_to_match
@@ -30,11 +31,11 @@ from brain_dist.training.resume import settings_to_match
 
 def make(root: Path, out: Path, name: str, **options) -> Dataset:
     recipe = parse_recipe({"name": name, "parts": [{"dataset": name}]}, "it")
-    return build(root, out, recipe, Options(**options), workers=1, progress=lambda *stage: None).dataset
+    return build(root, out, recipe, BuildOptions(**options), workers=1).dataset
 
 
 def joined(sources: list[Path], out: Path, leave_out: str | None = None, workers: int = 1) -> Dataset:
-    return join(sources, out, leave_out=leave_out, workers=workers, progress=lambda *stage: None)
+    return join(sources, out, leave_out=leave_out, workers=workers)
 
 
 @pytest.fixture(scope="module")
@@ -73,28 +74,28 @@ def folder_bytes(root: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in root.iterdir()}
 
 
-def test_training_pictures_that_another_source_tests_on_are_left_out_and_counted(sources, both):
+def test_training_images_that_another_source_tests_on_are_left_out_and_counted(sources, both):
     manifest, columns = both.manifest, both.columns
-    assert manifest["excluded"]["samples"] == 4
-    assert manifest["excluded"]["counts"] == {"a": {"train": 3}, "b": {"train": 1}}
+    assert manifest.excluded.samples == 4
+    assert manifest.excluded.counts == {"a": {"train": 3}, "b": {"train": 1}}
     # both have a test/glioma/… but by their dataset's name the keys differ
-    assert manifest["excluded"]["keys"] == sorted(
+    assert manifest.excluded.keys == sorted(
         ["a-train-glioma-000", "a-train-glioma-001", "a-train-notumor-002", "b-train-pituitary-small"]
     )
     parts = [open_dataset(source) for source in sources]
-    assert len(both) == manifest["samples"] == sum(map(len, parts)) - 4
+    assert len(both) == manifest.samples == sum(map(len, parts)) - 4
     for split in ("val", "test"):
         assert len(both.rows(split)) == sum(len(part.rows(split)) for part in parts)
-    for split, by_class in manifest["counts"].items():
+    for split, by_class in manifest.counts.items():
         labels = columns["label"][both.rows(split)]
         assert by_class == dict(zip(CLASSES, np.bincount(labels, minlength=4).tolist(), strict=True))
-    assert manifest["audit"]["between"] == [
+    assert manifest.audit["between"] == [
         {"of": "a", "in": "b", "exact": 1, "near": 3, "patient": 0},
         {"of": "b", "in": "a", "exact": 1, "near": 3, "patient": 0},
     ]
-    assert manifest["audit"]["near_pairs_mirrored"] == 1
-    assert manifest["split"] == {"method": "joined", "leave_out": None}
-    assert [source["name"] for source in manifest["sources"]] == ["a", "b"]
+    assert manifest.audit["near_pairs_mirrored"] == 1
+    assert manifest.split == {"method": "joined", "leave_out": None}
+    assert [source.name for source in manifest.sources] == ["a", "b"]
 
 
 def test_no_joined_group_is_in_two_splits(both):
@@ -102,7 +103,7 @@ def test_no_joined_group_is_in_two_splits(both):
     of_group: dict[str, str] = {}
     for group, split in zip(both.columns["group"], both.columns["split"], strict=True):
         assert of_group.setdefault(group, split) == split
-    assert len(of_group) == both.manifest["groups"]
+    assert len(of_group) == both.manifest.groups
     assert set(of_group) <= set(both.columns["key"])
 
 
@@ -115,8 +116,8 @@ def test_rows_name_the_sources_shards_and_read_their_bytes(sources, both):
         image = sources[int(number)].parent / "images" / columns["source"][row]
         assert reader.read(row) == image.read_bytes()
         assert (sources[int(number)] / name).is_file()
-    for entry in both.manifest["shards"]:
-        assert entry["samples"] == (columns["shard"] == entry["name"]).sum() > 0
+    for entry in both.manifest.shards:
+        assert entry.samples == (columns["shard"] == entry.name).sum() > 0
     assert {path.name for path in both.root.iterdir()} == {"manifest.json", "index.parquet", "sources.json"}
 
 
@@ -130,27 +131,27 @@ def test_same_bytes_from_any_number_of_processes_and_the_sources_stay_as_they_ar
     assert joined(moved, tmp_path / "moved").version == both.version
 
 
-def test_joined_again_it_does_nothing_or_says_why_not(sources, tmp_path):
+def test_a_second_join_does_nothing_or_fails_with_the_reason(sources, tmp_path):
     out = joined(sources, tmp_path / "out").root
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     joined(sources, out)
-    with pytest.raises(UserError, match="holds other shards than these joined"):
+    with pytest.raises(UserError, match="is not joined from these folders"):
         joined(sources, out, leave_out="b")
-    with pytest.raises(UserError, match="holds other shards"):
+    with pytest.raises(UserError, match="is not joined from these folders"):
         joined(sources[::-1], out)
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="is no finished shard folder"):
+    with pytest.raises(UserError, match="is not a complete shard folder"):
         joined(sources, tmp_path / "notes")
 
 
-def test_a_source_left_out_is_the_test_part_and_nothing_like_it_is_trained_on(sources, tmp_path):
+def test_a_left_out_source_is_the_test_split_and_its_copies_are_not_trained_on(sources, tmp_path):
     dataset = joined(sources, tmp_path / "out", leave_out="b")
     columns, (a, b) = dataset.columns, [open_dataset(source) for source in sources]
     np.testing.assert_array_equal(columns["split"] == "test", columns["dataset"] == "b")
     assert len(dataset.rows("test")) == len(b)
-    assert dataset.manifest["excluded"]["counts"] == {"a": {"test": 1, "train": 3}, "b": {}}
+    assert dataset.manifest.excluded.counts == {"a": {"test": 1, "train": 3}, "b": {}}
     # the test part of a is trained on, but for the picture that b shows; its validation part stays
     assert len(dataset.rows("train")) == len(a.rows("train")) + len(a.rows("test")) - 4
     assert set(columns["source"][dataset.rows("val")]) == set(a.columns["source"][a.rows("val")])
@@ -158,7 +159,7 @@ def test_a_source_left_out_is_the_test_part_and_nothing_like_it_is_trained_on(so
 
 @settings(max_examples=100, deadline=None)
 @given(rows=st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["train", "val", "test"])), min_size=1, max_size=60))
-def test_of_a_group_that_crosses_splits_the_most_guarded_stay(rows):
+def test_a_group_in_several_splits_keeps_its_test_or_else_its_validation_images(rows):
     numbers = np.array([group for group, _ in rows])
     groups = np.array([numbers.tolist().index(group) for group in numbers])
     split = np.array([name for _, name in rows], dtype=object)
@@ -183,21 +184,26 @@ def test_patients_of_one_dataset_are_the_same_in_two_folders(tmp_path):
     for seed, name in enumerate(("t1", "t2")):
         recipe = parse_recipe({"name": name, "parts": [part]}, "it")
         built = build(
-            tmp_path / name, tmp_path / f"{name}-shards", recipe, Options(seed=seed), workers=1, progress=lambda *_: 0
+            tmp_path / name,
+            tmp_path / f"{name}-shards",
+            recipe,
+            BuildOptions(seed=seed),
+            workers=1,
+            progress=lambda *_: 0,
         )
         parts.append(built.dataset)
     dataset = joined([part.root for part in parts], tmp_path / "out")
-    assert dataset.manifest["audit"]["between"][0] == {"of": "t1", "in": "t2", "exact": 0, "near": 0, "patient": 32}
+    assert dataset.manifest.audit["between"][0] == {"of": "t1", "in": "t2", "exact": 0, "near": 0, "patient": 32}
     split_of: dict[str, set[str]] = {}
     for part in parts:
         for patient, split in zip(part.columns["patient"], part.columns["split"], strict=True):
             split_of.setdefault(patient, set()).add(split)
-    assert dataset.manifest["excluded"]["samples"] == sum(len(splits) - 1 for splits in split_of.values()) > 0
+    assert dataset.manifest.excluded.samples == sum(len(splits) - 1 for splits in split_of.values()) > 0
     for patient in split_of:
         assert len(set(dataset.columns["split"][dataset.columns["patient"] == patient])) == 1
 
 
-def test_keys_of_several_sources_are_told_apart(sources, tmp_path):
+def test_keys_that_several_sources_have_get_a_prefix(sources, tmp_path):
     root = tmp_path / "again" / "images"
     for label, kind in enumerate(CLASSES):
         (root / "train" / kind).mkdir(parents=True)
@@ -205,13 +211,13 @@ def test_keys_of_several_sources_are_told_apart(sources, tmp_path):
         draw(95_000 + label).save(root / "train" / kind / "new.png")
     twin = make(root, tmp_path / "twin", "a", split="grouped", fractions=(1.0, 0.0, 0.0)).root
     dataset = joined([sources[0], twin], tmp_path / "out")
-    assert [source["name"] for source in dataset.manifest["sources"]] == ["a-0", "a-1"]
+    assert [source.name for source in dataset.manifest.sources] == ["a-0", "a-1"]
     keys = dataset.columns["key"].tolist()
     assert len(set(keys)) == len(keys)
     assert {"a-0.a-train-glioma-000", "a-1.a-train-glioma-000", "a-train-glioma-new"} <= set(keys)
 
 
-def test_a_source_that_changed_or_went_is_named(sources, tmp_path):
+def test_a_changed_or_missing_source_is_an_error(sources, tmp_path):
     copies = [Path(shutil.copytree(source, tmp_path / source.parent.name)) for source in sources]
     out = joined(copies, tmp_path / "out").root
     manifest = json.loads((copies[1] / "manifest.json").read_text())
@@ -219,14 +225,14 @@ def test_a_source_that_changed_or_went_is_named(sources, tmp_path):
     with pytest.raises(UserError, match=f"{copies[1]} was rebuilt since {out} was joined from it"):
         open_dataset(out)
     shutil.rmtree(copies[1])
-    with pytest.raises(UserError, match=f"{copies[1]}, which {out} was joined from, is gone"):
+    with pytest.raises(UserError, match=f"{copies[1]}, which {out} was joined from, is missing"):
         open_dataset(out)
     (out / "sources.json").unlink()
     with pytest.raises(UserError, match=r"sources\.json is missing"):
         open_dataset(out)
 
 
-def test_what_cannot_be_joined(sources, both, tmp_path):
+def test_folders_that_cannot_be_joined(sources, both, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(UserError, match="two or more"):
         joined(sources[:1], out)
@@ -234,7 +240,7 @@ def test_what_cannot_be_joined(sources, both, tmp_path):
         joined([sources[0], sources[0]], out)
     with pytest.raises(UserError, match="is a joined folder"):
         joined([sources[0], both.root], out)
-    with pytest.raises(UserError, match="leave_out=c is none of the joined a, b"):
+    with pytest.raises(UserError, match="leave_out=c is not one of the joined a, b"):
         joined(sources, out, leave_out="c")
     folds = make(write_collection(tmp_path / "folds", each=9, size=64), tmp_path / "k", "k", split="kfold", folds=3)
     with pytest.raises(UserError, match="was built as folds"):
@@ -244,22 +250,22 @@ def test_what_cannot_be_joined(sources, both, tmp_path):
     for kind in ("glioma", "notumor"):
         (tmp_path / "two" / kind).mkdir(parents=True)
         draw(7).save(tmp_path / "two" / kind / "1.png")
-    build(tmp_path / "two", tmp_path / "two-shards", two, Options(), workers=1, progress=lambda *_: 0)
+    build(tmp_path / "two", tmp_path / "two-shards", two, BuildOptions(), workers=1)
     with pytest.raises(UserError, match=r"has the classes glioma, notumor, .* has glioma, meningioma"):
         joined([sources[0], tmp_path / "two-shards"], tmp_path / "other")
 
 
-def test_the_verb_says_what_it_left_out(sources, both, tmp_path):
+def test_the_command_prints_what_it_left_out(sources, both, tmp_path):
     words = ["join", *map(str, sources), "--out", str(tmp_path / "out"), "--workers", "1"]
     done = in_process("shard", *words)
-    assert "a: 1 images have a copy in b, 3 more a near copy; of 0 the patient is there" in done.out
+    assert "a: 1 images have an exact copy in b, 3 more a near copy; 0 are of patients in b" in done.out
     assert "left out of a: 3 of train" in done.out
     assert f"written to {tmp_path / 'out'}, dataset version {both.version[:12]}" in done.out
     assert done.err == ""
     assert "nothing to do" in in_process("shard", *words).out
 
 
-def test_a_class_of_which_nothing_is_left_to_learn_from_is_told(tmp_path):
+def test_a_class_without_training_images_gives_a_warning(tmp_path):
     for name, part in (("a", "train"), ("b", "test")):
         for kind in ("train", "test"):
             (tmp_path / name / kind / "glioma").mkdir(parents=True)
@@ -270,10 +276,12 @@ def test_a_class_of_which_nothing_is_left_to_learn_from_is_told(tmp_path):
     words = [str(tmp_path / f"{name}-shards") for name in "ab"]
     done = in_process("shard", "join", *words, "--out", str(tmp_path / "out"), "--workers", "1")
     assert "left out of a: 3 of train" in done.out
-    assert done.err.startswith("warning: glioma has no images left in train: all share a group with images tested on.")
+    assert done.err.startswith(
+        "warning: glioma has no training images left, as all share a group with test or validation images."
+    )
 
 
-def test_data_of_a_run_are_joined_once_and_found_again(sources, both, tmp_path, capfd):
+def test_the_data_of_a_run_are_joined_once_and_used_again(sources, both, tmp_path, capfd):
     data = DataConfig(sources=tuple(map(str, sources)), leave_out="b")
     first = open_data(data, tmp_path / "runs")
     assert "joining" in capfd.readouterr().err
@@ -295,7 +303,7 @@ def test_data_of_a_run_are_joined_once_and_found_again(sources, both, tmp_path, 
     assert open_dataset(plain.root).sources == tuple(source.resolve() for source in sources)
 
 
-def test_settings_that_do_not_go_together():
+def test_contradicting_settings():
     for words, says in (
         ({"shards": "a", "sources": ("a", "b")}, "both set"),
         ({"sources": ("a",)}, "two or more"),
@@ -336,7 +344,7 @@ def test_two_processes_train_on_joined_sources_and_are_judged_on_them(sources, b
     assert "joined" in (run / "report" / "index.html").read_text()
 
 
-def test_a_run_does_not_go_on_with_another_fold():
+def test_the_fold_must_match_on_resume():
     from brain_dist.config import Config
 
     one, other = (settings_to_match(Config(data=DataConfig(shards="a", fold=fold)), "v", 1) for fold in (0, 1))

@@ -1,4 +1,4 @@
-"""The verb as a user meets it: help, tables, messages, exit codes."""
+"""The command line of ``shard``: help, tables, messages, exit codes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import in_process, verb
+from helpers import in_process, verb
 from PIL import Image
 
 from brain_dist.store.dataset import open_dataset
@@ -25,8 +25,8 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def test_every_help_reads_well():
-    for words in ([], ["build"], ["verify"], ["phantom"]):
+def test_every_command_has_help():
+    for words in ([], ["build"], ["join"], ["verify"], ["audit"], ["phantom"]):
         done = in_process("shard", *words, "--help")
         assert "usage: python -m brain_dist.shard" in done.out
 
@@ -39,12 +39,12 @@ def test_build_then_verify_then_build_again(images, tmp_path):
     assert "images: 8 images in 8 groups" in first.out
     assert f"written to {out}, dataset version {version}" in first.out
     assert (
-        f"all is well: 8 samples in 3 shards, dataset version {version}" in in_process("shard", "verify", str(out)).out
+        f"no problems; 8 samples in 3 shards, dataset version {version}" in in_process("shard", "verify", str(out)).out
     )
     assert "nothing to do" in in_process("shard", *words).out
     other = in_process("shard", *words, "--seed", "2", expect=2)
     assert other.err == (
-        f"brain-dist: error: --out {out} was built with --seed 0, now 2 is asked for; name another --out or remove it\n"
+        f"brain-dist: error: --out {out} was built with --seed 0, not 2; choose another --out or remove it\n"
     )
 
 
@@ -55,7 +55,7 @@ def test_damage_is_listed_and_exits_with_2(images, tmp_path):
     shard.unlink()
     done = in_process("shard", "verify", str(out), expect=2)
     assert done.err == (
-        f"{shard.name}: missing\nbrain-dist: error: {out} has 1 faults, listed above; copy it again or build it again\n"
+        f"{shard.name}: missing\nbrain-dist: error: {out} has 1 problems, listed above; copy or build it again\n"
     )
 
 
@@ -66,7 +66,7 @@ def test_bad_images_are_listed_one_a_line_and_in_a_file_if_many(images, tmp_path
     done = in_process("shard", *words, expect=2)
     lines = done.err.splitlines()
     assert lines[0] == "glioma/bad00.jpg: is empty (0 bytes)"
-    assert lines[50] == f"… and 10 more; all are listed in {tmp_path / 'out.bad-images.txt'}"
+    assert lines[50] == f"… and 10 more, all listed in {tmp_path / 'out.bad-images.txt'}"
     assert lines[51].startswith("brain-dist: error: 60 image files cannot be used, first glioma/bad00.jpg: is empty")
     assert len((tmp_path / "out.bad-images.txt").read_text().splitlines()) == 60
     kept = in_process("shard", *words, "--skip-bad")
@@ -80,10 +80,10 @@ def test_bad_images_are_listed_one_a_line_and_in_a_file_if_many(images, tmp_path
     [
         (["--fractions", "1,2,3"], "--fractions '1,2,3' must be three numbers"),
         (["--shard-size", "many"], "--shard-size 'many' must be a number of samples such as 500"),
-        (["--max-side", "3"], "--max-side 3 leaves nothing to see"),
+        (["--max-side", "3"], "--max-side 3 must be ≥ 16"),
         (["--split", "original"], "belong to no published split; use --split grouped"),
         (["--recipe", "absent.yaml"], "recipe absent.yaml cannot be read"),
-        (["--source", "absent"], "--source absent is no folder"),
+        (["--source", "absent"], "--source absent is not a folder"),
     ],
 )
 def test_mistakes_end_in_one_line(images, tmp_path, words, message):
@@ -94,7 +94,7 @@ def test_mistakes_end_in_one_line(images, tmp_path, words, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_phantoms_go_through(tmp_path):
+def test_phantoms_are_built(tmp_path):
     size = ["--patients", "8", "--slices", "4", "--size", "64", "--seed", "3", "--plant", "0.2", "--workers", "1"]
     in_process("shard", "phantom", "--out", str(tmp_path / "raw"), *size)
     in_process("shard", "build", "--source", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--workers", "1")

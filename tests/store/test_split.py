@@ -1,4 +1,4 @@
-"""Groups stay whole by every method and for any seed, shares are met, and what is published is kept."""
+"""Every method keeps groups whole for any seed, meets the shares, and keeps published splits and folds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import in_process
+from helpers import in_process
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import CLASSES, draw, write_collection
@@ -20,8 +20,9 @@ from brain_dist.errors import UserError
 from brain_dist.shard import main
 from brain_dist.store import split
 from brain_dist.store.access import open_data
-from brain_dist.store.build import Options, build
+from brain_dist.store.build import build
 from brain_dist.store.dataset import Dataset, open_dataset
+from brain_dist.store.options import BuildOptions
 from brain_dist.store.verify import verify
 from brain_dist.stream import plan
 
@@ -38,45 +39,45 @@ FRACTIONS = st.sampled_from([(0.7, 0.1, 0.2), (0.8, 0.2, 0.0), (0.5, 0.25, 0.25)
 def test_no_group_crosses_a_split_for_any_seed(groups, strata, fractions, seed):
     group = np.array(groups)
     stratum = np.random.default_rng(seed).integers(0, strata, len(group))
-    chosen = split.grouped(group, stratum, fractions, seed)
-    assert chosen.shape == group.shape
+    codes = split.grouped(group, stratum, fractions, seed)
+    assert codes.shape == group.shape
     for member in set(groups):
-        assert len(set(chosen[group == member].tolist())) == 1
-    assert all(fractions[code] > 0 for code in set(chosen.tolist()))
-    np.testing.assert_array_equal(chosen, split.grouped(group, stratum, fractions, seed))
-    # the numbering of groups does not matter, only who is with whom
-    np.testing.assert_array_equal(chosen, split.grouped(group * 7 + 3, stratum, fractions, seed))
+        assert len(set(codes[group == member].tolist())) == 1
+    assert all(fractions[code] > 0 for code in set(codes.tolist()))
+    np.testing.assert_array_equal(codes, split.grouped(group, stratum, fractions, seed))
+    # the numbering of groups does not matter
+    np.testing.assert_array_equal(codes, split.grouped(group * 7 + 3, stratum, fractions, seed))
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_every_stratum_gets_the_asked_shares(seed):
+def test_every_stratum_gets_the_requested_shares(seed):
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 30, 300)
     group = np.repeat(np.arange(300), sizes)
     stratum = np.repeat(rng.choice(4, 300, p=[0.4, 0.3, 0.2, 0.1]), sizes)
-    chosen = split.grouped(group, stratum, (0.7, 0.1, 0.2), seed)
+    codes = split.grouped(group, stratum, (0.7, 0.1, 0.2), seed)
     for kind in range(4):
-        shares = np.bincount(chosen[stratum == kind], minlength=3) / (stratum == kind).sum()
+        shares = np.bincount(codes[stratum == kind], minlength=3) / (stratum == kind).sum()
         np.testing.assert_allclose(shares, (0.7, 0.1, 0.2), atol=0.02)
 
 
-def test_seeds_differ():
+def test_different_seeds_give_different_splits():
     group = np.repeat(np.arange(60), 5)
     stratum = group % 3
     ways = {split.grouped(group, stratum, (0.7, 0.1, 0.2), seed).tobytes() for seed in range(10)}
     assert len(ways) == 10
 
 
-def test_original_keeps_the_test_part_and_takes_validation_from_training_by_groups():
+def test_original_keeps_the_test_split_and_takes_validation_from_training_by_groups():
     rng = np.random.default_rng(0)
     group = rng.integers(0, 60, 400)
     stratum = rng.integers(0, 4, 400)
     published = np.where(rng.random(400) < 0.8, "train", "test").tolist()
-    chosen = split.original(published, group, stratum, (0.7, 0.1, 0.2), 3)
-    np.testing.assert_array_equal(chosen == 2, np.array(published) == "test")
-    train, val = set(group[chosen == 0].tolist()), set(group[chosen == 1].tolist())
+    codes = split.original(published, group, stratum, (0.7, 0.1, 0.2), 3)
+    np.testing.assert_array_equal(codes == 2, np.array(published) == "test")
+    train, val = set(group[codes == 0].tolist()), set(group[codes == 1].tolist())
     assert not train & val
-    assert abs((chosen == 1).sum() / (chosen != 2).sum() - 0.125) < 0.03
+    assert abs((codes == 1).sum() / (codes != 2).sum() - 0.125) < 0.03
     without = split.original(published, group, stratum, (0.8, 0.0, 0.2), 3)
     np.testing.assert_array_equal(without == 0, np.array(published) == "train")
     own = split.original(["train", "val", "test"], np.arange(3), np.zeros(3, int), (0.7, 0.1, 0.2), 0)
@@ -89,7 +90,7 @@ def test_original_needs_a_published_split():
 
 
 @pytest.mark.parametrize("text", ["0.7,0.3", "a,b,c", "0.7,0.1,0.3", "0,0.5,0.5", "1.2,-0.1,-0.1", "", "nan,0,1"])
-def test_fractions_that_make_no_sense(text):
+def test_impossible_fractions(text):
     with pytest.raises(UserError, match="--fractions"):
         split.parse_fractions(text)
 
@@ -99,8 +100,9 @@ def test_fractions():
 
 
 def choose(method: str, group: np.ndarray, label: np.ndarray, dataset: np.ndarray, **more) -> split.Split:
-    asked = {"published": [None] * len(group), "folds": 0, "test_on": None, "fractions": (0.7, 0.1, 0.2), "seed": 0}
-    return split.choose(method, group, label, dataset.tolist(), CLASSES, **asked | more)
+    published_folds = more.pop("published_folds", [None] * len(group))
+    images = split.SplitInput(group, label, dataset.tolist(), [None] * len(group), published_folds)
+    return split.split_images(images, CLASSES, BuildOptions(split=method, **more))
 
 
 @settings(max_examples=150, deadline=None)
@@ -128,27 +130,26 @@ def test_no_group_crosses_by_any_method(groups, method, folds, fractions, seed):
         return
     if method == "published":
         number = np.where(rng.random(len(group)) < 0.2, rng.integers(0, 4, len(group)), 1 + group % 3)
-        method, more["folds"] = "kfold", [n or None for n in number.tolist()]
+        method, more["folds"], more["published_folds"] = "kfold", "published", [n or None for n in number.tolist()]
     try:
-        chosen = choose(method, group, label, dataset, **more)
+        result = choose(method, group, label, dataset, **more)
     except UserError:
-        if isinstance(more["folds"], int):
-            raise
+        assert "published_folds" in more
         return  # a published fold may lose all its groups to others
-    codes = chosen.codes
+    codes = result.codes
     for member in set(groups):
         assert len(set(codes[group == member].tolist()) - {split.LEFT_OUT}) == 1
-    assert set(codes.tolist()) <= {split.LEFT_OUT, *range(len(chosen.names))}
+    assert set(codes.tolist()) <= {split.LEFT_OUT, *range(len(result.names))}
     again = choose(method, group, label, dataset, **more)
     np.testing.assert_array_equal(codes, again.codes)
-    assert chosen.about == again.about == json.loads(json.dumps(chosen.about))
+    assert result.description == again.description == json.loads(json.dumps(result.description))
     if method == "leave-one-out":
         np.testing.assert_array_equal(codes == SPLITS.index("test"), dataset == "b")
         np.testing.assert_array_equal(codes == split.LEFT_OUT, touched & (dataset != "b"))
     else:
         assert (codes >= 0).all()
     if method == "kfold":
-        assert set(codes.tolist()) == set(range(chosen.about["folds"]))  # no fold is empty
+        assert set(codes.tolist()) == set(range(result.description["folds"]))  # no fold is empty
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -158,50 +159,50 @@ def test_folds_have_equal_shares_of_every_stratum(seed):
     group = np.repeat(np.arange(300), sizes)
     label = np.repeat(rng.choice(4, 300, p=[0.4, 0.3, 0.2, 0.1]), sizes)
     dataset = np.repeat(rng.choice(["a", "b"], 300), sizes)
-    chosen = choose("kfold", group, label, dataset, folds=5, seed=seed)
-    assert chosen.names == ("fold0", "fold1", "fold2", "fold3", "fold4")
+    result = choose("kfold", group, label, dataset, folds=5, seed=seed)
+    assert result.names == ("fold0", "fold1", "fold2", "fold3", "fold4")
     for kind in range(4):
         for name in ("a", "b"):
             where = (label == kind) & (dataset == name)
-            np.testing.assert_allclose(np.bincount(chosen.codes[where], minlength=5) / where.sum(), 0.2, atol=0.06)
-    shares = np.stack([np.bincount(chosen.codes[label == kind], minlength=5) for kind in range(4)])
+            np.testing.assert_allclose(np.bincount(result.codes[where], minlength=5) / where.sum(), 0.2, atol=0.06)
+    shares = np.stack([np.bincount(result.codes[label == kind], minlength=5) for kind in range(4)])
     off = abs(shares / shares.sum(axis=1, keepdims=True) - 0.2).max(axis=1)
-    assert chosen.about["off_by"] == pytest.approx(dict(zip(CLASSES, off, strict=True)), abs=1e-6)
+    assert result.description["off_by"] == pytest.approx(dict(zip(CLASSES, off, strict=True)), abs=1e-6)
     assert max(off) < 0.02
 
 
-def test_published_folds_are_kept_but_for_groups_that_cross_them():
+def test_published_folds_are_kept_except_for_groups_in_several_folds():
     group = np.array([0, 0, 0, 1, 1, 2, 3, 4, 5, 6])
     folds = ["1", "1", "2", "2", "2", "3", "3", None, "", None]
     codes, count, moved = split.published_folds(folds, group, np.zeros(10, int), 0)
     assert codes[:7].tolist() == [0, 0, 0, 1, 1, 2, 2]
     assert (count, moved) == (3, 1)
     assert sorted(np.bincount(codes)) == [3, 3, 4]
-    with pytest.raises(UserError, match="names 2 folds"):
+    with pytest.raises(UserError, match="has 2 folds"):
         split.published_folds([1, 2], np.arange(2), np.zeros(2, int), 0)
-    with pytest.raises(UserError, match="no whole numbers"):
+    with pytest.raises(UserError, match="not integers"):
         split.published_folds(["a", "b", "c"], np.arange(3), np.zeros(3, int), 0)
 
 
-def test_what_cannot_be_split_as_asked():
+def test_impossible_requests():
     label, dataset = np.zeros(4, int), np.array(["a", "a", "b", "b"])
     with pytest.raises(UserError, match="only 2 groups"):
         choose("kfold", np.array([0, 0, 1, 1]), label, dataset, folds=3)
-    with pytest.raises(UserError, match="--test-on x is none of the datasets a, b"):
+    with pytest.raises(UserError, match="--test-on x is not one of the datasets a, b"):
         choose("leave-one-out", np.arange(4), label, dataset, test_on="x")
     with pytest.raises(UserError, match="leaves nothing to train on"):
         choose("leave-one-out", np.array([0, 1, 0, 1]), label, dataset, test_on="b")
 
 
 @pytest.mark.parametrize("text", ["2", "1.5", "all", "", "-3", "101"])
-def test_folds_that_make_no_sense(text):
+def test_impossible_folds(text):
     with pytest.raises(UserError, match="--folds"):
         split.parse_folds(text)
 
 
 def make(root: Path, out: Path, parts: list[dict], **options) -> Dataset:
     recipe = parse_recipe({"name": "mine", "parts": parts}, "it")
-    return build(root, out, recipe, Options(**options), workers=1, progress=lambda *stage: None).dataset
+    return build(root, out, recipe, BuildOptions(**options), workers=1).dataset
 
 
 PATIENTS = {"patients": {"file": "patients.csv", "id": "id", "patient": "patient"}}
@@ -217,15 +218,15 @@ def folded(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def test_shards_of_folds(folded):
     manifest = folded.manifest
     assert verify(folded.root) == []
-    assert list(manifest["counts"]) == ["fold0", "fold1", "fold2", "fold3"]
-    # four patients of three slices a class
-    assert all(set(by_class.values()) == {3} for by_class in manifest["counts"].values())
-    assert manifest["split"] == {"method": "kfold", "folds": 4, "seed": 0, "off_by": dict.fromkeys(CLASSES, 0.0)}
+    assert list(manifest.counts) == ["fold0", "fold1", "fold2", "fold3"]
+    # four patients per class, with three slices each
+    assert all(set(by_class.values()) == {3} for by_class in manifest.counts.values())
+    assert manifest.split == {"method": "kfold", "folds": 4, "seed": 0, "off_by": dict.fromkeys(CLASSES, 0.0)}
     for shard, name in zip(folded.columns["shard"], folded.columns["split"], strict=True):
         assert shard.startswith(f"mine-{name}-0")
 
 
-def test_a_run_takes_one_fold_to_test_and_the_next_to_validate(folded):
+def test_a_run_tests_on_one_fold_and_validates_on_the_next(folded):
     tested = []
     for fold in range(4):
         dataset = folded.of_fold(fold)
@@ -235,7 +236,7 @@ def test_a_run_takes_one_fold_to_test_and_the_next_to_validate(folded):
         assert names["val"] == {f"fold{(fold + 1) % 4}"}
         assert len(names["train"]) == 2
         np.testing.assert_array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(48))
-        assert {name: sum(by.values()) for name, by in dataset.manifest["counts"].items()} == {
+        assert {name: sum(by.values()) for name, by in dataset.manifest.counts.items()} == {
             "train": 24, "val": 12, "test": 12
         }  # fmt: skip
         assert set(dataset.columns["split"][parts["val"]]) == {"val"}
@@ -255,19 +256,19 @@ def test_windows_of_shards_see_each_training_sample_of_a_fold_once(folded):
         assert len({number[row] for row in order[start : start + 6].tolist()}) == 2
 
 
-def test_a_fold_is_asked_for_where_there_are_folds_and_only_there(folded, tmp_path):
+def test_data_fold_is_required_for_folds_and_refused_otherwise(folded, tmp_path):
     from brain_dist.config import DataConfig
 
     shards = str(folded.root)
     assert open_data(DataConfig(shards=shards, fold=1), tmp_path).fold == 1
     for fold, says in (
-        (None, r"data\.fold is not set: .* has 4 folds; give 0 to 3"),
+        (None, r"data\.fold is not set: .* has 4 folds; set it to 0 to 3"),
         (4, r"data\.fold=4 is out of range"),
         (-1, "=-1"),
     ):
         with pytest.raises(UserError, match=says):
             open_data(DataConfig(shards=shards, fold=fold), tmp_path)
-    with pytest.raises(UserError, match=r"no train part until data\.fold chooses one"):
+    with pytest.raises(UserError, match=r"set data\.fold to select its train split"):
         folded.rows("train")
     source = write_collection(tmp_path / "mine", each=4, size=64)
     plain = make(source, tmp_path / "plain", [{}])
@@ -277,7 +278,7 @@ def test_a_fold_is_asked_for_where_there_are_folds_and_only_there(folded, tmp_pa
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Dataset a, and b with own pictures and one that mirrors a picture of a in each class."""
+    """Dataset a, and dataset b with its own images and, in each class, a mirrored image of a."""
     root = tmp_path_factory.mktemp("two") / "raw"
     write_collection(root / "a", each=12)
     for label, kind in enumerate(CLASSES):
@@ -289,66 +290,66 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_leave_one_out_tests_on_a_whole_dataset_and_trains_on_nothing_like_it(two, tmp_path):
+def test_leave_one_out_tests_on_a_whole_dataset_and_trains_on_no_copy_of_it(two, tmp_path):
     parts = [{"dataset": "a", "root": "a", **PATIENTS}, {"dataset": "b", "root": "b"}]
     dataset = make(two, tmp_path / "out", parts, split="leave-one-out", test_on="b", fractions=(0.5, 0.5, 0.0))
     assert verify(dataset.root) == []
     columns = dataset.columns
     np.testing.assert_array_equal(columns["split"] == "test", columns["dataset"] == "b")
-    assert {name: sum(by.values()) for name, by in dataset.manifest["counts"].items()}["test"] == 16
-    # picture 4 of each class is in b, so its patient's three slices are left out
+    assert {name: sum(by.values()) for name, by in dataset.manifest.counts.items()}["test"] == 16
+    # image 4 of each class is in b, so the three slices of its patient are left out
     left = {f"a/{kind}/{kind[:2]}00{number}.jpg" for kind in CLASSES for number in (3, 4, 5)}
     there = {str(path.relative_to(two)) for path in two.glob("*/*/*") if path.suffix != ".csv"}
     assert set(columns["source"]) == there - left
-    excluded = dataset.manifest["excluded"]
-    assert excluded["samples"] == 12
-    assert excluded["counts"] == {"a": dict.fromkeys(CLASSES, 3)}
-    assert len(set(excluded["keys"])) == 12
-    assert not set(excluded["keys"]) & set(columns["key"])
-    assert dataset.manifest["samples"] == len(dataset) == 52
-    assert dataset.manifest["groups"] == len(set(columns["group"]))
+    excluded = dataset.manifest.excluded
+    assert excluded.samples == 12
+    assert excluded.counts == {"a": dict.fromkeys(CLASSES, 3)}
+    assert len(set(excluded.keys)) == 12
+    assert not set(excluded.keys) & set(columns["key"])
+    assert dataset.manifest.samples == len(dataset) == 52
+    assert dataset.manifest.groups == len(set(columns["group"]))
     assert set(columns["group"][columns["split"] != "test"]).isdisjoint(columns["group"][columns["split"] == "test"])
-    # three patients a class are left: two to one side
-    assert dataset.manifest["split"]["off_by"] == dict.fromkeys(CLASSES, pytest.approx(1 / 6, abs=1e-6))
+    # three patients per class are left: two of them on one side
+    assert dataset.manifest.split["off_by"] == dict.fromkeys(CLASSES, pytest.approx(1 / 6, abs=1e-6))
 
 
-def test_published_folds_of_a_table_become_the_shards_folds(two, tmp_path):
-    """Dataset b names none: its images are dealt out, but for copies of a's."""
+def test_published_folds_of_a_table_are_kept(two, tmp_path):
+    """Dataset b has no folds: its images are distributed, except copies of images of a."""
     lines = ["file,kind,who,fold"]
     for kind in CLASSES:
         for number in range(12):
-            fold = 5 if (kind, number) == ("glioma", 1) else 1 + number // 3  # patient by patient, with one mistake
+            fold = 5 if (kind, number) == ("glioma", 1) else 1 + number // 3  # by patient, with one error
             lines.append(f"{kind}/{kind[:2]}{number:03d}.jpg,{kind},{kind[:2]}{number // 3},{fold}")
     root = tmp_path / "two"
     shutil.copytree(two, root)
     (root / "a" / "all.csv").write_text("\n".join(lines) + "\n")
     table = {"file": "all.csv", "path": "file", "label": "kind", "patient": "who"}
     parts = [{"dataset": "a", "root": "a", "table": table}, {"dataset": "b", "root": "b"}]
-    with pytest.raises(UserError, match="no group is left for fold 5"):
+    with pytest.raises(UserError, match="fold 5 keeps no image"):
         make(root, tmp_path / "no", parts, split="kfold", folds="published")
     (root / "a" / "all.csv").write_text("\n".join(lines).replace(",gl0,5", ",gl0,2") + "\n")
     dataset = make(root, tmp_path / "out", parts, split="kfold", folds="published")
     assert verify(dataset.root) == []
-    assert dataset.manifest["split"].items() >= {"folds": 4, "published": True, "moved": 1}.items()
+    assert dataset.manifest.split.items() >= {"folds": 4, "published": True, "moved": 1}.items()
     columns = dataset.columns
     of_patient = {
         patient: split for patient, split in zip(columns["patient"], columns["split"], strict=True) if patient
     }
     assert of_patient == {f"{kind[:2]}{number}": f"fold{number}" for kind in CLASSES for number in range(4)}
     mirrored = [source.endswith("mirrored.png") for source in columns["source"]]
-    assert set(columns["split"][mirrored]) == {"fold1"}  # with picture 4 of each class
-    assert {name: sum(by.values()) for name, by in dataset.manifest["counts"].items()} == {
+    assert set(columns["split"][mirrored]) == {"fold1"}  # with image 4 of each class
+    assert {name: sum(by.values()) for name, by in dataset.manifest.counts.items()} == {
         "fold0": 16, "fold1": 16, "fold2": 16, "fold3": 16
     }  # fmt: skip
 
 
-def test_the_verb_says_what_it_split(two, tmp_path):
+def test_the_command_prints_the_split(two, tmp_path):
     recipe = tmp_path / "two.yaml"
     parts = [{"dataset": "a", "root": "a", **PATIENTS}, {"dataset": "b", "root": "b"}]
     recipe.write_text(json.dumps({"name": "two", "parts": parts}))
     words = ["build", "--recipe", str(recipe), "--source", str(two), "--workers", "1"]
     done = in_process("shard", *words, "--out", str(tmp_path / "lodo"), "--split", "leave-one-out", "--test-on", "b")
-    assert "left out: 12 images that share a group with the images tested on" in done.out
+    assert "left out: 12 images that share a group with the test images" in done.out
     assert "off by" in done.out
     done = in_process("shard", *words, "--out", str(tmp_path / "k"), "--split", "kfold", "--folds", "3")
     assert "fold2" in done.out
@@ -357,8 +358,8 @@ def test_the_verb_says_what_it_split(two, tmp_path):
         (["--split", "kfold"], "--folds and --split kfold belong together"),
         (["--folds", "3"], "--folds and --split kfold belong together"),
         (["--test-on", "b"], "--test-on and --split leave-one-out belong together"),
-        (["--split", "kfold", "--folds", "3", "--fractions", "1,0,0"], "--fractions has no meaning"),
-        (["--split", "kfold", "--folds", "published"], "names 0 folds"),
+        (["--split", "kfold", "--folds", "3", "--fractions", "1,0,0"], "--fractions has no effect"),
+        (["--split", "kfold", "--folds", "published"], "has 0 folds"),
     ):
         with pytest.raises(UserError, match=says):
             main([*words, "--out", str(tmp_path / "no"), *more])

@@ -20,13 +20,14 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from conftest import ROOT, environment
+from helpers import ROOT, environment
 from pictures import write_collection
 
 from brain_dist.collection.recipes import default_recipe
 from brain_dist.errors import Fault, UserError
-from brain_dist.store.build import Options, build
+from brain_dist.store.build import build
 from brain_dist.store.dataset import open_dataset
+from brain_dist.store.options import BuildOptions
 from brain_dist.store.reader import ShardReader
 from brain_dist.store.stage import stage
 from brain_dist.store.verify import verify
@@ -35,12 +36,12 @@ TEST, TRAIN, VAL = (f"mine-{split}-00000.tar" for split in ("test", "train", "va
 # A process of its own that stages argv[1] into argv[2], in small blocks and without patience
 CHILD = """
 import resource, signal, sys
-from brain_dist.data import remote, stage
+from brain_dist.store import remote, stage
 from brain_dist.errors import run
 remote.BLOCK, stage.PATIENCE = 1000, 0.0
 if sys.argv[1].startswith("plain:"):
     import fsspec
-    sys.path[:0] = ["tests"]
+    sys.path[:0] = ["tests", "tests/store"]
     from test_stage import PlainHttp
     fsspec.register_implementation("plain", PlainHttp)
 if len(sys.argv) > 3:  # the kernel ends this process at the first byte beyond
@@ -96,8 +97,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 images in three shards, the one of train larger than the others."""
     base = tmp_path_factory.mktemp("stage")
     source = write_collection(base / "mine", size=64)
-    options = Options(shard_size="100", fractions=(0.5, 0.25, 0.25))
-    build(source, base / "out", default_recipe(source), options, workers=1, progress=lambda *stage: None)
+    options = BuildOptions(shard_size="100", fractions=(0.5, 0.25, 0.25))
+    build(source, base / "out", default_recipe(source), options, workers=1)
     return base / "out"
 
 
@@ -188,7 +189,7 @@ def test_a_killed_stager_is_continued_in_the_middle_of_a_file(source, tmp_path):
     _, said = second.communicate(timeout=60)
     assert second.returncode == 0, said
     assert copied(said) == there[TRAIN] - reach + there[VAL]
-    assert f"{there['index.parquet'] + there[TEST] + reach:,} bytes were there from before" in said
+    assert f"{there['index.parquet'] + there[TEST] + reach:,} bytes were already copied" in said
     for name, stat in before.items():
         assert (copy / name).stat().st_ino == stat.st_ino
         assert (copy / name).stat().st_mtime_ns == stat.st_mtime_ns
@@ -243,7 +244,7 @@ def test_a_file_damaged_at_the_source_is_named_and_nothing_is_complete(source, t
 
 def test_a_shard_that_the_source_lacks(source, tmp_path):
     (source / VAL).unlink()
-    with pytest.raises(UserError, match=rf"source lacks {VAL}, which its manifest\.json names"):
+    with pytest.raises(UserError, match=rf"source lacks {VAL}, which its manifest\.json lists"):
         stage(f"file://{source}", str(tmp_path / "cache"))
     assert sizes(place(source, tmp_path / "cache")).keys() == {"index.parquet", TEST, TRAIN}
 
@@ -299,8 +300,8 @@ def test_where_the_copy_goes(source, tmp_path, monkeypatch):
         ("s3://bucket/mine", "cache", r"s3://bucket/mine: .* needs another package \(.*s3fs.*\)"),
         ("nosuch://mine", "cache", "nosuch://mine cannot be opened .Protocol not known: nosuch"),
         ("zip://mine::file:///absent.zip", "cache", "cannot be opened .No such file"),
-        ("absent", "cache", r"absent is not there or is no finished shard folder \(no manifest.json\)"),
-        ("file:///dev/null", "cache", "/dev/null is not there or is no finished"),
+        ("absent", "cache", r"absent does not exist or is not a complete shard folder \(no manifest.json\)"),
+        ("file:///dev/null", "cache", "/dev/null does not exist or is not a complete"),
         ("source", "s3://bucket/cache", "data.cache_dir=s3://bucket/cache is a URL"),
         ("source", "/dev/null/cache", "data.cache_dir: .*cannot be written .Not a directory.*or to off"),
     ],
@@ -315,17 +316,20 @@ def test_what_cannot_be_staged(source, tmp_path, monkeypatch, url, cache, said):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda m: m["shards"][0].update(name="../outside.tar"), "names '../outside.tar', which is no plain name"),
-        (lambda m: m["shards"][0].update(name="/tmp/outside.tar"), "names '/tmp/outside.tar'"),
-        (lambda m: m["shards"][0].update(name="..tar"), "names '..tar'"),
-        (lambda m: m["shards"][0].update(name="manifest.json"), "names 'manifest.json'"),
-        (lambda m: m["shards"][0].update(name="a\nb.tar"), "no plain name"),
-        (lambda m: m.update(name="../outside"), "names '../outside'"),
-        (lambda m: m["shards"][0].update(name=m["shards"][1]["name"]), "names a shard twice"),
-        (lambda m: m["shards"][0].update(size=-1), "does not list its files"),
-        (lambda m: m["shards"][0].update(sha256="x"), "does not list its files"),
-        (lambda m: m["shards"][0].pop("size"), "does not list its files"),
-        (lambda m: m.update(shards=7), "does not list its files"),
+        (
+            lambda m: m["shards"][0].update(name="../outside.tar"),
+            "name '../outside.tar', which is not a plain file",
+        ),
+        (lambda m: m["shards"][0].update(name="/tmp/outside.tar"), "the name '/tmp/outside.tar'"),
+        (lambda m: m["shards"][0].update(name="..tar"), "the name '..tar'"),
+        (lambda m: m["shards"][0].update(name="manifest.json"), "the name 'manifest.json'"),
+        (lambda m: m["shards"][0].update(name="a\nb.tar"), "not a plain file name"),
+        (lambda m: m.update(name="../outside"), "the name '../outside'"),
+        (lambda m: m["shards"][0].update(name=m["shards"][1]["name"]), "lists a shard twice"),
+        (lambda m: m["shards"][0].update(size=-1), "impossible sha256 or size"),
+        (lambda m: m["shards"][0].update(sha256="x"), "impossible sha256 or size"),
+        (lambda m: m["shards"][0].pop("size"), r"manifest\.json: shards\.0\.size: Field required"),
+        (lambda m: m.update(shards=7), r"manifest\.json: shards: Input should be a valid array"),
         (lambda m: m.update(format=99), "has format version 99"),
         (lambda m: m.update(sources=[]), "joins other shard folders"),
     ],
@@ -374,7 +378,5 @@ def test_a_disk_that_fills_up_and_is_given_room(source, tmp_path):
 def test_a_cache_that_is_read_only(source, tmp_path):
     done = on_disk("ro", tmp_path / "disk", "STAGE", source)
     assert done.stdout == "exit 2\n"
-    assert (
-        "cannot be written (Read-only file system); set data.cache_dir to a folder that can be written" in done.stderr
-    )
+    assert "cannot be written (Read-only file system); set data.cache_dir to a writable folder" in done.stderr
     assert done.stderr.count("\n") == 1

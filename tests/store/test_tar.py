@@ -6,6 +6,7 @@ import hashlib
 import io
 import tarfile
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -30,14 +31,18 @@ def test_shard_is_what_tarfile_writes(tmp_path, sizes):
     expected = io.BytesIO()
     with tarfile.open(fileobj=expected, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for one in samples:
-            members = {one.extension: one.file.read_bytes(), "cls": str(one.label).encode(), "json": one.about.encode()}
+            members = {
+                one.extension: one.file.read_bytes(),
+                "cls": str(one.label).encode(),
+                "json": one.metadata.encode(),
+            }
             for extension, data in members.items():
                 info = tarfile.TarInfo(f"{one.key}.{extension}")
                 info.size, info.mode, info.mtime = len(data), 0o644, 0
                 tar.addfile(info, io.BytesIO(data))
     written = (tmp_path / "a.tar").read_bytes()
     assert written == expected.getvalue()
-    assert entry == {
+    assert asdict(entry) == {
         "name": "a.tar",
         "sha256": hashlib.sha256(written).hexdigest(),
         "size": len(written),

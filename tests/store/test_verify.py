@@ -1,4 +1,4 @@
-"""Verify finds each kind of damage and names it."""
+"""Verify finds every kind of damage and names the file."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from pictures import write_collection
 
 from brain_dist.collection.recipes import default_recipe, parse_recipe
 from brain_dist.errors import Fault, UserError
-from brain_dist.store.build import Options, build
+from brain_dist.store.build import build
 from brain_dist.store.dataset import open_dataset
 from brain_dist.store.index import arrow_schema
 from brain_dist.store.join import join
+from brain_dist.store.options import BuildOptions
 from brain_dist.store.reader import ShardReader
 from brain_dist.store.verify import verify
 
@@ -33,8 +34,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("verify")
     source = write_collection(base / "mine", each=6, size=64)
     part = {"patients": {"file": "patients.csv", "id": "id", "patient": "patient"}}
-    options = Options(shard_size="6", fractions=(0.5, 0.25, 0.25))
-    build(source, base / "out", parse_recipe({"parts": [part]}, "it"), options, workers=1, progress=lambda *stage: None)
+    options = BuildOptions(shard_size="6", fractions=(0.5, 0.25, 0.25))
+    build(source, base / "out", parse_recipe({"parts": [part]}, "it"), options, workers=1)
     return base / "out"
 
 
@@ -87,7 +88,7 @@ def test_flipped_byte_names_the_sample(folder):
     data[dataset.columns["offset"][row] + 50] ^= 0xFF
     shard.write_bytes(data)
     assert verify(folder) == [
-        f"{shard.name}: the bytes are not what was built (sha256 differs)",
+        f"{shard.name}: the bytes are not those that were built (sha256 differs)",
         f"{shard.name}: sample {dataset.columns['key'][row]}: the image's bytes are damaged (crc32 differs)",
     ]
 
@@ -118,7 +119,7 @@ def test_a_lost_idx_hides_no_damage_and_a_copy_without_any_is_whole(folder):
     data[700] ^= 1
     shard.write_bytes(data)
     assert verify(folder)[0] == f"{shard.stem}.idx: missing"
-    assert verify(folder)[1].startswith(f"{shard.name}: the bytes are not what was built")
+    assert verify(folder)[1].startswith(f"{shard.name}: the bytes are not those that were built")
     data[700] ^= 1
     shard.write_bytes(data)
     for idx in folder.glob("*.idx"):
@@ -134,7 +135,7 @@ def test_a_damaged_index_hides_no_damaged_shard(folder):
     index, length, bytes_ = verify(folder)
     assert index.startswith("index.parquet: ")
     assert "bytes, the manifest says" in length
-    assert bytes_ == f"{shard.name}: the bytes are not what was built (sha256 differs)"
+    assert bytes_ == f"{shard.name}: the bytes are not those that were built (sha256 differs)"
 
 
 def test_edited_index_is_named_even_if_its_checksum_was_mended(folder):
@@ -146,7 +147,7 @@ def test_edited_index_is_named_even_if_its_checksum_was_mended(folder):
     dataset = open_dataset(folder)
     keys = dataset.columns["key"]
     text = "\n".join(verify(folder))
-    assert f"sample {keys[0]}: .cls says" in text
+    assert f"sample {keys[0]}: .cls is" in text
     assert f"sample {keys[0]}: .json and the index differ in class" in text
     assert f"sample {keys[1]}: " in text
     assert "rows in test, the manifest says" in text
@@ -154,7 +155,7 @@ def test_edited_index_is_named_even_if_its_checksum_was_mended(folder):
 
 def test_edited_index_is_named_by_its_checksum(folder):
     edit_index(folder, lambda rows: rows[0].update(phash="0" * 16))
-    assert verify(folder) == ["index.parquet: not the index the manifest describes (sha256 differs)"]
+    assert verify(folder) == ["index.parquet: not the index that the manifest describes (sha256 differs)"]
 
 
 def test_group_that_crosses_a_split(folder):
@@ -184,7 +185,7 @@ def test_members_that_were_exchanged_or_edited(folder):
 
     rewrite(shard, swap)
     text = "\n".join(verify(folder))
-    assert "its place holds" in text
+    assert " instead" in text
     assert f"{shard.stem}.idx: does not describe {shard.name}" in text
 
 
@@ -198,7 +199,7 @@ def test_cls_and_json_that_disagree(folder):
 
     rewrite(shard, edit)
     text = "\n".join(verify(folder))
-    assert ".cls says b'9'" in text
+    assert ".cls is b'9'" in text
     assert ".json and the index differ in patient" in text
     for about in (b"[]", b"{", b"[" * 100_000):
         rewrite(shard, lambda members, about=about: [*members[:2], (members[2][0], about), *members[3:]])
@@ -214,52 +215,68 @@ def test_edited_idx(folder):
 
 def test_what_cannot_be_compared_at_all(folder):
     (folder / "index.parquet").write_bytes(b"PAR1")
-    assert verify(folder) == ["index.parquet: not the index the manifest describes (sha256 differs)"]
+    assert verify(folder) == ["index.parquet: not the index that the manifest describes (sha256 differs)"]
     change_manifest(folder, lambda manifest: manifest.update(index_sha256=hashlib.sha256(b"PAR1").hexdigest()))
     assert "is not a Parquet file" in verify(folder)[0]
     (folder / "index.parquet").unlink()
     with pytest.raises(UserError, match=r"index\.parquet cannot be read"):
         verify(folder)
     (folder / "manifest.json").unlink()
-    with pytest.raises(UserError, match="no finished shard folder"):
+    with pytest.raises(UserError, match="is not a complete shard folder"):
         verify(folder)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "problem"),
     [
         (lambda m: m.update(samples=25), "index.parquet: 24 rows, the manifest says 25"),
         (lambda m: m.update(groups=1), "8 groups, the manifest says 1"),
-        (lambda m: m["counts"].pop("val"), "index.parquet: rows in 'val', a split the manifest does not count"),
+        (lambda m: m["counts"].pop("val"), "index.parquet: rows in 'val', a split that is not in the manifest"),
         (lambda m: m["counts"]["test"].update(glioma=99), "glioma rows in test, the manifest says 99"),
-        (lambda m: m["counts"]["test"].pop("glioma"), "manifest.json: counts is not as this format has it"),
-        (lambda m: m.update(classes=[*m["classes"][:3], "x"]), "manifest.json: counts is not as"),
-        (lambda m: m["classes"].reverse(), "manifest.json: recipe.classes says "),
+        (lambda m: m["classes"].reverse(), "manifest.json: recipe.classes is "),
         (lambda m: m.update(name="other"), "rows of 'train' in mine-train-00000.tar, the dataset is 'other'"),
         (lambda m: m["shards"].pop(), ", which is not in the manifest"),
-        (lambda m: m["shards"][0].update(samples=1), "not 1 rows in mine-test-00000.tar, as the manifest says"),
+        (lambda m: m["shards"][0].update(samples=1), "rows in mine-test-00000.tar, the manifest says 1"),
         (lambda m: m["shards"][0].update(size=1), "bytes, the manifest says 1"),
-        (lambda m: m["shards"][0].pop("sha256"), "manifest.json: shards is not as this format has it"),
-        (lambda m: m.pop("licence"), "manifest.json: licence is missing"),
         (lambda m: m["audit"].pop("near_pairs"), "manifest.json: audit.near_pairs is missing"),
         (lambda m: m["audit"].update(test_leaked=1), "manifest.json: audit: test_leaked is 1, by the index 0"),
         (lambda m: m["shards"][0].update(name="/etc/passwd"), "/etc/passwd: missing"),
         (lambda m: m["audit"].update(exact_redundant=3), "manifest.json: audit: exact_redundant is 3, by the index 0"),
         (lambda m: m["audit"].update(largest_groups=[]), "audit: largest_groups is [], by the index [3, 3"),
-        (lambda m: m["split"].update(seed=7), "options.seed says 0, elsewhere it is 7"),
-        (lambda m: m["split"].update(method="original"), "options.split says 'grouped', elsewhere it is 'original'"),
-        (lambda m: m["options"].update(fractions=[1, 0, 0]), "options.fractions says [1, 0, 0], elsewhere"),
-        (lambda m: m.update(licence="mine"), "recipe.licence says "),
-        (lambda m: m.update(recipe=7), "manifest.json: recipe is not as"),
-        (lambda m: m.update(split=[]), "manifest.json: split is not as"),
+        (lambda m: m["split"].update(seed=7), "options.seed is 0, but elsewhere 7"),
+        (lambda m: m["split"].update(method="original"), "options.split is 'grouped', but elsewhere 'original'"),
+        (lambda m: m["options"].update(fractions=[1, 0, 0]), "options.fractions is [1, 0, 0], but elsewhere"),
+        (lambda m: m.update(licence="mine"), "recipe.licence is "),
     ],
 )
-def test_an_edited_manifest_is_compared_with_the_rest_and_itself(folder, change, said):
+def test_an_edited_manifest_is_compared_with_the_rest_and_itself(folder, change, problem):
     change_manifest(folder, change)
-    assert said in "\n".join(verify(folder))
+    assert problem in "\n".join(verify(folder))
 
 
-# What a manifest says once, and nothing else can tell
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["counts"]["test"].pop("glioma"), "counts.test does not list the classes"),
+        (lambda m: m.update(classes=[*m["classes"][:3], "x"]), "counts.train does not list the classes"),
+        (lambda m: m["counts"]["val"].update(glioma=True), "counts.val.glioma: Input should be a valid integer"),
+        (lambda m: m["shards"][0].pop("sha256"), "shards.0.sha256: Field required"),
+        (lambda m: m.pop("licence"), "licence: Field required"),
+        (lambda m: m.update(recipe=7), "recipe: Input should be"),
+        (lambda m: m.update(split=[]), "split: Input should be"),
+        (lambda m: m["split"].pop("method"), "split.method is missing"),
+    ],
+)
+def test_a_malformed_manifest_is_a_one_line_error(folder, change, message):
+    change_manifest(folder, change)
+    for function in (verify, open_dataset):
+        with pytest.raises(UserError) as caught:
+            function(folder)
+        assert str(caught.value).startswith(f"{folder / 'manifest.json'}: {message}")
+        assert "\n" not in str(caught.value)
+
+
+# Entries of the manifest that cannot be checked against anything
 TRUSTED = {"source_listing_sha256", "skipped", "excluded", "builder"}
 TRUSTED |= {"recipe", "options.max_side", "options.shard_size", "options.skip_bad", "options.folds", "options.test_on"}
 TRUSTED |= {"split.off_by", "audit.near_pairs", "audit.near_pairs_mirrored", "audit.images_with_label_conflict"}
@@ -319,7 +336,7 @@ def samples_damaged(folder: Path, file: Path, bad: bytes, problems: list[str]) -
     """A reader gives exactly the samples whose bytes are as they were; verify names the others of a whole tar."""
     dataset = open_dataset(folder)
     reader, columns = ShardReader(dataset), dataset.columns
-    size = next(entry["size"] for entry in dataset.manifest["shards"] if entry["name"] == file.name)
+    size = next(entry.size for entry in dataset.manifest.shards if entry.name == file.name)
     for row in np.flatnonzero(columns["shard"] == file.name):
         found = bad[columns["offset"][row] :][: columns["size"][row]]
         if zlib.crc32(found) == columns["crc32"][row]:
@@ -337,22 +354,22 @@ def test_a_joined_folder_is_verified_with_its_sources(whole, tmp_path):
     one, two = (Path(shutil.copytree(whole, tmp_path / name)) for name in ("one", "two"))
     source = write_collection(tmp_path / "mine", each=4, size=64)
     shutil.rmtree(two)
-    build(source, two, default_recipe(source), Options(seed=1), workers=1, progress=lambda *stage: None)
+    build(source, two, default_recipe(source), BuildOptions(seed=1), workers=1)
     joined = tmp_path / "joined"
-    join([one, two], joined, leave_out=None, workers=1, progress=lambda *stage: None)
+    join([one, two], joined, leave_out=None, workers=1)
     assert verify(joined) == []
 
     edit_index(joined, lambda rows: rows[0].update(crc32=1), hide=True)
     rows = pq.read_table(joined / "index.parquet").to_pylist()
     place = f"the image at byte {rows[0]['offset']} of {rows[0]['shard']}"
-    assert verify(joined) == [f"index.parquet: {place} is not its source's"]
+    assert verify(joined) == [f"index.parquet: {place} is not the image of its source"]
     shard = shard_of(one)
     shard.write_bytes(shard.read_bytes()[:-512])
     problems = verify(joined)
-    assert problems[1] == f"{one}: {shard.name}: the bytes are not what was built (sha256 differs)"
+    assert problems[1] == f"{one}: {shard.name}: the bytes are not those that were built (sha256 differs)"
     (two / "index.parquet").unlink()
     assert f"{two / 'index.parquet'} cannot be read" in verify(joined)[-1]
     change_manifest(two, lambda manifest: manifest.update(title="another"))
     assert f"{two} was rebuilt since" in verify(joined)[-1]
     (joined / "index.parquet").write_bytes(b"")
-    assert verify(joined) == ["index.parquet: not the index the manifest describes (sha256 differs)"]
+    assert verify(joined) == ["index.parquet: not the index that the manifest describes (sha256 differs)"]

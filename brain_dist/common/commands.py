@@ -1,0 +1,111 @@
+"""Subcommands whose options are the fields of dataclasses."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, get_args, get_origin, get_type_hints
+
+from brain_dist.errors import UserError
+
+_METAVARS = {int: "N", int | None: "N", float: "X", Path: "PATH", Path | None: "PATH"}
+
+
+class Command(Protocol):
+    """A dataclass of options, and what the command does with them.
+
+    A field without a default is a positional argument, or a required flag if it is keyword-only; every other field is
+    a flag. A list is several positional arguments, or a flag that may be repeated; a bool is a flag without a value.
+    Integers must be ≥ 0. The docstring is the help: its first line, its description, and ``Args:`` for the fields.
+    """
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        ...
+
+
+def cpu_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def parse_command(
+    prog: str, description: str, commands: Mapping[str, type[Command]], argv: Sequence[str] | None, *, epilog: str = ""
+) -> Command:
+    """Parse a command line into the dataclass of its subcommand.
+
+    Args:
+        prog: the program's name in the help.
+        description: text at the top of the help.
+        commands: name → dataclass of each subcommand, see :class:`Command`.
+        argv: words of the command line; None takes ``sys.argv``.
+        epilog: text at the end of the help.
+
+    Raises:
+        UserError: an unknown or missing option, or a value of the wrong type; one line.
+    """
+    import jsonargparse
+    from docstring_parser import parse as parse_docstring
+
+    class Parser(jsonargparse.ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> Any:
+            raise UserError(f"{_one_line(message)}; see `{prog} --help`")
+
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog=prog, description=description, epilog=epilog, formatter_class=layout)
+    subcommands = parser.add_subcommands(dest="command", title="commands", description=None)
+    for name, options in commands.items():
+        text = parse_docstring(options.__doc__ or "")
+        subparser = Parser(description=f"{text.short_description}\n\n{text.long_description}", formatter_class=layout)
+        help_texts = {param.arg_name: " ".join((param.description or "").split()) for param in text.params}
+        types = get_type_hints(options)
+        for field in dataclasses.fields(options):  # type: ignore[arg-type]
+            _add_field(subparser, field, types[field.name], help_texts[field.name])
+        subcommands.add_subcommand(name, subparser, help=text.short_description)
+    namespace = parser.parse_args(argv)
+    values = vars(namespace[namespace.command])
+    for name, value in values.items():
+        if isinstance(value, int) and value < 0:
+            raise UserError(f"{_flag(name)} {value} must be ≥ 0")
+    return commands[namespace.command](**values)
+
+
+def _add_field(parser: Any, field: dataclasses.Field[Any], annotation: Any, help_text: str) -> None:
+    """Add an argument for a field of a dataclass."""
+    default = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    is_required = default is dataclasses.MISSING
+    is_positional = is_required and not field.kw_only
+    if isinstance(default, str | float) or type(default) is int:
+        help_text += f" (default: {default})"
+    settings: dict[str, Any] = {"type": annotation, "help": help_text}
+    if annotation is bool:
+        settings = {"action": "store_true", "help": help_text}
+    elif get_origin(annotation) is list:
+        (settings["type"],) = get_args(annotation)
+        settings |= {"nargs": "+"} if is_positional else {"action": "append"}
+    if settings.get("type") in _METAVARS:
+        settings["metavar"] = _METAVARS[settings["type"]]
+    if is_positional:
+        parser.add_argument(field.name, **settings)
+    elif is_required:
+        parser.add_argument(_flag(field.name), required=True, **settings)
+    else:
+        parser.add_argument(_flag(field.name), default=default, **settings)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _one_line(message: str) -> str:
+    """jsonargparse's message on one line, with flags and types named as on the command line."""
+    text = " ".join(message.split()).rstrip(".")
+    text = re.sub(r'^Parser key "([\w.]+)":', lambda match: f"{_flag(match[1])}:", text)
+    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")
+    return re.sub(r"\b[a-z]+\.(?=[a-z_]+\b)", "", text) if "are required" in text else text
