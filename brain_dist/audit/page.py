@@ -14,9 +14,10 @@ import numpy as np
 from brain_dist import __version__
 from brain_dist.audit import wording
 from brain_dist.audit.galleries import galleries, ordered_ends
-from brain_dist.audit.survey import TRAIN, Progress, Source, Survey
+from brain_dist.audit.survey import TRAIN, Source, Survey
 from brain_dist.collection.pixels import MeasuredImage
 from brain_dist.collection.slicefiles import examine_file
+from brain_dist.common.progress import Progress
 from brain_dist.copies.registration import REGISTERED_THRESHOLD
 from brain_dist.copies.similarity import ALIGNED_THRESHOLD
 from brain_dist.pages.figures import jpeg_url

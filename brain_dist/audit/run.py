@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from brain_dist.audit.counts import summary
-from brain_dist.audit.survey import Progress, Source, Survey, pairs_table, survey_collections
+from brain_dist.audit.survey import Source, Survey, pairs_table, survey_collections
 from brain_dist.audit.wording import BETWEEN_COLUMNS, COLLECTION_ROWS, between_rows, count_share, plural
 from brain_dist.collection.recipes import default_recipe, read_recipe
 from brain_dist.common.files import partial_folder, write_durably
+from brain_dist.common.progress import Progress
 from brain_dist.common.text import printable
 from brain_dist.errors import UserError
 

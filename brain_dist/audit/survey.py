@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -17,6 +17,7 @@ import numpy as np
 from brain_dist.collection.examination import BadImages, examine_all
 from brain_dist.collection.recipes import Recipe
 from brain_dist.collection.records import Record, find_records
+from brain_dist.common.progress import Progress
 from brain_dist.common.scratch import concatenated
 from brain_dist.common.text import printable
 from brain_dist.common.workers import worker_pool
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 # the first of every collection, split and class, so that no count changes.
 CROWD = 64
 TRAIN, TEST = "train", "test"
-Progress = Callable[[str, int, int], None]  # stage, done, total
 _PAIR = {
     "first": np.int64,
     "second": np.int64,

@@ -3,8 +3,8 @@
 The aligned comparison of :mod:`brain_dist.copies.similarity` misses such pairs: a crop of a tenth leaves a correlation
 of 0.07. They are found in two steps on the 64 x 64 thumbnails of the heads.
 
-**Candidates.** 19 windows of each head (cropped by up to an eighth on each side) are compared with all whole heads,
-straight and mirrored, by the 48 coordinates of :mod:`brain_dist.copies.descriptor`. This takes matrix products only.
+**Candidates.** :mod:`brain_dist.copies.candidates` compares windows of each head with all whole heads by a compact
+descriptor.
 
 **Confirmation.** A candidate pair is registered on its local structure: six affine parameters by the inverse
 compositional Gauss-Newton method (Baker and Matthews 2004), first at 32 and then at 64 pixels. The correlation after
@@ -19,21 +19,17 @@ from itertools import product
 
 import numpy as np
 
-from brain_dist.collection.pixels import THUMB
+from brain_dist.collection.measures import THUMB
 from brain_dist.common.scratch import scratch
 from brain_dist.common.workers import in_threads
+from brain_dist.copies.candidates import BLOCK, candidate_cosine, candidates, windows
 from brain_dist.copies.descriptor import WHOLE, Descriptor, chunks, window_structure
-from brain_dist.copies.similarity import Pairs, pairs_above
+from brain_dist.copies.similarity import Pairs
 
 REGISTERED_THRESHOLD = 0.90  # correlation after registration from which two images are copies
-CANDIDATE_RANGE = (0.6, 0.82)  # limits of the cosine from which pairs are registered, see candidate_cosine
-_BUDGET = 3.0  # registered pairs of different pictures per image
 _SMALL = 32
 # pixels per side, Gauss-Newton steps, and the correlation that is needed to go on to the next stage
 _STAGES = ((_SMALL, 3, 0.65), (THUMB, 1, 0.8), (THUMB, 4, REGISTERED_THRESHOLD))
-_CROPS = ((0.0, 0.0), (0.06, 0.06), (0.12, 0.12), (0.0, 0.1), (0.1, 0.0))  # of the two ends of an axis
-_BLOCK = 512  # images whose windows are compared at once, with
-_WHOLE_BLOCK = 2048  # whole heads: small enough for the processor's cache
 _REGISTERED_AT_ONCE = 256  # pairs
 _MIN_OVERLAP = 0.75  # share of the frame that must lie inside the other image
 
@@ -49,15 +45,15 @@ def moved_pairs(heads: np.ndarray, joined: np.ndarray, progress: Callable[[int, 
     if len(heads) < 2:
         return _sorted_pairs({})
     descriptor, fields = Descriptor.fit(heads), whole_fields(heads)
-    starts = range(0, len(heads), _BLOCK)
-    straight = np.concatenate(list(in_threads(lambda low: descriptor(heads[low : low + _BLOCK]), starts)))
+    starts = range(0, len(heads), BLOCK)
+    straight = np.concatenate(list(in_threads(lambda low: descriptor(heads[low : low + BLOCK]), starts)))
     whole = straight, descriptor.mirrored(straight)
     cosine = candidate_cosine(heads, descriptor)
 
     def compare(low: int) -> list[tuple[int, int, float, bool]]:
-        candidates = _candidates(heads, descriptor, whole, low, cosine)
-        fresh = joined[candidates[0]] != joined[candidates[1]]
-        return _confirmed(fields, *(column[fresh] for column in candidates))
+        i, j, window, mirrored = candidates(heads, descriptor, whole, low, cosine)
+        fresh = joined[i] != joined[j]
+        return _confirmed(fields, i[fresh], j[fresh], window[fresh], mirrored[fresh])
 
     best: dict[tuple[int, int], tuple[float, bool]] = {}
     for done, block in enumerate(in_threads(compare, starts), 1):
@@ -92,64 +88,6 @@ def _sorted_pairs(best: dict[tuple[int, int], tuple[float, bool]]) -> Pairs:
         np.array([similarity for similarity, _ in values], dtype=np.float32),
         np.array([mirrored for _, mirrored in values], dtype=bool),
     )
-
-
-def windows() -> np.ndarray:
-    """float32 [19, 4]: windows (left, top, right, bottom) as shares of the head's box. The first is the whole box.
-
-    Windows that crop one axis much more than the other are left out.
-    """
-    crops = [(x, y) for x, y in product(_CROPS, _CROPS) if abs(sum(x) - sum(y)) < 0.125]
-    return np.array([(x[0], y[0], 1 - x[1], 1 - y[1]) for x, y in crops], dtype=np.float32)
-
-
-def candidate_cosine(heads: np.ndarray, descriptor: Descriptor) -> float:
-    """The cosine of descriptors from which pairs are registered.
-
-    It is as low as time allows: about three pairs of different pictures per image, estimated from the best cosines of
-    512 x 512 pairs. A small collection can afford to register nearly all pairs. It also needs to, because its
-    descriptor is fitted to few images.
-    """
-    sample = heads[:: -(-len(heads) // 512)]
-    whole = descriptor(sample)
-    sides = whole, descriptor.mirrored(whole)
-
-    def highest(window: np.ndarray) -> np.ndarray:
-        cropped = descriptor(sample, window)
-        return np.maximum(*(cropped @ side.T for side in sides))
-
-    best = np.full((len(sample), len(sample)), -1, dtype=np.float32)
-    for cosine in in_threads(highest, list(windows())):
-        np.maximum(best, cosine, out=best)
-    best[np.diag_indices(len(sample))] = -1
-    return float(np.clip(np.quantile(best, max(0.0, 1 - _BUDGET / len(heads))), *CANDIDATE_RANGE))
-
-
-def _candidates(
-    heads: np.ndarray, descriptor: Descriptor, whole: tuple[np.ndarray, ...], low: int, threshold: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(i, j, window, mirrored) of pairs whose descriptors agree, with i in the block that starts at ``low``.
-
-    Window w of image i is compared with the whole of image j. Each (i, j) is returned once, with its best window and
-    side. The same pair may be returned again as (j, i).
-    """
-    block = heads[low : low + _BLOCK]
-    parts = []
-    for number, window in enumerate(windows()):
-        cropped = descriptor(block, window)
-        for start, mirrored in product(range(0, len(heads), _WHOLE_BLOCK), (False, True)):
-            others = whole[mirrored][start : start + _WHOLE_BLOCK]
-            i, j = pairs_above(cropped, others, threshold)
-            cosine = np.einsum("ij,ij->i", cropped[i], others[j])
-            parts.append((i + low, j + start, cosine, np.full(len(i), 2 * number + mirrored)))
-    i, j, cosine, code = (np.concatenate(column) for column in zip(*parts, strict=True))
-    order = np.lexsort((-cosine, j, i))
-    i, j, code = i[order], j[order], code[order]
-    keep = i != j
-    keep[1:] &= (np.diff(i) != 0) | (np.diff(j) != 0)
-    keep &= (code > 1) | (i < j)  # comparing whole with whole is symmetric
-    i, j, code = i[keep], j[keep], code[keep]
-    return i, j, code // 2, code % 2 == 1
 
 
 def whole_fields(heads: np.ndarray) -> dict[int, np.ndarray]:

@@ -13,6 +13,7 @@ from brain_dist.audit.counts import summary
 from brain_dist.audit.survey import Source, Survey, pairs_table, survey_collections
 from brain_dist.collection.examination import BadImages
 from brain_dist.collection.recipes import default_recipe, parse_recipe
+from brain_dist.common.progress import no_progress
 from brain_dist.errors import UserError
 
 MIRROR = Image.Transpose.FLIP_LEFT_RIGHT
@@ -23,7 +24,7 @@ BINARY = {
 
 
 def run_survey(*sources: Source, skip_bad: bool = False) -> Survey:
-    return survey_collections(sources, workers=1, skip_bad=skip_bad, progress=lambda stage, done, total: None)
+    return survey_collections(sources, workers=1, skip_bad=skip_bad, progress=no_progress)
 
 
 def write(folder: Path, pictures: dict[str, Image.Image]) -> Source:

@@ -7,7 +7,7 @@ import pytest
 from pictures import draw
 from PIL import Image
 
-from brain_dist.collection.pixels import head_box, thumbnails
+from brain_dist.collection.measures import head_box, thumbnails
 from brain_dist.copies.registration import REGISTERED_THRESHOLD, moved_pairs
 from brain_dist.copies.similarity import Pairs, aligned_pairs
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pictures import draw
 from PIL import Image, ImageEnhance, ImageFilter
 
-from brain_dist.collection.pixels import examine, head_box, thumbnails
+from brain_dist.collection.measures import head_box, thumbnails
+from brain_dist.collection.pixels import examine
 from brain_dist.copies import search, similarity
 
 ROUNDING = 1e-4  # of similarities: structures are stored as float16
