@@ -17,7 +17,7 @@ _COSINES = np.rint(2**16 * np.cos(np.pi / (2 * THUMB) * np.outer(np.arange(8), 2
 def pixel_hash(pixels: np.ndarray) -> str:
     """128-bit hex hash (XXH3) of gray pixels uint8 [H, W] and their size.
 
-    It need not be cryptographic, because nobody gains by forging a copy, and is 25 times faster than one that is.
+    It is not cryptographic, because no one has a reason to forge a copy; it is 25 times faster than one that is.
     """
     digest = xxhash.xxh3_128(struct.pack("<II", *pixels.shape))
     digest.update(np.ascontiguousarray(pixels).data)

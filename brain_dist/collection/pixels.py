@@ -20,8 +20,8 @@ from PIL import Image, ImageOps
 from brain_dist.collection.measures import head_box, perceptual_hash, pixel_hash, thumbnails
 from brain_dist.collection.window import DEFAULT_WINDOW, Window
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp",
-                            ".jp2", ".pgm", ".ppm", ".pnm"})  # fmt: skip
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp",
+                  ".jp2", ".pgm", ".ppm", ".pnm")  # fmt: skip
 MAX_PIXELS = 8192 * 8192  # a larger image is a decompression bomb or a pathology slide, not an MRI slice
 MIN_SIDE = 16  # pixels
 JPEG_QUALITY = 95  # of a JPEG that max_side made smaller

@@ -48,29 +48,29 @@ def load_yaml(text: str, name: str) -> object:
         loader.dispose()
 
 
-def read_dataclass(kind: type[T], content: object, where: str) -> T:
+def read_dataclass(kind: type[T], content: object, location: str) -> T:
     """Build the dataclass ``kind`` from a YAML mapping.
 
     Field types may be text, numbers, booleans, ``Literal``, ``list[X]``, ``tuple[X, ...]``, ``dict[str, X]``, other
     dataclasses, and ``X | None``. A single text stands for a list of one. A key that is a Python keyword has a field
-    with a trailing underscore. A ``ValueError`` of the dataclass becomes a :class:`UserError` at ``where``.
+    with a trailing underscore. A ``ValueError`` of the dataclass becomes a :class:`UserError` at ``location``.
     """
-    mapping = _mapping(content, where)
+    mapping = _mapping(content, location)
     names = {field.name.rstrip("_"): field for field in fields(kind)}  # type: ignore[arg-type]
     types = get_type_hints(kind)
     for key in mapping:
         if key not in names:
-            raise UserError(f"{where}: {unknown_key(key, names)}")
+            raise UserError(f"{location}: {unknown_key(key, names)}")
     values = {}
     for key, field in names.items():
         if key in mapping:
-            values[field.name] = _read(types[field.name], mapping[key], f"{where}: {key}")
+            values[field.name] = _read(types[field.name], mapping[key], f"{location}: {key}")
         elif field.default is MISSING and field.default_factory is MISSING:
-            raise UserError(f"{where}: the key {key!r} is missing")
+            raise UserError(f"{location}: the key {key!r} is missing")
     try:
         return kind(**values)
     except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{location}: {error}") from None
 
 
 def unknown_key(key: object, known: Iterable[str]) -> str:
@@ -81,40 +81,40 @@ def unknown_key(key: object, known: Iterable[str]) -> str:
     return f"unknown key {key!r}{suggestion} (known keys: {', '.join(known)})"
 
 
-def _read(kind: Any, value: object, where: str) -> Any:
+def _read(kind: Any, value: object, location: str) -> Any:
     """``value`` checked against the type ``kind``."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):  # X | None
-        return None if value is None else _read(arguments[0], value, where)
+        return None if value is None else _read(arguments[0], value, location)
     if origin is Literal:
         if value not in arguments:
-            raise UserError(f"{where} must be one of {', '.join(arguments)}, got {value!r}")
+            raise UserError(f"{location} must be one of {', '.join(arguments)}, got {value!r}")
         return value
     if origin is dict:
-        keys = {_read(str, key, f"{where}: the key"): item for key, item in _mapping(value, where).items()}
-        return {key: _read(arguments[1], item, f"{where}: {key}") for key, item in keys.items()}
+        keys = {_read(str, key, f"{location}: the key"): item for key, item in _mapping(value, location).items()}
+        return {key: _read(arguments[1], item, f"{location}: {key}") for key, item in keys.items()}
     if origin in (list, tuple):
         if not isinstance(value, list):
             if arguments[0] is not str:
-                raise UserError(f"{where} must be a list, got {value!r}")
-            return origin([_read(str, value, where)])
-        return origin(_read(arguments[0], item, f"{where}[{number}]") for number, item in enumerate(value))
+                raise UserError(f"{location} must be a list, got {value!r}")
+            return origin([_read(str, value, location)])
+        return origin(_read(arguments[0], item, f"{location}[{number}]") for number, item in enumerate(value))
     if kind in _DESCRIPTIONS:
-        return _scalar(kind, value, where)
-    return read_dataclass(kind, value, where)
+        return _scalar(kind, value, location)
+    return read_dataclass(kind, value, location)
 
 
-def _scalar(kind: type, value: object, where: str) -> Any:
+def _scalar(kind: type, value: object, location: str) -> Any:
     text = value.strip() if isinstance(value, str) else value
     if type(value) not in ((int, float) if kind is float else (kind,)) or text == "":
         hint = " (put it in quotes)" if kind is str and text not in (None, "") else ""
         if kind is str and isinstance(value, bool):
             hint = " (put it in quotes: YAML reads yes, no, on and off as true and false)"
-        raise UserError(f"{where} must be {_DESCRIPTIONS[kind]}, got {value!r}{hint}")
+        raise UserError(f"{location} must be {_DESCRIPTIONS[kind]}, got {value!r}{hint}")
     return text
 
 
-def _mapping(value: object, where: str) -> dict[Any, Any]:
+def _mapping(value: object, location: str) -> dict[Any, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{where} must be a mapping of keys to values, got {value!r}")
+        raise UserError(f"{location} must be a mapping of keys to values, got {value!r}")
     return value

@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from brain_dist.collection import dicom, matlab, nifti
-from brain_dist.collection.contents import Contents, SlicePixels
+from brain_dist.collection.contents import Contents
 from brain_dist.collection.pixels import IMAGE_SUFFIXES, BadImage, MeasuredImage, examine, examine_values
 from brain_dist.collection.recipes import RecipePart
 
-
-@dataclass(frozen=True)
-class _Reader:
-    contents: Callable[[BinaryIO, RecipePart], Contents]
-    pixels: Callable[[BinaryIO, RecipePart], SlicePixels]
-
-
-_READERS = {
-    "mat": _Reader(matlab.read_contents, matlab.read_pixels),
-    "dicom": _Reader(dicom.read_contents, dicom.read_pixels),
-    "nifti": _Reader(nifti.read_contents, nifti.read_pixels),
-}
-SUFFIXES = {
-    "images": tuple(sorted(IMAGE_SUFFIXES)),
-    "mat": matlab.SUFFIXES,
-    "dicom": dicom.SUFFIXES,
-    "nifti": nifti.SUFFIXES,
-}
+_READERS = {"mat": matlab, "dicom": dicom, "nifti": nifti}  # format → module with SUFFIXES and two functions
+SUFFIXES = {"images": IMAGE_SUFFIXES, **{name: reader.SUFFIXES for name, reader in _READERS.items()}}
 
 
 def read_contents(path: Path, part: RecipePart) -> Contents:
@@ -43,7 +26,7 @@ def read_contents(path: Path, part: RecipePart) -> Contents:
     if part.format == "images":
         return Contents([(None, {})])
     with _opened(path) as file:
-        return _READERS[part.format].contents(file, part)
+        return _READERS[part.format].read_contents(file, part)
 
 
 def examine_file(
@@ -59,7 +42,7 @@ def examine_file(
             if part.format == "images":
                 data = file.read()
             else:
-                pixels = _READERS[part.format].pixels(file, part)
+                pixels = _READERS[part.format].read_pixels(file, part)
         if part.format == "images":
             yield examine(data, max_side, part.window)
             return

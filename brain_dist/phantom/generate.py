@@ -1,6 +1,6 @@
-"""The phantom collection: made-up brain-MRI slices with known truth, written as a collection's folder.
+"""The phantom collection: synthetic brain-MRI slices with known truth, written like a published collection.
 
-The folder is like that of a published collection::
+Files::
 
     DIR/<class>/<id>.jpg      grayscale slices, JPEG quality 95
     DIR/masks/<id>.png        the tumour, 0 or 255 (tumour classes only)

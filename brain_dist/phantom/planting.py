@@ -1,4 +1,4 @@
-"""Planted copies: images that a phantom collection contains twice, so that the copies an audit finds can be judged.
+"""Planted copies: images that a phantom collection contains twice, to measure which copies an audit finds.
 
 | kind | a copy is |
 |---|---|
@@ -11,7 +11,7 @@
 | conflict | in the folder of another class: the same bytes, or re-encoded |
 | leak | of a training image, among the test images: re-encoded, cropped or mirrored (with a published split only) |
 
-No image is copied twice. Each copy has a patient of its own and, except for leaks, is in the same part of the published
+No image is copied twice. Each copy gets a new patient and, except for leaks, is in the same part of the published
 split as its original. A copy has no row in ``truth.csv`` and no mask; its original has.
 """
 

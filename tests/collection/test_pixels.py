@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import draw, png_chunk
+from pictures import draw, png_bytes
 from PIL import Image
 
 from brain_dist.collection.measures import head_box, thumbnails
@@ -28,12 +28,7 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
 def raw_png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
     """A PNG of any bit depth and colour type, which Pillow itself cannot write."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + png_chunk(b"IHDR", header)
-        + png_chunk(b"IDAT", zlib.compress(rows))
-        + png_chunk(b"IEND", b"")
-    )
+    return png_bytes(header, zlib.compress(rows))
 
 
 def decode(stored: MeasuredImage) -> np.ndarray:

@@ -233,7 +233,7 @@ UNUSABLE = {
     "tiny": ("mat", lambda path: write_mat(path, IMAGE[:4]), "96 x 4 pixels; a slice has at least 16"),
     "JPEG": ("dicom", lambda path: draw(1).save(path, "JPEG"), "is not a DICOM file"),
     "colour": ("dicom", lambda path: write_dicom(path, IMAGE, PhotometricInterpretation="RGB"), "is not a gray image"),
-    "no picture": ("dicom", lambda path: write_dicom(path, IMAGE, Rows=0), "without an image"),
+    "no image": ("dicom", lambda path: write_dicom(path, IMAGE, Rows=0), "without an image"),
     "many frames": ("dicom", lambda path: write_dicom(path, IMAGE, NumberOfFrames=10**6), "contains 1000000 frames"),
     "fewer frames": ("dicom", lambda path: write_dicom(path, IMAGE, NumberOfFrames=9), "less than expected"),
     "page": ("nifti", lambda path: path.write_bytes(b"<html>404</html>"), "is not a NIfTI file"),
