@@ -4,53 +4,59 @@ UV := .venv/bin/python -m uv
 UV_VERSION := 0.13.9
 LOCK := --generate-hashes --no-emit-index-url --no-annotate --no-header pyproject.toml
 
-# Where the surroundings forbid bytecode, every process would compile torch's sources again: seconds each
+# Some environments disable bytecode; then each process spends seconds on compiling torch's sources
 export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench-setup demo test soak check docs graph lock bench
+.PHONY: help setup bench-setup demo test test-slow soak check docs graph lock bench
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
-setup: .venv/ready ## make .venv with everything pinned in requirements.lock
+setup: .venv/ready ## create .venv with the pinned packages of requirements.lock
 
 .venv/ready: requirements.lock pyproject.toml
-	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: needs Python 3.11 or newer, python3 is $$(python3 --version)"; exit 2; }
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python ≥ 3.11 is required; python3 is $$(python3 --version)"; exit 2; }
 	test -x $(PY) || python3 -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	$(UV) pip install --quiet --python $(PY) --require-hashes --requirements requirements.lock
 	$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
 	touch $@
 
-bench-setup: .venv/ready ## make .venv-bench: the same and the peers that benchmarks/ compares with (their pins clash with ours)
+bench-setup: .venv/ready ## create .venv-bench, which also has the libraries that benchmarks/ compares with
 	test -x .venv-bench/bin/python || $(UV) venv --quiet --python $(PY) .venv-bench
 	$(UV) pip install --quiet --python .venv-bench/bin/python --require-hashes --requirements requirements-bench.lock
 	$(UV) pip install --quiet --python .venv-bench/bin/python --no-deps --no-build-isolation --editable .
 
-demo: .venv/ready ## phantoms (or DATA=DIR [RECIPE=FILE]) → shards → training → evaluation → report, about five minutes on 2 cores
+demo: .venv/ready ## phantoms (or DATA=DIR [RECIPE=FILE]) → shards → training → evaluation → report, 5 minutes on 2 cores
 	PATH="$(CURDIR)/.venv/bin:$$PATH" DATA="$(DATA)" RECIPE="$(RECIPE)" launch/demo.sh
 
-test: .venv/ready ## the tests, about ten minutes on 2 cores
-	$(PY) -m pytest
+test: .venv/ready ## tests except the slow ones, about 8 minutes on 2 cores
+	$(PY) -m pytest -m "not slow"
 
-soak: .venv/ready ## 128 faults of 16 kinds at random moments, each followed by a resume: a quarter of an hour, as root
+test-slow: .venv/ready ## the slow tests: all kinds of fault, all SLURM jobs, about 10 minutes on 2 cores
+	$(PY) -m pytest -m slow
+
+soak: .venv/ready ## inject 128 faults of 16 kinds at random moments and resume after each, 15 minutes, as root
 	$(PY) tests/faults/soak.py --table runs/faults.md
 
-check: .venv/ready ## formatter, linter, type checker
+check: .venv/ready ## formatter, linter, types, dead code, import order, docstrings
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+	$(PY) -m vulture brain_dist launch benchmarks tests/vulture_whitelist.py # used by tests only is dead, too
+	$(PY) -m vulture brain_dist launch benchmarks tests
+	$(PY) -m pytest -n 0 tests/test_imports.py tests/test_docstrings.py
 
 docs: .venv/ready ## docs/configuration.md from the docstrings of the settings
 	$(PY) -m brain_dist.config.reference > docs/configuration.md
 
-graph: .venv/ready ## the imports between the packages, lowest first
+graph: .venv/ready ## print the imports between the packages
 	$(PY) tests/import_graph.py
 
-lock: ## pin the newest versions that fit pyproject.toml, with hashes and without addresses
+lock: ## pin the packages of pyproject.toml with hashes; existing pins stay
 	$(UV) pip compile --quiet --universal --python-version 3.11 --extra dev $(LOCK) --output-file requirements.lock
 	$(UV) pip compile --quiet --universal --python-version 3.11 --extra bench $(LOCK) --output-file requirements-bench.lock
 
-bench: .venv/ready ## side-by-side measurements; see benchmarks/README.md
+bench: .venv/ready ## compare loader backends; see benchmarks/README.md
 	$(PY) -m benchmarks.backends

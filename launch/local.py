@@ -1,9 +1,9 @@
 """Start N processes of a verb on this machine: ``python launch/local.py [-n N] [--restarts R] VERB [ARGUMENT …]``.
 
-Like ``torchrun --standalone``, but it imports nothing heavy, keeps a verb's exit code (2: the user's mistake, 75:
-stopped after a clean save), passes signals on, and ends the others soon after one process fails, so that none waits
-for a dead peer. After a fault (a killed process, a lost device) it starts all of them again, up to R times: training
-goes on from its newest checkpoint.
+Replaces ``torchrun --standalone``. It imports nothing heavy, keeps a verb's exit code (2: user error, 75: stopped after
+a clean save), forwards signals, and ends the other processes soon after one fails, so that none waits for a dead peer.
+With ``--restarts`` it starts all processes again after a fault (a killed process, a lost device), up to R times.
+Training then resumes from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -18,77 +18,53 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-NO_FAULT = (0, 2, 75)  # done, the user's mistake, stopped after a clean save
-GRACE = 10.0  # seconds that the others get to end by themselves, and again between SIGTERM and SIGKILL
-STORE = "BRAIN_DIST_STORE_FD"  # rank 0's variable with the number of the open socket, read in brain_dist/ranks/world.py
-SAVE = 120.0  # seconds to save, for processes whose launcher on another machine is gone
+NOT_RESTARTED = (0, 2, 75)  # exit codes: success, user error, stopped after a clean save
+GRACE = 10.0  # seconds from the first failure to SIGTERM for the other processes, and from SIGTERM to SIGKILL
+SAVE_TIME = 120.0  # seconds that processes get to save after the connection to launch/hosts.py closed
+STORE_FD = "BRAIN_DIST_STORE_FD"  # tells rank 0 the number of the listening socket; read in brain_dist/ranks/group.py
+
+Processes = list[subprocess.Popen[Any]]
 
 
 def main() -> int:
-    """Parse, start, wait; the exit code is the first failing process's."""
+    """Parse the command line and run the processes; return the exit code of the first process that failed."""
+    parser = argument_parser()
+    arguments = parser.parse_args()
+    if arguments.processes is not None and arguments.processes < 1:
+        parser.error(f"--processes {arguments.processes}: must be ≥ 1")
+    if arguments.restarts < 0:
+        parser.error(f"--restarts {arguments.restarts}: must be ≥ 0")
+    local_size = arguments.processes or gpus() or 1
+    placement = Placement.parse(arguments.part, local_size) if arguments.part else Placement(local_size)
+    command = [sys.executable, "-m", f"brain_dist.{arguments.verb}", *arguments.arguments]
+    launcher = Launcher(command, placement, remote=bool(arguments.part))
+    try:
+        return launcher.run(arguments.restarts)
+    except OSError as error:
+        if not placement.port:
+            raise
+        reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        parser.error(f"port {placement.port} of {placement.address} {reason}; give launch/hosts.py another --port")
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The command line of this script."""
     parser = argparse.ArgumentParser("launch/local.py", description=__doc__.split("\n\n")[0])
-    parser.add_argument("-n", "--processes", type=int, help="processes to start (default: one a GPU, else one)")
-    parser.add_argument("--restarts", type=int, default=0, help="times to start anew after a fault (default: 0)")
-    parser.add_argument("--part", metavar="FIRST,WORLD,ADDRESS,PORT,MEETING", help="set by launch/hosts.py")
+    parser.add_argument("-n", "--processes", type=int, help="number of processes (default: one per GPU, else one)")
+    parser.add_argument("--restarts", type=int, default=0, help="maximum number of restarts after a fault (default: 0)")
+    parser.add_argument("--part", metavar="FIRST_RANK,WORLD_SIZE,ADDRESS,PORT,ID", help="set by launch/hosts.py")
     parser.add_argument("verb", help="train or evaluate")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the verb's own arguments")
-    wanted = parser.parse_args()
-    for name in ("processes", "restarts"):
-        value = getattr(wanted, name)
-        if value is not None and value < (name == "processes"):
-            parser.error(f"--{name} {value}: needs at least {int(name == 'processes')}")
-    count = wanted.processes or gpus() or 1
-    part = Part.read(wanted.part, count) if wanted.part else Part(count)
-    command = [sys.executable, "-m", f"brain_dist.{wanted.verb}", *wanted.arguments]
-    processes: list[subprocess.Popen[bytes]] = []
-    asked = False
-
-    def forward(number: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, forward)
-    if wanted.part:
-        threading.Thread(target=obey, args=(processes, lambda number: forward(number, None)), daemon=True).start()
-    for left in range(wanted.restarts, -1, -1):
-        try:
-            processes[:] = start(command, part, stdin=subprocess.DEVNULL if wanted.part else None)
-        except OSError as error:
-            if not part.port:
-                raise
-            why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-            parser.error(f"port {part.port} of {part.address} {why}; give launch/hosts.py another --port")
-        if asked:  # while they were being started
-            forward(signal.SIGTERM, None)
-        code = wait(processes)
-        if asked or not left or code in NO_FAULT:
-            break
-        print(f"launch: starting all {count} processes anew, {left - 1} times left", file=sys.stderr, flush=True)
-    return code
-
-
-def obey(processes: list[subprocess.Popen[bytes]], send: Callable[[int], None]) -> None:
-    """Signals whose numbers come in by standard input; when it closes, launch/hosts.py or the network is gone."""
-    for line in sys.stdin:
-        send(int(line))
-    send(signal.SIGTERM)
-    time.sleep(SAVE)
-    for process in processes:
-        if process.poll() is None:
-            process.kill()
+    return parser
 
 
 def gpus() -> int:
-    """GPUs that this shell may use, without asking a driver."""
+    """Number of GPUs that this shell may use, without a call to the driver."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([name for name in visible.split(",") if name])
@@ -96,93 +72,172 @@ def gpus() -> int:
 
 
 @dataclass(frozen=True)
-class Part:
-    """This machine's ``count`` ranks of a run, and where all of the run's ranks meet."""
+class Placement:
+    """The ranks that this machine runs, and the rendezvous of all ranks.
 
-    count: int
-    first: int = 0
-    world: int = 0  # 0: these are all
+    Attributes:
+        local_size: Number of ranks on this machine.
+        first_rank: Rank of this machine's first process.
+        world_size: Number of ranks on all machines; 0 means ``local_size``.
+        address: Address of rank 0's machine.
+        port: Port of the rendezvous on that machine; 0 means any free port.
+        start_id: Identifies this start, so that a process left over from an earlier start cannot join.
+    """
+
+    local_size: int
+    first_rank: int = 0
+    world_size: int = 0
     address: str = "127.0.0.1"
-    port: int = 0  # 0: any free one
-    meeting: str = ""  # names this start, so that a process that another one left behind meets nobody
+    port: int = 0
+    start_id: str = ""
 
     @classmethod
-    def read(cls, text: str, count: int) -> Part:
-        """What launch/hosts.py gives to --part."""
-        first, world, address, port, meeting = text.split(",")
-        return cls(count, int(first), int(world), address, int(port), meeting)
+    def parse(cls, text: str, local_size: int) -> Placement:
+        """Read the value of ``--part``."""
+        first_rank, world_size, address, port, start_id = text.split(",")
+        return cls(local_size, int(first_rank), int(world_size), address, int(port), start_id)
 
-    def environment(self, rank: int) -> dict[str, str]:
-        """The variables that torch.distributed knows, for this machine's process ``rank``, and its share of cores."""
-        names = {
-            "RANK": self.first + rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": self.world or self.count,
-            "LOCAL_WORLD_SIZE": self.count,
+    def environment(self, local_rank: int) -> dict[str, str]:
+        """Environment of one process: torch.distributed's variables and its share of the cores."""
+        variables = {
+            "RANK": self.first_rank + local_rank,
+            "LOCAL_RANK": local_rank,
+            "WORLD_SIZE": self.world_size or self.local_size,
+            "LOCAL_WORLD_SIZE": self.local_size,
             "MASTER_ADDR": self.address,
             "MASTER_PORT": self.port,
-            "BRAIN_DIST_MEETING": self.meeting,
+            "BRAIN_DIST_START_ID": self.start_id,
         }
-        # what was set by hand wins over the share of cores, never over the ranks
-        share = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // self.count))}
-        return {**share, **os.environ, **{name: str(value) for name, value in names.items()}}
+        # OMP_NUM_THREADS of the user has priority over the share of cores; RANK and the like never do
+        threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // self.local_size))}
+        return {**threads, **os.environ, **{name: str(value) for name, value in variables.items()}}
 
 
-def start(command: Sequence[str], part: Part, **options: Any) -> list[subprocess.Popen[Any]]:
-    """Start this machine's processes; ``options`` are Popen's. OSError where the port is in use.
+class Launcher:
+    """Runs the processes of one verb on this machine, forwards signals to them and restarts them after a fault."""
 
-    Rank 0's machine listens from now on and hands the open socket to rank 0, so that nobody else can take the port in
-    the seconds until torch is imported.
+    def __init__(self, command: Sequence[str], placement: Placement, *, remote: bool) -> None:
+        """Set up a launcher that has not started anything yet.
+
+        Args:
+            command: Command of each process.
+            placement: Ranks to start.
+            remote: Started by launch/hosts.py, which sends signal numbers by standard input.
+        """
+        self.command, self.placement, self.remote = command, placement, remote
+        self.processes: Processes = []
+        self.stop_requested = False
+
+    def run(self, restarts: int) -> int:
+        """Start the processes and wait for them; return the exit code of the first that failed."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, lambda number, frame: self.forward(number))
+        if self.remote:
+            threading.Thread(target=self.forward_from_stdin, daemon=True).start()
+        while True:
+            self.processes = start(self.command, self.placement, stdin=subprocess.DEVNULL if self.remote else None)
+            if self.stop_requested:  # the signal came before the processes were there
+                self.forward(signal.SIGTERM)
+            code = wait(self.processes)
+            if self.stop_requested or not restarts or code in NOT_RESTARTED:
+                return code
+            restarts -= 1
+            count = len(self.processes)
+            print(f"launch: restarting all {count} processes, {restarts} restarts left", file=sys.stderr, flush=True)
+
+    def forward(self, number: int) -> None:
+        """Send a signal to all processes and disable restarts."""
+        self.stop_requested = True
+        signal_running(self.processes, number)
+
+    def forward_from_stdin(self) -> None:
+        """Forward the signals that launch/hosts.py sends; stop the processes when the connection closes."""
+        for line in sys.stdin:
+            self.forward(int(line))
+        self.forward(signal.SIGTERM)
+        time.sleep(SAVE_TIME)
+        signal_running(self.processes, signal.SIGKILL)
+
+
+def start(command: Sequence[str], placement: Placement, **options: Any) -> Processes:
+    """Start this machine's processes.
+
+    On rank 0's machine the launcher opens the rendezvous socket and passes it to rank 0. Otherwise another program
+    could take the port in the seconds until torch is imported.
+
+    Args:
+        command: Command of each process.
+        placement: Ranks to start.
+        options: Further arguments of ``subprocess.Popen``.
+
+    Raises:
+        OSError: the port of the rendezvous is in use.
     """
-    part = replace(part, meeting=part.meeting or os.urandom(4).hex())
-    with contextlib.ExitStack() as held:
+    placement = replace(placement, start_id=placement.start_id or os.urandom(4).hex())
+    with contextlib.ExitStack() as stack:
         server = None
-        if not part.first and (part.world or part.count) > 1:
-            server = held.enter_context(listen(part.port, everywhere=part.world > part.count))
-            part = replace(part, port=server.getsockname()[1])
-        started: list[subprocess.Popen[Any]] = []
-        for rank in range(part.count):
-            env, handed = part.environment(rank), []
-            if server and not rank:
-                handed = [server.fileno()]
-                env[STORE] = str(server.fileno())
-            started.append(subprocess.Popen(command, env=env, pass_fds=handed, **options))
-    return started
+        if placement.first_rank == 0 and (placement.world_size or placement.local_size) > 1:
+            server = stack.enter_context(listen(placement.port, public=placement.world_size > placement.local_size))
+            placement = replace(placement, port=server.getsockname()[1])
+        processes: Processes = []
+        for local_rank in range(placement.local_size):
+            environment, inherited = placement.environment(local_rank), []
+            if server and local_rank == 0:
+                inherited = [server.fileno()]
+                environment[STORE_FD] = str(server.fileno())
+            processes.append(subprocess.Popen(command, env=environment, pass_fds=inherited, **options))
+        return processes
 
 
-def listen(port: int = 0, *, everywhere: bool = False) -> socket.socket:
-    """A socket that listens at ``port`` (0: any free one), of this machine alone or for others too."""
-    if not everywhere:
+def listen(port: int = 0, *, public: bool = False) -> socket.socket:
+    """Open a listening socket at ``port`` (0: any free port), for this machine only or, if ``public``, for others."""
+    if not public:
         return socket.create_server(("127.0.0.1", port))
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(("", port))
 
 
-def wait(processes: list[subprocess.Popen[bytes]]) -> int:
-    """Exit code of the first process that failed, once all have ended; 0 when none did."""
-    first = 0
-    failed_at = asked_at = None
+def wait(processes: Processes) -> int:
+    """Wait until all processes have ended; return the exit code of the first that failed, or 0.
+
+    ``GRACE`` seconds after the first failure the other processes get SIGTERM, and SIGKILL ``GRACE`` seconds later. The
+    code of a process that signal S ended is 128 + S, as in a shell.
+    """
+    first_code = 0
+    failed_at = terminated_at = None
     while any(process.poll() is None for process in processes):
         time.sleep(0.05)
-        codes = [(code, rank) for rank, process in enumerate(processes) if (code := process.poll())]
         now = time.monotonic()
-        if codes and failed_at is None:
-            (first, rank), failed_at = codes[0], now
-            if first < 0:  # it could not say so itself
-                name = signal.Signals(-first).name
+        if failed_at is None:
+            first_code = first_failure(processes)
+            failed_at = now if first_code else None
+        elif terminated_at is None and now - failed_at > GRACE:
+            signal_running(processes, signal.SIGTERM)
+            terminated_at = now
+        elif terminated_at is not None and now - terminated_at > GRACE:
+            signal_running(processes, signal.SIGKILL)
+    first_code = first_code or first_failure(processes)
+    return first_code if first_code >= 0 else 128 - first_code
+
+
+def first_failure(processes: Processes) -> int:
+    """Exit code of the lowest rank that has failed, or 0; prints the signal if one ended it."""
+    for rank, process in enumerate(processes):
+        code = process.poll()
+        if code:
+            if code < 0:
+                name = signal.Signals(-code).name
                 print(f"launch: process {rank} was ended by {name}", file=sys.stderr, flush=True)
-        if failed_at is not None and asked_at is None and now - failed_at > GRACE:
-            asked_at = now
-            for process in processes:
-                if process.poll() is None:
-                    process.terminate()
-        if asked_at is not None and now - asked_at > GRACE:
-            for process in processes:
-                if process.poll() is None:
-                    process.kill()
-    first = first or next((code for process in processes if (code := process.returncode)), 0)
-    return first if first >= 0 else 128 - first  # a signal's number, as a shell tells it
+            return code
+    return 0
+
+
+def signal_running(processes: Processes, number: int) -> None:
+    """Send a signal to every process that still runs."""
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(number)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/bin/bash
-# Every test sample predicted once, then the metrics. All arguments are those of `brain-dist evaluate`:
+# Predict every test sample once, then compute the metrics. Arguments: `brain-dist evaluate --help`
 #   sbatch slurm/evaluate.sh runs/NAME
 #   sbatch slurm/evaluate.sh runs/NAME --shards shards/built/OTHER --name other      (external validation)
-#   sbatch --dependency=afterok:JOB slurm/evaluate.sh runs/NAME                      (when training is done)
+#   sbatch --dependency=afterok:JOB slurm/evaluate.sh runs/NAME                      (after training)
 #SBATCH --job-name=evaluate
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=1

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Where a training step's time goes on these nodes, what binds, and what to change. Arguments: `brain-dist profile --help`
+# Measure where a training step's time goes on these nodes and find the bottleneck. Arguments: `brain-dist profile --help`
 #   sbatch slurm/profile.sh --data.shards shards/built/cheng_br35h
 #   sbatch --nodes=4 slurm/profile.sh --data.shards shards/built/cheng_br35h --out profiles/four.json
 #SBATCH --job-name=profile

@@ -1,16 +1,16 @@
 #!/bin/bash
-# Four baselines × three seeds, one node each, on the data, batch and length of configs/convnext_base.yaml:
+# Train four baselines × three seeds, one node each, with the data, batch and length of configs/convnext_base.yaml:
 #   sbatch slurm/train_baselines.sh --data.shards shards/built/cheng_br35h
-#   sbatch --array=0-2 slurm/train_baselines.sh …     (resnet50 alone)
-# The runs are runs/baselines-ARRAYJOB/MODEL-SEED; --run.dir gives them another folder.
+#   sbatch --array=0-2 slurm/train_baselines.sh …     (only resnet50)
+# Runs: runs/baselines-ARRAYJOB/MODEL-SEED; --run.dir changes the folder.
 #SBATCH --job-name=baselines
 #SBATCH --array=0-11
 #SBATCH --nodes=1
-#SBATCH --gpus-per-node=4          # one task a GPU
+#SBATCH --gpus-per-node=4          # one task per GPU
 #SBATCH --cpus-per-gpu=8
 #SBATCH --mem-per-gpu=32G
 #SBATCH --time=08:00:00
-#SBATCH --signal=B:USR1@300        # five minutes to save before the time is over; then the job requeues itself
+#SBATCH --signal=B:USR1@300        # warning 5 minutes before the time limit: save, then requeue
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%A_%a.log

@@ -1,7 +1,7 @@
-"""The imports between the packages of brain_dist, read from the source.
+"""Imports between the packages of brain_dist, read from the source.
 
-``make graph`` prints them: each package, what it is for, and the packages that it imports. The order of the packages is
-the order of the table in CONTRIBUTING.md; an import may only go to a package further up in that table.
+``make graph`` prints each package, its purpose, and the packages that it imports. The table in CONTRIBUTING.md gives
+the order of the packages; a package may only import packages above it in that table.
 """
 
 from __future__ import annotations
@@ -13,88 +13,95 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "brain_dist"
-DOORS = "doors"  # the modules at the top of the package: one a verb
+BASE = "errors"  # brain_dist.errors, which every module may import
+VERBS = "verbs"  # the modules directly in brain_dist, which no module may import
 
 
 def packages() -> dict[str, str]:
-    """Package → what it is for, lowest first, from the table in CONTRIBUTING.md."""
+    """Purpose of each package, in the order of the table in CONTRIBUTING.md."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     return dict(re.findall(r"^\| `brain_dist/(\w+)/` \| ([^|]+?) \|", text, flags=re.M))
 
 
 def module_name(path: Path) -> str:
-    """``brain_dist.store.index`` of its file."""
+    """Name of the module in a file, such as ``brain_dist.store.index``."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def imported_names(tree: ast.Module, modules: set[str]) -> set[str]:
+    """Names that a module imports at its top, inside functions, or for type checkers."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"line {node.lineno}: relative import"
+            for alias in node.names:
+                # `from package import module` imports a module, `from module import function` does not
+                longer = f"{node.module}.{alias.name}"
+                names.add(longer if longer in modules else str(node.module))
+    return names
+
+
 def imports() -> dict[str, set[str]]:
-    """Module → modules of brain_dist that it imports anywhere: at its top, inside a function, or for type checkers."""
+    """Modules of brain_dist that each module of brain_dist imports."""
     files = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-    graph: dict[str, set[str]] = {}
-    for name, path in files.items():
-        graph[name] = set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                targets = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                assert not node.level, f"{path}: relative imports are not used here"
-                # ``from package import module`` names a module; ``from module import name`` does not
-                joined = [f"{node.module}.{alias.name}" for alias in node.names]
-                targets = [longer if longer in files else str(node.module) for longer in joined]
-            else:
-                continue
-            graph[name] |= {target for target in targets if target in files and target != name}
-    return graph
+    modules = set(files)
+    return {
+        name: (imported_names(ast.parse(path.read_text()), modules) & modules) - {name} for name, path in files.items()
+    }
 
 
 def package_of(module: str) -> str:
-    """The package that a module belongs to; a module directly in brain_dist is a door, ``errors`` lies below all."""
+    """Package of a module; ``verbs`` or ``errors`` for a module directly in brain_dist."""
     parts = module.split(".")
     if len(parts) > 1 and (PACKAGE / parts[1]).is_dir():
         return parts[1]
-    return "errors" if module in ("brain_dist", "brain_dist.errors") else DOORS
+    return BASE if module in ("brain_dist", "brain_dist.errors") else VERBS
 
 
 def package_imports() -> dict[str, set[str]]:
-    """Package → packages that its modules import."""
+    """Packages that each package imports."""
     graph: dict[str, set[str]] = {}
     for module, targets in imports().items():
-        own = package_of(module)
-        graph.setdefault(own, set()).update(package_of(target) for target in targets)
-        graph[own].discard(own)
+        package = package_of(module)
+        graph.setdefault(package, set()).update(package_of(target) for target in targets)
+        graph[package].discard(package)
     return graph
 
 
-def upward() -> list[str]:
-    """Every import that goes up or in a circle, one line each."""
-    order = ["errors", *packages(), DOORS]
+def violations() -> list[str]:
+    """One line for each import against the order of the packages, and for a cycle between modules."""
+    order = [BASE, *packages(), VERBS]
     graph = imports()
-    wrong = []
+    lines = set()
     for module, targets in graph.items():
         for target in targets:
-            own, other = package_of(module), package_of(target)
-            missing = {own, other} - set(order)
-            if missing:
-                wrong.append(f"{', '.join(sorted(missing))} is not in CONTRIBUTING.md's table of packages")
-            elif order.index(other) > order.index(own):
-                wrong.append(f"{module} imports {target}, which lies above it")
+            package, imported = package_of(module), package_of(target)
+            unknown = {package, imported} - set(order)
+            if unknown:
+                lines.add(f"{', '.join(sorted(unknown))} is missing in CONTRIBUTING.md's table of packages")
+            elif order.index(imported) > order.index(package):
+                lines.add(f"{module} imports {target}, whose package is below its own in CONTRIBUTING.md")
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        wrong.append(f"modules import each other: {' → '.join(error.args[1])}")
-    return sorted(set(wrong))
+        lines.add(f"import cycle: {' → '.join(error.args[1])}")
+    return sorted(lines)
 
 
 def main() -> int:
-    """Print the graph, lowest package first, and what is wrong with it."""
+    """Print the graph and the violations; exit code 1 if there are any."""
     graph = package_imports()
-    for name, purpose in {"errors": "how a command fails and ends", **packages(), DOORS: "one module a verb"}.items():
-        order = ["errors", *packages(), DOORS]
-        print(f"{name:12} {purpose}\n{'':12} imports {', '.join(sorted(graph.get(name, ()), key=order.index)) or '–'}")
-    wrong = upward()
-    print("\n".join(wrong) if wrong else "no import goes upward")
-    return 1 if wrong else 0
+    purposes = {BASE: "how a command fails and ends", **packages(), VERBS: "one module per verb"}
+    order = list(purposes)
+    for name, purpose in purposes.items():
+        imported = sorted(graph.get(name, ()), key=order.index)
+        print(f"{name:12} {purpose}\n{'':12} imports {', '.join(imported) or '–'}")
+    problems = violations()
+    print("\n".join(problems) if problems else "no import violates the order")
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

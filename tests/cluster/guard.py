@@ -1,10 +1,12 @@
-"""Waits until standard input closes, however its holder ended, then kills every process of one private cluster.
+"""Kill all processes of one private cluster once standard input closes: ``python guard.py SLURM_CONF``.
 
-Those are the ones whose environment names the cluster's slurm.conf: daemons, step managers, batch shells and tasks.
+The test process holds the other end of standard input, so the cluster ends with it, however it ends. A process belongs
+to the cluster if its environment names the cluster's slurm.conf: daemons, step managers, batch shells and tasks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -12,31 +14,29 @@ import time
 from pathlib import Path
 
 
-def members(conf: str) -> list[int]:
-    """Process ids, this one left out."""
-    found = []
+def cluster_processes(slurm_conf: str) -> list[int]:
+    """Ids of the cluster's processes, without this one."""
+    processes = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
             environment = (entry / "environ").read_bytes().split(b"\0")
-        except OSError:
+        except OSError:  # the process has ended
             continue
-        if f"SLURM_CONF={conf}".encode() in environment:
-            found.append(int(entry.name))
-    return found
+        if f"SLURM_CONF={slurm_conf}".encode() in environment:
+            processes.append(int(entry.name))
+    return processes
 
 
 def main() -> None:
-    conf = sys.argv[1]
+    slurm_conf = sys.argv[1]
     sys.stdin.read()
-    limit = time.monotonic() + 20
-    while (left := members(conf)) and time.monotonic() < limit:
-        for process in left:
-            try:
+    deadline = time.monotonic() + 20
+    while (processes := cluster_processes(slurm_conf)) and time.monotonic() < deadline:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         time.sleep(0.1)
 
 

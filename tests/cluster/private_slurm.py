@@ -15,27 +15,27 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import ROOT, environment, free_ports, read_metrics
-from guard import members
+from guard import cluster_processes
+from helpers import ROOT, environment, free_ports, read_metrics
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
 NODES = ("n1", "n2", "n3", "n4")
-# Character devices stand in for GPUs, so that --gpus-per-node is accepted as it is; torch finds no GPU behind them
+# Character devices stand in for GPUs, so that SLURM accepts --gpus-per-node; torch finds no GPU behind them
 DEVICES = "/dev/null,/dev/zero,/dev/full,/dev/random"
 CONF = """\
 ClusterName=brain
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 SlurmctldPort={ports[0]}
-SlurmctldPidFile={at}/slurmctld.pid
-SlurmctldLogFile={at}/slurmctld.log
-StateSaveLocation={at}/state
-SlurmdPidFile={at}/slurmd-%n.pid
-SlurmdLogFile={at}/slurmd-%n.log
-SlurmdSpoolDir={at}/spool-%n
-# a requeued job waits for its old credential to expire before it starts again; 5 s is the least, 120 the default
-AuthInfo=socket={at}/munge.socket,cred_expire=5
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmctldLogFile={folder}/slurmctld.log
+StateSaveLocation={folder}/state
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmdLogFile={folder}/slurmd-%n.log
+SlurmdSpoolDir={folder}/spool-%n
+# a requeued job starts when its old credential has expired: after at least 5 s, by default after 120 s
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -52,8 +52,8 @@ SlurmdTimeout=10
 KillWait=5
 CompleteWait=0
 MinJobAge=3600
-# another such cluster on this machine shall not count its jobs, and so their ports, alike
-FirstJobId={first}
+# random, so that another such cluster on this machine has other job numbers and so other ports
+FirstJobId={first_job}
 SlurmdParameters=config_overrides
 GresTypes=gpu
 NodeName=DEFAULT CPUs=32 Boards=1 SocketsPerBoard=1 CoresPerSocket=32 \
@@ -64,17 +64,21 @@ PartitionName=urgent Nodes=n[1-4] PriorityTier=9 PreemptMode=OFF MaxTime=INFINIT
 """
 
 
-def missing() -> str:
-    """Names of SLURM's programs that are not installed."""
+def missing_programs() -> str:
+    """Names of SLURM's programs that are not installed, separated by commas."""
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     return ", ".join(name for name in PROGRAMS if shutil.which(name, path=path) is None)
 
 
 class Cluster:
-    """Started by :meth:`start`; whatever becomes of this process, the guard ends all of it."""
+    """The daemons of a private cluster. A guard process kills them when this process ends.
 
-    def __init__(self, at: Path) -> None:
-        self.at, self.conf = at, at / "slurm.conf"
+    Args:
+        folder: Folder for the configuration, the logs and the state.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.conf = folder, folder / "slurm.conf"
         self.env = environment(SLURM_CONF=str(self.conf), PYTHON=sys.executable)
         self.env["PATH"] += ":/usr/sbin:/sbin"
         for name in [n for n in self.env if n.startswith(("SLURM_", "SBATCH_")) and n != "SLURM_CONF"]:
@@ -82,162 +86,167 @@ class Cluster:
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
-        """Write the configuration, start the daemons, wait until four nodes are idle."""
-        at, host = self.at, socket.gethostname().split(".")[0]
-        at.chmod(0o755)
-        ports = free_ports(1 + len(NODES))
-        nodes = "\n".join(
-            f"NodeName={n} NodeHostname={host} NodeAddr=127.0.0.1 Port={p}"
-            for n, p in zip(NODES, ports[1:], strict=True)
-        )
-        self.conf.write_text(
-            CONF.format(at=at, host=host, ports=ports, nodes=nodes, first=random.SystemRandom().randrange(1, 12000))
-        )
-        (at / "gres.conf").write_text(f"NodeName=n[1-4] Name=gpu File={DEVICES}\n")
-        (at / "state").mkdir()
-        (at / "munge.key").write_bytes(os.urandom(128))
-        (at / "munge.key").chmod(0o600)
-        words = [sys.executable, str(Path(__file__).parent / "guard.py"), str(self.conf)]
-        self.guard = subprocess.Popen(words, stdin=subprocess.PIPE)
-        files = {name: at / f"munge.{name}" for name in ("socket", "pid", "log", "seed")}
-        self._daemon(
-            *("munged", "--foreground", "--force", f"--key-file={at}/munge.key", f"--socket={files['socket']}"),
+        """Write the configuration, start the daemons, and wait until all nodes are idle."""
+        self._write_configuration()
+        guard = [sys.executable, str(Path(__file__).parent / "guard.py"), str(self.conf)]
+        self.guard = subprocess.Popen(guard, stdin=subprocess.PIPE)
+        files = {name: self.folder / f"munge.{name}" for name in ("key", "socket", "pid", "log", "seed")}
+        self._start_daemon(
+            *("munged", "--foreground", "--force", f"--key-file={files['key']}", f"--socket={files['socket']}"),
             *(f"--pid-file={files['pid']}", f"--log-file={files['log']}", f"--seed-file={files['seed']}"),
         )
         wait_for(files["socket"].exists, 20, "munged")
-        self._daemon("slurmctld", "-D")
+        self._start_daemon("slurmctld", "-D")
         for node in NODES:
             self.start_node(node)
-        wait_for(self._idle, 60, "four idle nodes")
+        wait_for(self._all_idle, 60, "four idle nodes")
 
-    def _idle(self) -> bool:
+    def _write_configuration(self) -> None:
+        self.folder.chmod(0o755)
+        host = socket.gethostname().split(".")[0]
+        ports = free_ports(1 + len(NODES))
+        nodes = "\n".join(
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
+            for node, port in zip(NODES, ports[1:], strict=True)
+        )
+        first_job = random.SystemRandom().randrange(1, 12000)
+        self.conf.write_text(CONF.format(folder=self.folder, host=host, ports=ports, nodes=nodes, first_job=first_job))
+        (self.folder / "gres.conf").write_text(f"NodeName=n[1-4] Name=gpu File={DEVICES}\n")
+        (self.folder / "state").mkdir()
+        (self.folder / "munge.key").write_bytes(os.urandom(128))
+        (self.folder / "munge.key").chmod(0o600)
+
+    def _all_idle(self) -> bool:
         ended = [name for name, daemon in self.daemons.items() if daemon.poll() is not None]
-        assert not ended, f"{', '.join(ended)} ended: {(self.at / 'daemons.log').read_text()}"
+        assert not ended, f"{', '.join(ended)} ended: {(self.folder / 'daemons.log').read_text()}"
         return self.run("sinfo", "-h", "-t", "idle", "-o", "%D", check=False).strip() == str(len(NODES))
 
     def start_node(self, node: str) -> None:
-        """slurmd of one node."""
-        (self.at / f"spool-{node}").mkdir(exist_ok=True)
-        self._daemon("slurmd", "-D", "-N", node, name=node)
+        """Start the slurmd of one node."""
+        (self.folder / f"spool-{node}").mkdir(exist_ok=True)
+        self._start_daemon("slurmd", "-D", "-N", node, name=node)
 
     def kill_node(self, node: str) -> None:
-        """What a power cut does: slurmd, its step managers and all their processes are gone at once."""
-        doomed = {self.daemons[node].pid, *self._of_node(node)}
-        for process in doomed:
+        """Kill slurmd, its step managers and all their processes at once, as a power cut does."""
+        for process in {self.daemons[node].pid, *self._processes_of_node(node)}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         self.daemons.pop(node).wait()
 
     def stop(self) -> None:
-        """End everything, by the same way as when this process dies."""
+        """Let the guard kill everything."""
         assert self.guard.stdin is not None
         self.guard.stdin.close()
         self.guard.wait(timeout=30)
         for daemon in self.daemons.values():
             daemon.wait(timeout=10)
 
-    def run(self, *words: str, check: bool = True) -> str:
-        """Output of one of SLURM's commands."""
-        done = subprocess.run(words, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 0 or not check, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
+    def run(self, *command: str, check: bool = True) -> str:
+        """Run one of SLURM's commands and return its output."""
+        process = subprocess.run(
+            command, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert process.returncode == 0 or not check, f"{' '.join(command)}\n{process.stdout}\n{process.stderr}"
+        return process.stdout
 
-    def sbatch(self, *words: str) -> str:
-        """Submit; the job's number."""
-        return self.run("sbatch", "--parsable", *words).strip()
+    def sbatch(self, *arguments: str) -> str:
+        """Submit a job and return its number."""
+        return self.run("sbatch", "--parsable", *arguments).strip()
 
     def state(self, job: str) -> str:
-        """Such as RUNNING, or COMPLETED."""
-        return self._shown(job, "JobState")
+        """State of a job, such as RUNNING or COMPLETED."""
+        return self._field(job, "JobState")
 
-    def _shown(self, job: str, name: str) -> str:
-        found = re.search(rf" {name}=(\S+)", self.run("scontrol", "show", "job", "--oneliner", job))
-        assert found, f"job {job} has no {name}"
-        return found[1]
+    def _field(self, job: str, name: str) -> str:
+        match = re.search(rf" {name}=(\S+)", self.run("scontrol", "show", "job", "--oneliner", job))
+        assert match, f"job {job} has no {name}"
+        return match[1]
 
     def nodes(self, job: str) -> str:
-        """Such as n[1-2]."""
-        return self._shown(job, "NodeList")
+        """Nodes of a job, such as n[1-2]."""
+        return self._field(job, "NodeList")
 
     def restarts(self, job: str) -> int:
-        """How often SLURM started the job again."""
-        return int(self._shown(job, "Restarts"))
+        """How often SLURM has restarted a job."""
+        return int(self._field(job, "Restarts"))
 
     def minutes(self, job: str) -> int:
-        """Whole minutes that the job has run."""
-        return int(self._shown(job, "RunTime").split(":")[1])
+        """Whole minutes that a job has run."""
+        return int(self._field(job, "RunTime").split(":")[1])
 
     def time_limit(self, job: str) -> str:
-        """Such as 01:00:00."""
-        return self._shown(job, "TimeLimit")
+        """Time limit of a job, such as 01:00:00."""
+        return self._field(job, "TimeLimit")
 
     def wait(self, job: str, *, log: Path, state: str = "COMPLETED", timeout: float = 420) -> None:
-        """Wait for the job's end and compare its state; fails with its log."""
-        limit = time.monotonic() + timeout
-        while (now := self.state(job)) not in ENDED and time.monotonic() < limit:
+        """Wait for the end of a job; fail with its log unless it ends in ``state``."""
+        deadline = time.monotonic() + timeout
+        while (current := self.state(job)) not in ENDED and time.monotonic() < deadline:
             time.sleep(0.2)
-        text = log.read_text() if log.exists() else "no log"
-        assert now == state, f"job {job} is {now}\n{text}\n{self.run('scontrol', 'show', 'job', job)}"
+        assert current == state, f"job {job} is {current}\n{_text(log)}\n{self.run('scontrol', 'show', 'job', job)}"
 
-    def reach(self, run: Path, job: str, step: int, *, log: Path) -> None:
-        """Stop the job's tasks (SIGSTOP) in the middle: once they have told of ``step``."""
-
-        asked = time.monotonic()
+    def stop_tasks_at(self, step: int, run: Path, job: str, *, log: Path) -> None:
+        """Send SIGSTOP to the tasks of a job once its run has logged ``step``."""
+        state_checked = time.monotonic()
 
         def reached() -> bool:
-            nonlocal asked
+            nonlocal state_checked
             if any(row["kind"] == "train" and row["step"] >= step for row in read_metrics(run / "metrics.jsonl")):
                 return True
-            if time.monotonic() - asked > 2:  # seldom: the steps go on while SLURM answers
-                now, asked = self.state(job), time.monotonic()
-                assert now not in ENDED, f"job {job} is {now}\n{log.read_text() if log.exists() else 'no log'}"
+            if time.monotonic() - state_checked > 2:  # rarely, because the run continues while SLURM answers
+                state, state_checked = self.state(job), time.monotonic()
+                assert state not in ENDED, f"job {job} is {state}\n{_text(log)}"
             return False
 
         wait_for(reached, 300, f"step {step} of {run.name}")
         self.signal_tasks(job, signal.SIGSTOP)
 
     def signal_tasks(self, job: str, number: signal.Signals) -> None:
-        """Send a signal to the job's training processes, past SLURM."""
-        tasks = [p for p in members(str(self.conf)) if self._is_task(p, job)]
+        """Send a signal to the training processes of a job, without SLURM."""
+        tasks = [process for process in cluster_processes(str(self.conf)) if self._is_task(process, job)]
         assert tasks, f"job {job} has no tasks"
         for process in tasks:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, number)
 
     def _is_task(self, process: int, job: str) -> bool:
-        variables = _environ(process)
-        # the batch shell and srun are in no step of their own
+        variables = _environment(process)
+        # the batch shell and srun have no SLURM_STEP_ID
         return (
-            variables.get("SLURM_JOB_ID") == job and "SLURM_STEP_ID" in variables and "brain_dist." in _words(process)
+            variables.get("SLURM_JOB_ID") == job
+            and "SLURM_STEP_ID" in variables
+            and "brain_dist." in _command_line(process)
         )
 
-    def _of_node(self, node: str) -> list[int]:
-        """Step managers of a node and the processes under them."""
-        log = f"{self.at}/slurmd-{node}.log"
-        parents = {p: _parent(p) for p in members(str(self.conf))}
-        managers = {p for p in parents if "slurmstepd" in _words(p) and log in _open_files(p)}
-        found = set(managers)
-        while more := {p for p, parent in parents.items() if parent in found} - found:
-            found |= more
-        return sorted(found)
+    def _processes_of_node(self, node: str) -> list[int]:
+        """Step managers of a node and their descendants."""
+        log = f"{self.folder}/slurmd-{node}.log"
+        parents = {process: _parent(process) for process in cluster_processes(str(self.conf))}
+        processes = {p for p in parents if "slurmstepd" in _command_line(p) and log in _open_files(p)}
+        while children := {p for p, parent in parents.items() if parent in processes} - processes:
+            processes |= children
+        return sorted(processes)
 
-    def _daemon(self, *words: str, name: str | None = None) -> None:
-        with (self.at / "daemons.log").open("ab") as log:
-            made = subprocess.Popen(
-                words, env=self.env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+    def _start_daemon(self, *command: str, name: str | None = None) -> None:
+        with (self.folder / "daemons.log").open("ab") as log:
+            self.daemons[name or command[0]] = subprocess.Popen(
+                command, env=self.env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
             )
-        self.daemons[name or words[0]] = made
 
 
-def wait_for(true: Callable[[], bool], seconds: float, what: str) -> None:
-    """Ask again and again until it is so."""
-    limit = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < limit, f"waited {seconds:.0f} s for {what}"
+def wait_for(condition: Callable[[], bool], seconds: float, description: str) -> None:
+    """Wait until the condition holds; fail after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {description}"
         time.sleep(0.05)
 
 
-def _environ(process: int) -> dict[str, str]:
+def _text(log: Path) -> str:
+    return log.read_text() if log.exists() else "no log"
+
+
+def _environment(process: int) -> dict[str, str]:
     try:
         text = Path(f"/proc/{process}/environ").read_bytes().decode(errors="replace")
     except OSError:
@@ -245,7 +254,7 @@ def _environ(process: int) -> dict[str, str]:
     return dict(item.split("=", 1) for item in text.split("\0") if "=" in item)
 
 
-def _words(process: int) -> str:
+def _command_line(process: int) -> str:
     try:
         return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
     except OSError:

@@ -1,4 +1,4 @@
-"""The kinds of fault: each starts a run, lets the fault strike at a random moment, and says what it saw."""
+"""The kinds of fault. Each one starts a run, causes the fault at a random moment, and checks how the run ends."""
 
 from __future__ import annotations
 
@@ -12,113 +12,117 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from nursery import Ranks
-from trial import WORLD, Outcome, Reference, Trial, end_of
+from fork_server import Ranks
+from trial import WORLD_SIZE, Outcome, Reference, Trial, wait_like_launcher, wait_while
 
 from brain_dist.checkpoints.layout import checkpoint_folder, complete_steps, verify_checkpoint
 
-TIMEOUT = 6.0  # train.timeout where a rank hangs: how long it may hold the others up
+TIMEOUT = 6.0  # train.timeout in seconds, for a rank that hangs
+USER_ERROR = [2] * WORLD_SIZE
 
 Kind = Callable[[Trial, Reference], Outcome]
 
 
-def outcome(kind: str, trial: Trial, injected: bool) -> Outcome:
-    """An outcome with what the ranks printed."""
-    return Outcome(kind, trial.setting, injected, said=trial.said())
+def outcome_of(kind: str, trial: Trial, injected: bool) -> Outcome:
+    """An outcome with the output of the last attempt."""
+    return Outcome(kind, trial.setting, injected, output=trial.output())
 
 
-def killed_inside(place: str, trial: Trial, reference: Reference) -> Outcome:
-    """SIGKILL of one rank in the middle of a computation, a collective or a write."""
-    rank = 0 if place == "checkpoint marker" else 1  # the main rank writes the marker
-    passed = reference.passed[place]
-    codes = end_of(trial.start({"place": place, "count": trial.random.randint(1, passed), "rank": rank}))
-    assert codes[rank] == -signal.SIGKILL, (place, codes, trial.said())
+def killed_at(place: str, trial: Trial, reference: Reference) -> Outcome:
+    """SIGKILL of one rank during a computation, a collective or a write."""
+    rank = 0 if place == "checkpoint marker" else 1  # only the main rank writes the marker
+    count = trial.random.randint(1, reference.executions[place])
+    codes = wait_like_launcher(trial.start({"place": place, "count": count, "rank": rank}))
+    assert codes[rank] == -signal.SIGKILL, (place, codes, trial.output())
     assert codes[1 - rank] != 0, "the other rank did not notice"
-    found = outcome(f"SIGKILL in {place}", trial, True)
-    trial.recover(found, reference)
-    return found
+    outcome = outcome_of(f"SIGKILL in {place}", trial, True)
+    trial.resume_and_compare(outcome, reference)
+    return outcome
 
 
-def struck(kind: str, strike: Callable[[Ranks, Trial], None], trial: Trial, reference: Reference,
-           *, stops: bool = False) -> Outcome:  # fmt: skip
-    """``strike`` at a random moment of the run; ``stops``: all ranks must then save and end with code 75."""
+def killed(kind: str, strike: Callable[[Ranks, Trial], None], trial: Trial, reference: Reference) -> Outcome:
+    """``strike`` kills ranks at a random moment."""
+    outcome, _ = struck(kind, strike, trial)
+    trial.resume_and_compare(outcome, reference)
+    return outcome
+
+
+def stopped(kind: str, strike: Callable[[Ranks, Trial], None], trial: Trial, reference: Reference) -> Outcome:
+    """``strike`` asks the run to stop at a random moment: all ranks save and exit with code 75."""
+    outcome, codes = struck(kind, strike, trial)
+    if outcome.injected:
+        # before Python has installed the handler, a signal kills the process
+        assert codes == [75] * WORLD_SIZE or {-signal.SIGTERM, -signal.SIGUSR1} & set(codes), (codes, outcome.output)
+    trial.resume_and_compare(outcome, reference)
+    return outcome
+
+
+def struck(kind: str, strike: Callable[[Ranks, Trial], None], trial: Trial) -> tuple[Outcome, list[int]]:
+    """Start a run and call ``strike`` at a random moment; return the outcome and the exit codes."""
     ranks = trial.start()
-    injected = trial.moment(ranks)
-    if injected:
+    running = trial.wait_for_random_moment(ranks)
+    if running:
         strike(ranks, trial)
-    codes = end_of(ranks)
-    found = outcome(kind, trial, injected and any(codes))  # it may have come when the last step was done
-    if stops and found.injected:
-        # a signal can come before Python has put a handler up, and then kills as it would any program
-        assert codes == [75] * WORLD or -signal.SIGTERM in codes or -signal.SIGUSR1 in codes, (kind, codes, found.said)
-    trial.recover(found, reference)
-    return found
+    codes = wait_like_launcher(ranks)
+    return outcome_of(kind, trial, running and any(codes)), codes  # all codes are 0 after a fault in the last step
 
 
 def kill_one(ranks: Ranks, trial: Trial) -> None:
     """SIGKILL to one rank."""
-    ranks.signal(trial.random.randrange(WORLD), signal.SIGKILL)
+    ranks.signal(trial.random.randrange(WORLD_SIZE), signal.SIGKILL)
 
 
 def kill_all(ranks: Ranks, trial: Trial) -> None:
-    """SIGKILL to all, as a machine that loses power."""
-    for rank in range(WORLD):
+    """SIGKILL to all ranks, as when a machine loses power."""
+    for rank in range(WORLD_SIZE):
         ranks.signal(rank, signal.SIGKILL)
 
 
 def terminate_one(ranks: Ranks, trial: Trial) -> None:
-    """SIGTERM or SIGUSR1 to one rank alone."""
-    ranks.signal(trial.random.randrange(WORLD), trial.random.choice([signal.SIGTERM, signal.SIGUSR1]))
+    """SIGTERM or SIGUSR1 to one rank only."""
+    ranks.signal(trial.random.randrange(WORLD_SIZE), trial.random.choice([signal.SIGTERM, signal.SIGUSR1]))
 
 
-def signal_again(ranks: Ranks, trial: Trial) -> None:
-    """A signal to one rank, and more to both while they save."""
-    ranks.signal(trial.random.randrange(WORLD), signal.SIGUSR1)
+def signal_repeatedly(ranks: Ranks, trial: Trial) -> None:
+    """SIGUSR1 to one rank, then SIGTERM to both many times while they save."""
+    ranks.signal(trial.random.randrange(WORLD_SIZE), signal.SIGUSR1)
     for _ in range(40):
         time.sleep(0.005)
-        for rank in range(WORLD):
+        for rank in range(WORLD_SIZE):
             ranks.signal(rank, signal.SIGTERM)
 
 
-def stop_file(ranks: Ranks, trial: Trial) -> None:
+def create_stop_file(ranks: Ranks, trial: Trial) -> None:
     """A file named STOP in the run's folder."""
     trial.run.mkdir(exist_ok=True)
     (trial.run / "STOP").touch()
 
 
 def hung(trial: Trial, reference: Reference) -> Outcome:
-    """SIGSTOP of one rank: the other one ends within the time-out and names it and the step."""
-    ranks = trial.start(more=["--train.timeout", str(TIMEOUT)])
-    while "steps" not in trial.said() and ranks.running():  # from the first line on the ranks watch each other
-        time.sleep(0.01)
-    victim = trial.random.randrange(WORLD)
-    injected = trial.moment(ranks)
+    """SIGSTOP of one rank: the other one ends within the timeout and names the hanging rank and the step."""
+    ranks = trial.start(settings=["--train.timeout", str(TIMEOUT)])
+    wait_while(ranks, lambda: "steps" not in trial.output())  # the ranks watch each other from the first line on
+    victim = trial.random.randrange(WORLD_SIZE)
+    other = 1 - victim
+    running = trial.wait_for_random_moment(ranks)
     ranks.signal(victim, signal.SIGSTOP)
-    other = ranks.pids[1 - victim]
-    limit = time.monotonic() + 3 * TIMEOUT + 10
-    while ranks.running() and ranks.codes[other] is None and time.monotonic() < limit:
-        time.sleep(0.01)
+    wait_while(ranks, lambda: ranks.codes[other] is None, timeout=3 * TIMEOUT + 10)
     code = ranks.codes[other]
     ranks.signal(victim, signal.SIGKILL)
     ranks.wait(20)
-    found = outcome("SIGSTOP", trial, injected and code != 0)
-    if found.injected:
-        assert code == 1, (code, found.said)
-        named = rf"rank {victim}\b" if victim else r"rank 0\b"
-        assert re.search(rf"error on rank {1 - victim}.*(after|while|step).*{named}", found.said), found.said
-    trial.recover(found, reference)
-    return found
-
-
-def mounted(path: Path, *options: str) -> None:
-    """Mount a file system of memory."""
-    subprocess.run(["mount", "-t", "tmpfs", *options, "faults", str(path)], check=True)
+    outcome = outcome_of("SIGSTOP", trial, running and code != 0)
+    if outcome.injected:
+        assert code == 1, (code, outcome.output)
+        message = rf"error on rank {other}.*(after|while|step).*rank {victim}\b"
+        assert re.search(message, outcome.output), outcome.output
+    trial.resume_and_compare(outcome, reference)
+    return outcome
 
 
 @contextmanager
-def covered(path: Path, *options: str) -> Iterator[None]:
-    """A mount for the length of a block."""
-    mounted(path, *options)
+def mounted(path: Path, options: str) -> Iterator[None]:
+    """Mount a file system in memory over a folder."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "faults", str(path)], check=True)
     try:
         yield
     finally:
@@ -126,99 +130,103 @@ def covered(path: Path, *options: str) -> Iterator[None]:
 
 
 def full_disk(trial: Trial, reference: Reference) -> Outcome:
-    """Something else fills the disk: the run ends with a line; freed, it goes on."""
-    with covered(trial.runs, "-o", "size=64m"):
+    """Another program fills the disk: the run ends with a one-line error and resumes once there is space again."""
+    with mounted(trial.runs, "size=64m"):
         ranks = trial.start()
-        injected = trial.moment(ranks)
+        running = trial.wait_for_random_moment(ranks)
         ballast = trial.runs / "ballast"
-        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as opened:
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
             while True:
-                opened.write(bytes(1 << 16))
-        codes = end_of(ranks)
-        found = outcome("full disk", trial, injected and any(codes))
-        if found.injected:
-            assert "No space left on device" in found.said, found.said
-            assert "Traceback" not in found.said, found.said
+                file.write(bytes(1 << 16))
+        codes = wait_like_launcher(ranks)
+        outcome = outcome_of("full disk", trial, running and any(codes))
+        if outcome.injected:
+            assert "No space left on device" in outcome.output, outcome.output
+            assert "Traceback" not in outcome.output, outcome.output
         ballast.unlink()
-        trial.recover(found, reference)
-    return found
+        trial.resume_and_compare(outcome, reference)
+    return outcome
 
 
 def read_only(trial: Trial, reference: Reference) -> Outcome:
-    """The run's folder can't be written any more; a start on it says so, and on its return all goes on."""
+    """The run's folder becomes read-only: the run and a new start end with an error, and a later start resumes."""
     ranks = trial.start()
-    while not trial.checkpoints.exists() and ranks.running():
-        time.sleep(0.01)
-    injected = trial.moment(ranks)
-    with covered(trial.run, "-o", "ro"):
-        codes = end_of(ranks)
-        found = outcome("read-only run folder", trial, injected and any(codes))
-        if found.injected:
-            assert re.search("could not be (written|used)", found.said), found.said
-            assert "Traceback" not in found.said, found.said
-            assert trial.start().wait(60) == [2] * WORLD
-            assert "can't be written (Read-only file system); choose another run.dir" in trial.said()
-    trial.recover(found, reference)
-    return found
+    wait_while(ranks, lambda: not trial.checkpoints.exists())
+    running = trial.wait_for_random_moment(ranks)
+    with mounted(trial.run, "ro"):
+        codes = wait_like_launcher(ranks)
+        outcome = outcome_of("read-only run folder", trial, running and any(codes))
+        if outcome.injected:
+            assert re.search("could not be (written|used)", outcome.output), outcome.output
+            assert "Traceback" not in outcome.output, outcome.output
+            assert trial.start().wait(60) == USER_ERROR
+            assert "can't be written (Read-only file system); choose another run.dir" in trial.output()
+    trial.resume_and_compare(outcome, reference)
+    return outcome
 
 
-def damaged(how: str, trial: Trial, reference: Reference) -> Outcome:
-    """Killed, and a file of the newest checkpoint truncated or one of its bytes flipped: the one before is taken."""
+def truncate(data: bytearray, trial: Trial) -> None:
+    """Cut the data at a random place."""
+    del data[trial.random.randrange(len(data)) :]
+
+
+def flip_bit(data: bytearray, trial: Trial) -> None:
+    """Flip one random bit of the data."""
+    data[trial.random.randrange(len(data))] ^= 1 << trial.random.randrange(8)
+
+
+def damaged(kind: str, damage: Callable[[bytearray, Trial], None], trial: Trial, reference: Reference) -> Outcome:
+    """All ranks are killed and a file of the newest checkpoint is damaged: the run resumes from the one before."""
     ranks = trial.start()
-    while len(complete_steps(trial.checkpoints)) < 2 and ranks.running():
-        time.sleep(0.01)
-    trial.moment(ranks)
+    wait_while(ranks, lambda: len(complete_steps(trial.checkpoints)) < 2)
+    trial.wait_for_random_moment(ranks)
     kill_all(ranks, trial)
     ranks.wait(10)
-    newest = checkpoint_folder(trial.checkpoints, trial.newest())
+    newest = checkpoint_folder(trial.checkpoints, trial.newest_step())
     victim = trial.random.choice(sorted(newest.iterdir()))
     data = bytearray(victim.read_bytes())
-    at = trial.random.randrange(len(data))
-    if how == "truncated":
-        del data[at:]
-    else:
-        data[at] ^= 1 << trial.random.randrange(8)
+    damage(data, trial)
     victim.write_bytes(data)
-    assert verify_checkpoint(newest), f"{victim} is damaged and not found so"
-    found = outcome(f"checkpoint file {how}", trial, True)
-    trial.recover(found, reference)
-    assert f"checkpoint {int(newest.name)} is damaged and skipped" in trial.said(), trial.said()
-    return found
+    assert verify_checkpoint(newest), f"the damage of {victim} was not detected"
+    outcome = outcome_of(kind, trial, True)
+    trial.resume_and_compare(outcome, reference)
+    assert f"checkpoint {int(newest.name)} is damaged and skipped" in trial.output(), trial.output()
+    return outcome
 
 
-def shard_lost(trial: Trial, reference: Reference) -> Outcome:
-    """A shard is deleted under the running job; the run names it, or holds it open and needs it no more."""
+def shard_deleted(trial: Trial, reference: Reference) -> Outcome:
+    """A shard is deleted during the run: the run ends with an error that names it, or has read it already."""
     ranks = trial.start()
-    injected = trial.moment(ranks)
+    running = trial.wait_for_random_moment(ranks)
     victim = trial.random.choice(sorted(trial.shards.glob("*-train-*.tar")))
-    aside = trial.base / "aside.tar"
-    victim.rename(aside)
-    codes = end_of(ranks)
-    found = outcome("shard deleted", trial, injected)
+    backup = trial.base / "backup.tar"
+    victim.rename(backup)
+    codes = wait_like_launcher(ranks)
+    outcome = outcome_of("shard deleted", trial, running)
     if any(codes):
-        assert victim.name in found.said, found.said
-    if trial.run.exists() and any(codes):  # started without it, the run says what is missing
-        codes = end_of(trial.start())
-        assert codes == [2] * WORLD, trial.said()
-        assert victim.name in trial.said(), trial.said()
-        assert "Traceback" not in trial.said(), trial.said()
-    aside.rename(victim)
-    trial.recover(found, reference)
-    return found
+        assert victim.name in outcome.output, outcome.output
+    if trial.run.exists() and any(codes):
+        codes = wait_like_launcher(trial.start())  # still without the shard
+        assert codes == USER_ERROR, trial.output()
+        assert victim.name in trial.output(), trial.output()
+        assert "Traceback" not in trial.output(), trial.output()
+    backup.rename(victim)
+    trial.resume_and_compare(outcome, reference)
+    return outcome
 
 
 PLACES = ["forward", "backward", "all-reduce", "checkpoint file", "checkpoint marker"]
 KINDS: dict[str, Kind] = {
-    **{f"SIGKILL in {place}": partial(killed_inside, place) for place in PLACES},
-    "SIGKILL of one rank": partial(struck, "SIGKILL of one rank", kill_one),
-    "SIGKILL of all ranks": partial(struck, "SIGKILL of all ranks", kill_all),
-    "signal to one rank": partial(struck, "signal to one rank", terminate_one, stops=True),
-    "signals during the save": partial(struck, "signals during the save", signal_again, stops=True),
-    "STOP file": partial(struck, "STOP file", stop_file, stops=True),
+    **{f"SIGKILL in {place}": partial(killed_at, place) for place in PLACES},
+    "SIGKILL of one rank": partial(killed, "SIGKILL of one rank", kill_one),
+    "SIGKILL of all ranks": partial(killed, "SIGKILL of all ranks", kill_all),
+    "signal to one rank": partial(stopped, "signal to one rank", terminate_one),
+    "signals during the save": partial(stopped, "signals during the save", signal_repeatedly),
+    "STOP file": partial(stopped, "STOP file", create_stop_file),
     "SIGSTOP": hung,
     "full disk": full_disk,
     "read-only run folder": read_only,
-    "checkpoint file truncated": partial(damaged, "truncated"),
-    "checkpoint file flipped": partial(damaged, "flipped"),
-    "shard deleted": shard_lost,
+    "checkpoint file truncated": partial(damaged, "checkpoint file truncated", truncate),
+    "checkpoint file flipped": partial(damaged, "checkpoint file flipped", flip_bit),
+    "shard deleted": shard_deleted,
 }

@@ -1,114 +1,135 @@
-"""Faults of every kind at random moments, each followed by a resume: ``make soak``.
+"""Inject faults of every kind at random moments, and resume after each: ``make soak``.
 
-``python tests/faults/soak.py [--each N] [--seed S] [--table FILE]``; its last line counts what was injected,
-recovered, lost and wrong. Needs the right to mount (root), for the full disk and the read-only folder.
+``python tests/faults/soak.py [--each N] [--seed S] [--kind KIND] [--table FILE]``. The last line counts the faults that
+were injected and recovered, the lost steps and the wrong weights. Needs root, to mount file systems for the full disk
+and the read-only folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import shutil
 import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
+FOLDER = Path(__file__).resolve().parent
+sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
 
-from conftest import environment, verb  # noqa: E402
+from fork_server import ForkServer  # noqa: E402
+from helpers import fork_server, verb  # noqa: E402
 from kinds import KINDS  # noqa: E402
-from nursery import Nursery  # noqa: E402
-from trial import SETTINGS, Outcome, Trial, undisturbed  # noqa: E402
+from trial import SETTINGS, Outcome, Reference, Trial, reference_run  # noqa: E402
 
-Totals = dict[str, list[Outcome]]
+Outcomes = dict[str, list[Outcome]]
 
 
 def main() -> int:
-    """Inject, resume, compare, count."""
+    """Run the soak and print the table; exit code 1 if a run did not recover, lost steps or has wrong weights."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--each", type=int, default=8, help="faults of each kind (default: 8, a quarter of an hour)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
-    parser.add_argument("--kind", choices=KINDS, help="this kind only")
+    parser.add_argument("--each", type=int, default=8, help="faults of each kind (default: 8, about 15 minutes)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments (default: 0)")
+    parser.add_argument("--kind", choices=KINDS, help="only this kind")
     parser.add_argument("--table", type=Path, help="Markdown file for the counts by kind")
-    wanted = parser.parse_args()
-    kinds = [wanted.kind] if wanted.kind else list(KINDS)
-    base = Path(tempfile.mkdtemp(prefix="brain_dist-soak-"))
-    shards = phantom_shards(base)
-    began = time.monotonic()
-    nursery = Nursery(base, environment(PYTHONPATH=f"{HERE.parent.parent}:{HERE}"))
-    done: Totals = defaultdict(list)
+    arguments = parser.parse_args()
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="brain_dist-soak-") as folder:
+        outcomes = run_trials(Path(folder), arguments)
+    table = markdown(outcomes)
+    if arguments.table:
+        arguments.table.parent.mkdir(parents=True, exist_ok=True)
+        arguments.table.write_text(table)
+    print(f"\n{table}\n{(time.monotonic() - start) / 60:.1f} minutes")
+    injected, recovered, lost, wrong = count([outcome for group in outcomes.values() for outcome in group])
+    losses = f"{lost} lost steps beyond the last checkpoint, {wrong} wrong weights"
+    print(f"{injected} injected, {recovered} recovered, {losses}")
+    return int(recovered < injected or lost > 0 or wrong > 0)
+
+
+def run_trials(folder: Path, arguments: argparse.Namespace) -> Outcomes:
+    """Inject faults until there are enough of each kind; print each outcome."""
+    kinds = [arguments.kind] if arguments.kind else list(KINDS)
+    build_phantom_shards(folder)
+    shards, server = folder / "shards", fork_server()
+    references = {
+        setting: reference_run(server, shards, folder / f"reference-{number}", setting)
+        for number, setting in enumerate(SETTINGS)
+    }
+    outcomes: Outcomes = defaultdict(list)
+    start = time.monotonic()
+    # faults that come after the end of a run do not count, so there are more trials than faults
+    trials = zip(range(4 * arguments.each * len(kinds)), schedule(kinds), strict=False)
+    for number, (kind, setting) in trials:
+        missing = [k for k in kinds if sum(outcome.injected for outcome in outcomes[k]) < arguments.each]
+        if not missing:
+            break
+        if kind not in missing:
+            continue
+        base, seed = folder / f"trial-{number}", arguments.seed * 1_000_000 + number
+        outcome = run_trial(server, shards, base, kind, seed, references, setting)
+        outcomes[kind].append(outcome)
+        print(f"{time.monotonic() - start:6.0f} s  {kind}, {setting}: {describe(outcome)}", flush=True)
+        if outcome.lost or outcome.wrong or not outcome.recovered:
+            print(outcome.output)
+        shutil.rmtree(base)
+    return outcomes
+
+
+def run_trial(
+    server: ForkServer, shards: Path, base: Path, kind: str, seed: int, references: dict[str, Reference], setting: str
+) -> Outcome:
+    """Inject one fault; a run that ends in another way than its kind must is an outcome that did not recover."""
     try:
-        references = {name: undisturbed(nursery, shards, base / name[:6], name) for name in SETTINGS}
-        # every kind meets every setting in turn
-        plan = itertools.cycle([(k, s) for r in range(len(SETTINGS)) for k, s in zip(kinds, rotated(r), strict=False)])
-        most = 4 * wanted.each * len(kinds)  # some come too late, and don't count
-        for number, (kind, setting) in enumerate(itertools.islice(plan, most)):
-            enough = [k for k in kinds if sum(o.injected for o in done[k]) >= wanted.each]
-            if len(enough) == len(kinds):
-                break
-            if kind in enough:
-                continue
-            trial = Trial(nursery, shards, base / f"trial-{number}", setting, wanted.seed * 1_000_000 + number)
-            try:
-                outcome = KINDS[kind](trial, references[setting])
-            except (AssertionError, TimeoutError) as error:  # it did not end as this kind should: counted, and shown
-                outcome = Outcome(kind, setting, injected=True, said=str(error))
-            done[kind].append(outcome)
-            bad = outcome.lost or outcome.wrong or not outcome.recovered
-            print(f"{time.monotonic() - began:6.0f} s  {kind}, {setting}: {verdict(outcome)}", flush=True)
-            if bad:
-                print(outcome.said)
-            else:
-                shutil.rmtree(trial.base)
-    finally:
-        nursery.close()
-    table = markdown(done)
-    if wanted.table:
-        wanted.table.parent.mkdir(parents=True, exist_ok=True)
-        wanted.table.write_text(table)
-    print(f"\n{table}\n{(time.monotonic() - began) / 60:.1f} minutes")
-    found = [o for outcomes in done.values() for o in outcomes if o.injected]
-    hit, recovered, lost, wrong = counts(found)
-    print(f"{hit} injected, {recovered} recovered, {lost} lost steps beyond the last checkpoint, {wrong} wrong weights")
-    shutil.rmtree(base, ignore_errors=True)
-    return int(recovered < hit or lost > 0 or wrong > 0)
+        return KINDS[kind](Trial(server, shards, base, setting, seed), references[setting])
+    except (AssertionError, TimeoutError) as error:
+        return Outcome(kind, setting, injected=True, output=str(error))
 
 
-def phantom_shards(base: Path) -> Path:
-    """Shards of phantoms in several tars, so that one of them can be lost before it is opened."""
-    verb("shard", "phantom", "--out", str(base / "images"), "--patients", "48", "--slices", "3", "--size", "96")
-    verb("shard", "build", "--source", str(base / "images"), "--out", str(base / "shards"), "--shard-size", "100kB")
-    return base / "shards"
+def schedule(kinds: list[str]) -> Iterator[tuple[str, str]]:
+    """Pairs of kind and setting without end; each kind is combined with each setting in turn."""
+    settings = list(SETTINGS)
+    round_ = 0
+    while True:
+        for number, kind in enumerate(kinds):
+            yield kind, settings[(number + round_) % len(settings)]
+        round_ += 1
 
 
-def rotated(by: int) -> itertools.cycle[str]:
-    """The settings, from the ``by``-th on, over and over."""
-    names = list(SETTINGS)
-    return itertools.cycle(names[by:] + names[:by])
+def build_phantom_shards(folder: Path) -> None:
+    """Build FOLDER/shards from phantoms, in several tars, so that one can be deleted before it is opened."""
+    images, shards = str(folder / "images"), str(folder / "shards")
+    verb("shard", "phantom", "--out", images, "--patients", "48", "--slices", "3", "--size", "96")
+    verb("shard", "build", "--source", images, "--out", shards, "--shard-size", "100kB")
 
 
-def verdict(outcome: Outcome) -> str:
+def describe(outcome: Outcome) -> str:
     """An outcome in a few words."""
     if not outcome.injected:
         return "came too late"
-    wrong = f", differs: {', '.join(outcome.wrong)}" if outcome.wrong else ""
-    lost = f", {outcome.lost} steps lost" if outcome.lost else ""
-    return ("recovered" if outcome.recovered else "NOT RECOVERED") + lost + wrong
+    text = "recovered" if outcome.recovered else "NOT RECOVERED"
+    if outcome.lost:
+        text += f", {outcome.lost} steps lost"
+    if outcome.wrong:
+        text += f", different files: {', '.join(outcome.wrong)}"
+    return text
 
 
-def counts(found: list[Outcome]) -> tuple[int, int, int, int]:
-    """Injected, recovered, steps lost, wrong weights."""
-    return len(found), sum(o.recovered for o in found), sum(o.lost for o in found), sum(bool(o.wrong) for o in found)
+def count(outcomes: list[Outcome]) -> tuple[int, int, int, int]:
+    """Numbers of injected faults, recovered runs, lost steps and runs with wrong weights."""
+    injected = [outcome for outcome in outcomes if outcome.injected]
+    recovered = sum(outcome.recovered for outcome in injected)
+    wrong = sum(bool(outcome.wrong) for outcome in injected)
+    return len(injected), recovered, sum(outcome.lost for outcome in injected), wrong
 
 
-def markdown(done: Totals) -> str:
-    """Counts by kind."""
+def markdown(outcomes: Outcomes) -> str:
+    """Table of the counts by kind."""
     lines = ["| fault | injected | recovered | lost steps | wrong weights |", "|---|--:|--:|--:|--:|"]
-    for kind, outcomes in done.items():
-        lines.append(f"| {kind} | " + " | ".join(map(str, counts([o for o in outcomes if o.injected]))) + " |")
+    for kind, group in outcomes.items():
+        lines.append(f"| {kind} | " + " | ".join(map(str, count(group))) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,93 +1,101 @@
-"""One fault of each kind, really injected into two real ranks; `make soak` injects many more."""
+"""One fault of each kind, injected into two real ranks; ``make soak`` injects many more."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
+from fork_server import ForkServer
 from kinds import KINDS
-from nursery import Nursery
-from trial import SETTINGS, WORLD, Reference, Trial, undisturbed
+from safetensors.torch import load_file
+from trial import SETTINGS, WORLD_SIZE, Reference, Trial, reference_run, wait_while
 
 from brain_dist.checkpoints.layout import complete_steps
 
 NEEDS_MOUNT = {"full disk", "read-only run folder"}
+# `make test` runs one kind of each function in kinds.py, `make test-slow` the others
+FAST = {
+    *("SIGKILL in checkpoint file", "SIGKILL of one rank", "signal to one rank", "SIGSTOP", "checkpoint file flipped"),
+    *("full disk", "read-only run folder", "shard deleted"),
+}
+FIRST_SETTING = next(iter(SETTINGS))
 
 
 def may_mount() -> bool:
-    """Whether this process may mount a file system; in a plain container even root may not."""
-    words = ["unshare", "--mount", "mount", "-t", "tmpfs", "probe", "/mnt"]
-    return os.geteuid() == 0 and subprocess.run(words, capture_output=True, check=False).returncode == 0
+    """Whether this process may mount a file system; in most containers even root may not."""
+    probe = ["unshare", "--mount", "mount", "-t", "tmpfs", "probe", "/mnt"]
+    return os.geteuid() == 0 and subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
 @pytest.fixture(scope="module")
-def references(nursery: Nursery, small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reference]:
-    """Undisturbed runs of two settings that differ in all they can."""
-    base = tmp_path_factory.mktemp("undisturbed")
-    chosen = ("ZeRO 2, amp, average", "ZeRO 3, fp32")
-    return {name: undisturbed(nursery, small_shards, base / str(n), name) for n, name in enumerate(chosen)}
+def references(
+    server: ForkServer, small_shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Reference]:
+    """Undisturbed runs of the two settings that differ most."""
+    base = tmp_path_factory.mktemp("references")
+    settings = ("ZeRO 2, amp, EMA", "ZeRO 3, fp32")
+    return {
+        setting: reference_run(server, small_shards, base / str(number), setting)
+        for number, setting in enumerate(settings)
+    }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_after_a_fault_the_same_command_ends_as_if_there_had_been_none(
-    kind: str, nursery: Nursery, small_shards: Path, references: dict[str, Reference], tmp_path: Path
+@pytest.mark.parametrize(
+    "kind", [kind if kind in FAST else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
+def test_resume_after_fault_equals_undisturbed_run(
+    kind: str, server: ForkServer, small_shards: Path, references: dict[str, Reference], tmp_path: Path
 ) -> None:
     if kind in NEEDS_MOUNT and not may_mount():
         pytest.skip("needs the right to mount a file system")
     number = list(KINDS).index(kind)
     setting = list(references)[number % 2]
-    for attempt in range(5):  # a moment that comes too late is no fault
-        trial = Trial(nursery, small_shards, tmp_path / str(attempt), setting, 100 * number + attempt)
+    for attempt in range(5):  # repeated if the fault came after the end of the run
+        trial = Trial(server, small_shards, tmp_path / str(attempt), setting, seed=100 * number + attempt)
         outcome = KINDS[kind](trial, references[setting])
-        assert outcome.recovered, outcome.said
+        assert outcome.recovered, outcome.output
         assert not outcome.wrong
         assert not outcome.lost
         if outcome.injected:
             return
-    pytest.fail(f"five moments for {kind} came too late")
+    pytest.fail(f"all five faults of kind {kind} came too late")
 
 
-def test_a_file_named_save_takes_a_checkpoint_and_training_goes_on(
-    nursery: Nursery, small_shards: Path, tmp_path: Path
-) -> None:
-    trial = Trial(nursery, small_shards, tmp_path / "trial", next(iter(SETTINGS)), 0)
+def test_save_file_triggers_checkpoint(server: ForkServer, small_shards: Path, tmp_path: Path) -> None:
+    trial = Trial(server, small_shards, tmp_path / "trial", FIRST_SETTING, seed=0)
     trial.run.mkdir()
     (trial.run / "SAVE").touch()
-    codes = trial.start(more=["--train.save_every", "1000", "--train.keep", "9"]).wait(90)
-    assert codes == [0] * WORLD, trial.said()
+    codes = trial.start(settings=["--train.save_every", "1000", "--train.keep", "9"]).wait(90)
+    assert codes == [0] * WORLD_SIZE, trial.output()
     assert complete_steps(trial.checkpoints) == [1, 15]
     assert not (trial.run / "SAVE").exists()
 
 
-def test_a_second_job_on_the_same_run_is_turned_away(nursery: Nursery, small_shards: Path, tmp_path: Path) -> None:
-    trial = Trial(nursery, small_shards, tmp_path / "trial", next(iter(SETTINGS)), 0)
-    first = trial.start(more=["--train.epochs", "500"])
-    while not complete_steps(trial.checkpoints) and first.running():
-        pass
-    second = trial.start(more=["--train.epochs", "500"])
-    assert second.wait(60) == [2] * WORLD
-    assert "another job trains in" in trial.said()
+def test_second_job_on_same_run_is_rejected(server: ForkServer, small_shards: Path, tmp_path: Path) -> None:
+    trial = Trial(server, small_shards, tmp_path / "trial", FIRST_SETTING, seed=0)
+    first = trial.start(settings=["--train.epochs", "500"])
+    wait_while(first, lambda: not complete_steps(trial.checkpoints))
+    second = trial.start(settings=["--train.epochs", "500"])
+    assert second.wait(60) == [2] * WORLD_SIZE
+    assert "another job trains in" in trial.output()
     first.signal(1, 15)
-    assert first.wait(60) == [75] * WORLD
+    assert first.wait(60) == [75] * WORLD_SIZE
 
 
-def test_a_run_that_diverges_ends_with_the_evidence(nursery: Nursery, small_shards: Path, tmp_path: Path) -> None:
-    import json
-
-    from safetensors.torch import load_file
-
-    trial = Trial(nursery, small_shards, tmp_path / "trial", "ZeRO 3, fp32", 0)
-    # weights of 1e30 leave no finite number behind
-    wild = ["--optim.lr", "1e30", "--optim.warmup_epochs", "0", "--train.skip_limit", "3"]
-    assert trial.start(more=wild).wait(60) == [1] * WORLD
-    assert "not finite in 3 steps in a row" in trial.said()
-    assert "Traceback" not in trial.said()
-    for rank in range(WORLD):
-        (kept,) = (trial.run / "nonfinite").glob(f"step-*-rank-{rank:05d}.safetensors")
-        tensors = load_file(kept)
-        keys = json.loads(kept.with_suffix(".json").read_text())
+def test_diverging_run_ends_and_keeps_its_last_batch(server: ForkServer, small_shards: Path, tmp_path: Path) -> None:
+    trial = Trial(server, small_shards, tmp_path / "trial", "ZeRO 3, fp32", seed=0)
+    # the first update makes weights of 1e30, which give non-finite losses
+    diverging = ["--optim.lr", "1e30", "--optim.warmup_epochs", "0", "--train.skip_limit", "3"]
+    assert trial.start(settings=diverging).wait(60) == [1] * WORLD_SIZE
+    assert "not finite in 3 steps in a row" in trial.output()
+    assert "Traceback" not in trial.output()
+    for rank in range(WORLD_SIZE):
+        (path,) = (trial.run / "nonfinite").glob(f"step-*-rank-{rank:05d}.safetensors")
+        tensors = load_file(path)
+        keys = json.loads(path.with_suffix(".json").read_text())
         assert tensors["image"].shape == (12, 1, 32, 32)
         assert len(keys) == 12
         assert all(isinstance(key, str) and key for key in keys)

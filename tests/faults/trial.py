@@ -1,55 +1,65 @@
-"""One run that a fault hits, and whether it ends as an undisturbed one does."""
+"""One run with an injected fault: start it, resume it, and compare its end with that of an undisturbed run."""
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import shutil
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conftest import read_metrics
-from nursery import Nursery, Ranks
+from fork_server import ForkServer, Ranks
+from helpers import TINY, read_metrics
 
 from brain_dist.checkpoints.layout import MARKER, checkpoint_folder, complete_steps, verify_checkpoint
 
-WORLD = 2
-LAST = 13  # of the fifteen steps, the last one before which a fault is timed to strike
-GRACE = 15.0  # seconds that the others get to end by themselves, then SIGTERM, as launch/local.py does after 10
-# 15 steps, a checkpoint every second one; so small that a step is a blink, with all that could spoil an exact resume
-COMMON = [
-    *("--model.name", "test_convnext", "--data.size", "32", "--data.threads", "1", "--track.wandb", "off"),
-    *("--train.global_batch", "24", "--train.micro_batch", "12", "--train.epochs", "3", "--optim.lr", "1e-3"),
-    *("--train.save_every", "2", "--train.keep", "3", "--train.timeout", "60", "--run.device", "cpu"),
-    *("--augment.mixup", "0.4", "--model.drop_path", "0.2"),
+WORLD_SIZE = 2
+LAST_STEP = 13  # of 15; a later fault often comes after the end of the run
+GRACE = 15.0  # seconds until the other ranks get SIGTERM after a failure; launch/local.py waits 10
+# 15 steps of a tiny network, a checkpoint after every second one, and everything that makes an exact resume difficult
+SETTINGS_OF_ALL = [
+    *(*TINY, "--run.device", "cpu", "--augment.mixup", "0.4", "--model.drop_path", "0.2", "--optim.lr", "1e-3"),
+    *("--train.global_batch", "24", "--train.micro_batch", "12", "--train.epochs", "3"),
+    *("--train.save_every", "2", "--train.keep", "3", "--train.timeout", "60"),
 ]
 SETTINGS = {
-    "ZeRO 0, fp32, average": ["--train.zero_stage", "0", "--train.precision", "fp32", "--optim.ema", "0.9"],
+    "ZeRO 0, fp32, EMA": ["--train.zero_stage", "0", "--train.precision", "fp32", "--optim.ema", "0.9"],
     "ZeRO 1, bf16": ["--train.zero_stage", "1", "--train.precision", "bf16"],
-    "ZeRO 2, amp, average": ["--train.zero_stage", "2", "--train.precision", "amp", "--optim.ema", "0.9"],
+    "ZeRO 2, amp, EMA": ["--train.zero_stage", "2", "--train.precision", "amp", "--optim.ema", "0.9"],
     "ZeRO 3, fp32": ["--train.zero_stage", "3", "--train.precision", "fp32"],
 }
 
 
 @dataclass
 class Reference:
-    """An undisturbed run: its files, and how often each place of :mod:`inject` was passed."""
+    """An undisturbed run.
 
-    final: dict[str, bytes]
-    passed: dict[str, int]
+    Attributes:
+        files: Contents of its last checkpoint's files, by name.
+        executions: How often each place of :mod:`inject` was executed.
+    """
+
+    files: dict[str, bytes]
+    executions: dict[str, int]
 
 
 @dataclass
 class Outcome:
-    """What became of a run after its fault.
+    """Result of a run with a fault.
 
-    ``injected``: the fault struck before the run's end; ``recovered``: the same command then ran to its end;
-    ``lost``: steps that the newest intact checkpoint had and the resumed run did again; ``wrong``: final files that
-    differ from the undisturbed run's.
+    Attributes:
+        kind: Kind of fault.
+        setting: Key of :data:`SETTINGS`.
+        injected: The fault came before the end of the run.
+        recovered: The same command then ran to its end.
+        lost: Steps that the resumed run repeated although an intact checkpoint contained them.
+        wrong: Names of files in the last checkpoint that differ from the reference.
+        output: Output of the failed ranks.
     """
 
     kind: str
@@ -58,110 +68,107 @@ class Outcome:
     recovered: bool = False
     lost: int = 0
     wrong: list[str] = field(default_factory=list)
-    said: str = ""
+    output: str = ""
 
 
 class Trial:
-    """A run folder, shards of its own, and the means to start ranks on them."""
+    """A run folder with its own copy of the shards. Each start of its ranks is one attempt."""
 
-    def __init__(self, nursery: Nursery, shards: Path, base: Path, setting: str, seed: int) -> None:
-        self.nursery, self.setting, self.base = nursery, setting, base
+    def __init__(self, server: ForkServer, shards: Path, base: Path, setting: str, seed: int) -> None:
+        self.server, self.setting, self.base = server, setting, base
         self.random = random.Random(seed)
         self.shards, self.runs = base / "shards", base / "runs"
+        self.run = self.runs / "run"
+        self.checkpoints = self.run / "checkpoints"
+        self.attempts = 0
         shutil.copytree(shards, self.shards)
         self.runs.mkdir()
-        self.attempts = 0
 
     @property
-    def run(self) -> Path:
-        """The run's folder."""
-        return self.runs / "run"
+    def log(self) -> Path:
+        """Log file of the last attempt."""
+        return self.base / f"log-{self.attempts}"
 
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of its checkpoints."""
-        return self.run / "checkpoints"
+    def output(self) -> str:
+        """Output of the last attempt."""
+        return self.log.read_text() if self.log.exists() else ""
 
-    def start(self, fault: dict[str, Any] | None = None, more: Sequence[str] = ()) -> Ranks:
-        """Start the ranks, with ``more`` settings; each attempt has a log of its own."""
+    def start(self, fault: dict[str, Any] | None = None, settings: Sequence[str] = ()) -> Ranks:
+        """Start the ranks, with a fault of :mod:`inject` and additional settings."""
         self.attempts += 1
-        where = ["--data.shards", str(self.shards), "--run.dir", str(self.runs), "--run.name", "run"]
-        arguments = [*COMMON, *SETTINGS[self.setting], *where, *more]
-        return Ranks(self.nursery, WORLD, "train", arguments, self.base / f"log-{self.attempts}", inside=fault)
+        paths = ["--data.shards", str(self.shards), "--run.dir", str(self.runs), "--run.name", "run"]
+        arguments = [*SETTINGS_OF_ALL, *SETTINGS[self.setting], *paths, *settings]
+        return Ranks(self.server, WORLD_SIZE, "train", arguments, self.log, inject=fault)
 
-    def said(self) -> str:
-        """What the last attempt printed."""
-        log = self.base / f"log-{self.attempts}"
-        return log.read_text() if log.exists() else ""
+    def newest_step(self) -> int:
+        """Step of the newest intact checkpoint; 0 if there is none."""
+        steps = complete_steps(self.checkpoints)
+        return max((s for s in steps if not verify_checkpoint(checkpoint_folder(self.checkpoints, s))), default=0)
 
-    def newest(self) -> int:
-        """Step of the newest checkpoint that is complete and intact; 0 for none."""
-        found = complete_steps(self.checkpoints)
-        intact = [step for step in found if not verify_checkpoint(checkpoint_folder(self.checkpoints, step))]
-        return max(intact, default=0)
+    def newest_files(self) -> dict[str, bytes]:
+        """Files of the newest intact checkpoint by name, without the marker, which contains times."""
+        folder = checkpoint_folder(self.checkpoints, self.newest_step())
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MARKER}
 
-    def moment(self, ranks: Ranks) -> bool:
-        """Wait for a random moment of the run, its start included; whether the ranks still run then.
+    def wait_for_random_moment(self, ranks: Ranks) -> bool:
+        """Wait for a random moment between start-up and step ``LAST_STEP``; return whether the ranks still run.
 
-        Counted in steps, not in seconds: how long a step takes depends on what else the machine does.
+        Most moments are counted in steps, because the duration of a step depends on the load of the machine.
         """
         if self.random.random() < 0.2:
-            until = time.monotonic() + self.random.uniform(0, 2)
-            while ranks.running() and time.monotonic() < until:
-                time.sleep(0.005)
+            wait_while(ranks, timeout=self.random.uniform(0, 2))
             return ranks.running()
-        step = self.random.randrange(LAST)
-        while ranks.running() and not any(row["step"] >= step for row in read_metrics(self.run / "metrics.jsonl")):
-            time.sleep(0.005)
+        step = self.random.randrange(LAST_STEP)
+        metrics = self.run / "metrics.jsonl"
+        wait_while(ranks, lambda: all(row["step"] < step for row in read_metrics(metrics)))
         time.sleep(self.random.uniform(0, 0.2))
         return ranks.running()
 
-    def final(self) -> dict[str, bytes]:
-        """The files of the newest checkpoint but its marker, whose facts name nothing that matters here."""
-        newest = checkpoint_folder(self.checkpoints, self.newest())
-        return {p.name: p.read_bytes() for p in newest.iterdir() if p.name != MARKER}
-
-    def recover(self, outcome: Outcome, reference: Reference) -> None:
-        """Give the same command again, and compare its end with the undisturbed one."""
-        known = self.newest()
+    def resume_and_compare(self, outcome: Outcome, reference: Reference) -> None:
+        """Run the same command again and complete ``outcome`` by comparison with the reference."""
+        newest_step = self.newest_step()
         codes = self.start().wait(90)
-        said = self.said()
-        resumed = re.search(r"resuming at step (\d+) of", said)
-        finished = "is trained to its end" in said
-        outcome.recovered = codes == [0] * WORLD
-        outcome.said += said if not outcome.recovered else ""
-        if outcome.recovered and not finished:
-            outcome.lost = known - (int(resumed[1]) if resumed else 0)
-        mine = self.final() if outcome.recovered else {}
-        names = sorted(set(mine) | set(reference.final))
-        outcome.wrong = [name for name in names if mine.get(name) != reference.final.get(name)]
+        output = self.output()
+        outcome.recovered = codes == [0] * WORLD_SIZE
+        if not outcome.recovered:
+            outcome.output += output
+        elif "is already complete" not in output:
+            resumed_at = re.search(r"resuming at step (\d+) of", output)
+            outcome.lost = newest_step - (int(resumed_at[1]) if resumed_at else 0)
+        files = self.newest_files() if outcome.recovered else {}
+        names = sorted(set(files) | set(reference.files))
+        outcome.wrong = [name for name in names if files.get(name) != reference.files.get(name)]
 
 
-def undisturbed(nursery: Nursery, shards: Path, base: Path, setting: str) -> Reference:
-    """The run that all others of this setting are compared with, and how often it passes each place; made twice."""
-    found: list[Reference] = []
-    for number in range(2):
-        trial = Trial(nursery, shards, base / f"undisturbed-{number}", setting, 0)
-        codes = trial.start({"rank": number}).wait(120)
-        assert codes == [0] * WORLD, trial.said()
-        passed = {place: int(times) for place, times in re.findall(r"passed ([\w -]+): (\d+)", trial.said())}
-        found.append(Reference(trial.final(), passed))
-    assert found[0].final == found[1].final, "two undisturbed runs differ"
-    # the second rank is the one that dies, but for the marker, which the main rank writes
-    passed = {place: found[1].passed[place] or times for place, times in found[0].passed.items()}
-    return Reference(found[0].final, passed)
+def wait_while(ranks: Ranks, condition: Callable[[], bool] = lambda: True, timeout: float = math.inf) -> None:
+    """Wait while a rank runs and the condition holds, at most ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while ranks.running() and condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
-def end_of(ranks: Ranks) -> list[int]:
-    """Exit codes, once one rank has ended by itself and the others were given their grace, as the launcher does it."""
-    limit = time.monotonic() + 60
-    while ranks.running() and not any(ranks.codes.values()) and time.monotonic() < limit:
-        time.sleep(0.01)
+def reference_run(server: ForkServer, shards: Path, base: Path, setting: str) -> Reference:
+    """Train undisturbed, twice: the two runs must be equal, and each counts the executions on one rank."""
+    references: list[Reference] = []
+    for rank in range(WORLD_SIZE):
+        trial = Trial(server, shards, base / f"undisturbed-{rank}", setting, seed=0)
+        codes = trial.start({"rank": rank}).wait(120)
+        assert codes == [0] * WORLD_SIZE, trial.output()
+        executions = {place: int(count) for place, count in re.findall(r"passed ([\w -]+): (\d+)", trial.output())}
+        references.append(Reference(trial.newest_files(), executions))
+    main_rank, second_rank = references
+    assert main_rank.files == second_rank.files, "two undisturbed runs differ"
+    # faults are injected into the second rank, except at the marker, which only the main rank writes
+    executions = {place: second_rank.executions[place] or count for place, count in main_rank.executions.items()}
+    return Reference(main_rank.files, executions)
+
+
+def wait_like_launcher(ranks: Ranks) -> list[int]:
+    """Wait until one rank has failed, give the others ``GRACE`` seconds, then stop them; return the exit codes."""
+    wait_while(ranks, lambda: not any(ranks.codes), timeout=60)
     for number in (signal.SIGTERM, signal.SIGKILL):
-        grace = time.monotonic() + GRACE
-        while ranks.running() and time.monotonic() < grace:
-            time.sleep(0.01)
-        for rank in range(len(ranks.pids)):
-            if ranks.codes[ranks.pids[rank]] is None:
+        wait_while(ranks, timeout=GRACE)
+        for rank, code in enumerate(ranks.codes):
+            if code is None:
                 ranks.signal(rank, number)
     return ranks.wait(10)

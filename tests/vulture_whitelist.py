@@ -1,0 +1,48 @@
+# ruff: noqa
+"""Names that vulture takes for unused, because a framework, a template or a file format uses them."""
+
+from typing import Any
+
+_: Any
+
+# Python
+_.__getattr__
+_.__dir__
+_.tempdir  # tempfile
+_.mtime  # tarfile
+_.handle_starttag  # html.parser
+_.handle_endtag
+_.handle_data
+_.do_GET  # http.server
+_.log_message
+# pytest
+_.pytestmark
+_.pytest_collection_modifyitems
+# torch
+_.benchmark
+_._check_input_dim
+_.ctx
+# jinja, and fields that templates read
+_.filters
+_.tone
+# columns of the predictions table and keys of the manifest
+_.logit
+_.builder
+_.source_listing_sha256
+# DICOM
+_.BitsAllocated
+_.BitsStored
+_.HighBit
+_.NumberOfFrames
+_.PhotometricInterpretation
+_.PixelData
+_.PixelRepresentation
+_.SamplesPerPixel
+_.SOPClassUID
+_.SOPInstanceUID
+_.TransferSyntaxUID
+_.VOILUTFunction
+_.file_meta
+# fsspec
+_.protocol
+_._strip_protocol
