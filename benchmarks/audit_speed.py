@@ -1,7 +1,7 @@
-"""How long finding all copies takes: ``python -m benchmarks.audit_speed DIR [DIR…] [--images N]``.
+"""Time to find all copies: ``python -m benchmarks.audit_speed DIR [DIR…] [--images N]``.
 
-Decodes the collections once, then times the comparison of all pairs, alone, for growing numbers of their images, beside
-the plain way: the product of all full structures (4 x N² x 4096 multiplications), which finds aligned copies only.
+Decodes the collections once. Then it times the comparison of all pairs by itself, for growing numbers of images, beside
+the product of all full structures (4 x N² x 4096 multiplications), which finds aligned copies only.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.common import cores
 from brain_dist.collection.examination import examine_all
 from brain_dist.collection.recipes import default_recipe
 from brain_dist.collection.records import find_records
@@ -25,35 +26,35 @@ from brain_dist.common.workers import worker_pool
 from brain_dist.copies import registration, search, similarity
 from brain_dist.errors import UserError, run
 
-PLAIN = 4096  # images for the plain way; more would take minutes
+PLAIN = 4096  # images for the plain product; more would take minutes
 
 
 def main() -> int:
+    """Print the table; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.audit_speed", description=__doc__.split("\n\n")[0])
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR")
-    parser.add_argument("--images", type=int, default=20000, metavar="N", help="at most so many (default: 20000)")
-    args = parser.parse_args()
-    cores = len(os.sched_getaffinity(0))
-    thumbs = decoded(args.folders, cores)[: args.images]
+    parser.add_argument("--images", type=int, default=20000, metavar="N", help="maximum (default: 20000)")
+    arguments = parser.parse_args()
+    thumbs = decode(arguments.folders, cores())[: arguments.images]
     if len(thumbs) < 8:
-        raise UserError("too few images to time; give larger collections")
-    table = Table(title=f"all pairs of {len(thumbs):,} images, {cores} cores", title_justify="left")
-    for column in ("images", "aligned s", "cut and turned s", "together s", "pairs found", "the plain way s"):
+        raise UserError("fewer than 8 images; give larger collections")
+    table = Table(title=f"all pairs of {len(thumbs):,} images, {cores()} cores", title_justify="left")
+    for column in ("images", "aligned s", "cut and turned s", "together s", "pairs found", "plain product s"):
         table.add_column(column, justify="right")
     for count in sorted({min(PLAIN, len(thumbs)), len(thumbs) // 2, len(thumbs)}):
-        some = np.asarray(thumbs[np.random.default_rng(0).permutation(len(thumbs))[:count]])
-        aligned_s, aligned = timed(lambda some=some: similarity.aligned_pairs(some))
+        sample = np.asarray(thumbs[np.random.default_rng(0).permutation(len(thumbs))[:count]])
+        aligned_s, aligned = timed(lambda sample=sample: similarity.aligned_pairs(sample))
         joined = search.connected(count, np.column_stack([aligned.first, aligned.second]))
-        moved_s, moved = timed(lambda some=some, joined=joined: registration.moved_pairs(some[:, 1], joined))
-        plain_s = f"{timed(lambda some=some: plain(some))[0]:.1f}" if count <= PLAIN else ""
-        found = f"{len(aligned.first):,} + {len(moved.first):,}"
-        table.add_row(f"{count:,}", f"{aligned_s:.1f}", f"{moved_s:.1f}", f"{aligned_s + moved_s:.1f}", found, plain_s)
+        moved_s, moved = timed(lambda sample=sample, joined=joined: registration.moved_pairs(sample[:, 1], joined))
+        plain_s = f"{timed(lambda sample=sample: plain_product(sample))[0]:.1f}" if count <= PLAIN else ""
+        pairs = f"{len(aligned.first):,} + {len(moved.first):,}"
+        table.add_row(f"{count:,}", f"{aligned_s:.1f}", f"{moved_s:.1f}", f"{aligned_s + moved_s:.1f}", pairs, plain_s)
     Console(width=120).print(table)
-    print(f"load of the machine over the last minute: {os.getloadavg()[0]:.1f}")
+    print(f"load average of the last minute: {os.getloadavg()[0]:.1f}")
     return 0
 
 
-def decoded(folders: list[Path], workers: int) -> np.ndarray:
+def decode(folders: list[Path], workers: int) -> np.ndarray:
     """Thumbnails uint8 [N, 2, 64, 64] of all images."""
     parts = []
     start = time.perf_counter()
@@ -61,28 +62,27 @@ def decoded(folders: list[Path], workers: int) -> np.ndarray:
         for folder in folders:
             recipe = default_recipe(folder)
             records = find_records(recipe, folder)[0]
-            parts.append(
-                examine_all(records, folder, recipe, pool, skip_bad=True, progress=lambda done, total: None)[2]
-            )
+            progress = lambda done, total: None  # noqa: E731
+            parts.append(examine_all(records, folder, recipe, pool, skip_bad=True, progress=progress).thumbs)
     thumbs = concatenated(parts)
     print(f"decoding {len(thumbs):,} images with {workers} processes: {time.perf_counter() - start:.1f} s")
     return thumbs
 
 
-def plain(thumbs: np.ndarray) -> int:
+def plain_product(thumbs: np.ndarray) -> int:
     """Number of similarities above the threshold, counted block by block."""
-    found = 0
+    count = 0
     for frame in range(2):
         full = similarity.structure(thumbs[:, frame])
         mirrored = similarity.structure(thumbs[:, frame, :, ::-1])
         for low in range(0, len(full), 1024):
             for other in (full, mirrored):
-                found += int((full[low : low + 1024] @ other.T >= similarity.ALIGNED_THRESHOLD).sum())
-    return found
+                count += int((full[low : low + 1024] @ other.T >= similarity.ALIGNED_THRESHOLD).sum())
+    return count
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """(seconds, what the work gives)."""
+    """(seconds, result) of ``work()``."""
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result

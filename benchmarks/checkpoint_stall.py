@@ -1,8 +1,8 @@
-"""How long training stands still for a checkpoint, beside DeepSpeed's own save, on one rank.
+"""Time that training stops for a checkpoint, beside DeepSpeed's own save, on one rank.
 
-``python -m benchmarks.checkpoint_stall [--model convnext_base] [--saves 3]`` trains on noise and saves in turn: beside
-the training (the product), the same but waited for, and ``engine.save_checkpoint`` of DeepSpeed, which is synced to the
-disk too, as no checkpoint counts before that.
+``python -m benchmarks.checkpoint_stall [--model convnext_base] [--saves 3]`` trains on noise images and saves in turn:
+in the background (the product), in the foreground, and with DeepSpeed's ``engine.save_checkpoint`` followed by a sync
+to the disk, because a checkpoint is complete only then.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from brain_dist.training.saving import Saver
 
 
 def main() -> None:
-    """Save in each way in turn and print medians."""
+    """Save in each way in turn; print medians."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", default="convnext_base")
     parser.add_argument("--saves", type=int, default=3)
@@ -54,41 +54,43 @@ def main() -> None:
         batch = Batch.of(torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8, device=device), micro, rows)
 
         def step() -> float:
-            began = time.perf_counter()
+            start = time.perf_counter()
             engine.step([batch], lr=1e-5).item()
-            return time.perf_counter() - began
+            return time.perf_counter() - start
 
         saver = Saver(Path(folder) / "checkpoints", engine, {}, keep=1)
-        found: dict[str, list[float]] = {name: [] for name in ("copied", "complete", "waited", "deepspeed")}
-        quiet, beside = [step() for _ in range(5)][1:], []
+        seconds: dict[str, list[float]] = {name: [] for name in ("stall", "complete", "foreground", "deepspeed")}
+        idle_steps, busy_steps = [step() for _ in range(5)][1:], []  # without and with a save in the background
         for number in range(arguments.saves):
-            began = time.perf_counter()
+            start = time.perf_counter()
             saver.begin(2 * number)
-            found["copied"].append(time.perf_counter() - began)
-            while saver.pending:
-                beside.append(step())
+            seconds["stall"].append(time.perf_counter() - start)
+            while saver.writing:
+                busy_steps.append(step())
             saver.finish()
-            found["complete"].append(time.perf_counter() - began)
+            seconds["complete"].append(time.perf_counter() - start)
 
-            began = time.perf_counter()
+            start = time.perf_counter()
             saver.begin(2 * number + 1)
             saver.finish()
-            found["waited"].append(time.perf_counter() - began)
+            seconds["foreground"].append(time.perf_counter() - start)
 
-            began = time.perf_counter()
+            start = time.perf_counter()
             engine.deepspeed.save_checkpoint(f"{folder}/ds", tag="0")
             os.sync()
-            found["deepspeed"].append(time.perf_counter() - began)
+            seconds["deepspeed"].append(time.perf_counter() - start)
             shutil.rmtree(f"{folder}/ds")
-            quiet += [step() for _ in range(4)]
+            idle_steps += [step() for _ in range(4)]
         size = saver.bytes
-    median = {name: statistics.median(values) for name, values in found.items()}
+    median = {name: statistics.median(values) for name, values in seconds.items()}
     print(f"{arguments.model}, {engine.parameters / 1e6:.1f} M parameters, {size / 1e9:.2f} GB a save, {device.type}")
-    print(f"beside the training: stalls {median['copied']:.2f} s, complete after {median['complete']:.2f} s")
-    print(f"waited for:          stalls {median['waited']:.2f} s ({median['waited'] / median['copied']:.1f} times)")
-    print(f"DeepSpeed's own:     stalls {median['deepspeed']:.2f} s, without the average and checksums")
-    slower = statistics.median(beside) / statistics.median(quiet)
-    print(f"a step while it writes takes {slower:.2f} times as long ({len(beside)} steps; it shares the cores)")
+    print(f"in the background: stalls {median['stall']:.2f} s, complete after {median['complete']:.2f} s")
+    print(
+        f"in the foreground: stalls {median['foreground']:.2f} s ({median['foreground'] / median['stall']:.1f} times)"
+    )
+    print(f"DeepSpeed's own:   stalls {median['deepspeed']:.2f} s, without EMA weights and checksums")
+    ratio = statistics.median(busy_steps) / statistics.median(idle_steps)
+    print(f"a step during a background save takes {ratio:.2f} times as long ({len(busy_steps)} steps; same cores)")
 
 
 if __name__ == "__main__":

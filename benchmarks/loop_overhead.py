@@ -1,10 +1,10 @@
-"""What the training loop costs beside a bare DeepSpeed loop: same network, optimiser, settings and noise, in one run.
+"""The training loop beside a bare DeepSpeed loop: same network, optimiser, settings and noise images, in one run.
 
-``python -m benchmarks.loop_overhead [--ranks 2] [--model convnext_atto] [--size 96] [--batch 16]``. The product is its
-real entry point with ``data.loader=synthetic``: plan, augmentation's decisions, agreement of the ranks, signs of life,
-metrics.jsonl, skip checks. The bare loop is what DeepSpeed's tutorial shows, with the same clipping and learning rate.
-Both are started in turn; the table compares the median step, and the fastest tenth, which whatever else runs on the
-machine disturbs least.
+``python -m benchmarks.loop_overhead [--ranks 2] [--model convnext_atto] [--size 96] [--batch 16]``. The product runs
+its entry point with ``data.loader=synthetic``: sample order, augmentation decisions, agreement of the ranks,
+heartbeats, metrics.jsonl, checks for non-finite values. The bare loop is that of DeepSpeed's tutorial, with the same
+gradient clipping and learning rate. Both run alternately. The table compares the median step and the fastest tenth,
+which other load on the machine affects least.
 """
 
 from __future__ import annotations
@@ -12,59 +12,50 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from itertools import chain
 from pathlib import Path
 
-from launch.local import Part, gpus, start
+from benchmarks.common import main_rank_output, training_shards
+from brain_dist.errors import run
+from launch.local import gpus
 
-WARM = 5  # steps that are not counted
+WARMUP = 5  # steps that are not timed
 
 
-def main() -> None:
-    """Start both ``--repeats`` times, interleaved, and print the table."""
+def main() -> int:
+    """Run both loops ``--repeats`` times and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--ranks", type=int, default=gpus() or 2)
     parser.add_argument("--model", default="convnext_atto")
     parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--batch", type=int, default=16, help="images a rank")
+    parser.add_argument("--batch", type=int, default=16, help="images per rank")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--zero", type=int, default=2, choices=(0, 1, 2, 3))
     parser.add_argument("--settings", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.settings:
-        bare(json.loads(arguments.settings), arguments.steps)
-        return
+        run_bare_loop(json.loads(arguments.settings), arguments.steps)
+        return 0
+    seconds: dict[str, list[list[float]]] = {"bare": [], "product": []}
     with tempfile.TemporaryDirectory() as folder:
-        seconds: dict[str, list[list[float]]] = {"bare": [], "product": []}
-        shards = phantoms(Path(folder), arguments.ranks * arguments.batch * arguments.steps)
+        shards = training_shards(Path(folder), arguments.ranks * arguments.batch * arguments.steps)
         for repeat in range(arguments.repeats):
-            settings = words(arguments, shards, Path(folder), f"run-{repeat}")
-            turns = ("bare", "product") if repeat % 2 else ("product", "bare")
-            for kind in turns:
-                seconds[kind].append(steps_of(kind, settings, arguments, Path(folder) / f"run-{repeat}"))
-    all_of = {kind: list(chain(*starts)) for kind, starts in seconds.items()}
-    found = {kind: (statistics.median(each), statistics.quantiles(each, n=10)[0]) for kind, each in all_of.items()}
-    each = [
-        statistics.median(p) / statistics.median(b) for p, b in zip(seconds["product"], seconds["bare"], strict=True)
-    ]
+            settings = run_settings(arguments, shards, Path(folder), f"run-{repeat}")
+            for loop in ("bare", "product") if repeat % 2 else ("product", "bare"):
+                seconds[loop].append(step_seconds(loop, settings, arguments, Path(folder) / f"run-{repeat}"))
     print(
         f"{arguments.model} {arguments.size}², {arguments.ranks} ranks × {arguments.batch}, ZeRO {arguments.zero}, amp"
     )
-    print(f"{'loop':9}{'median step':>14}{'of bare':>9}{'fastest tenth':>16}{'of bare':>9}{'steps':>7}")
-    for kind, (median, fast) in found.items():
-        shares = [here / there for here, there in zip((median, fast), found["bare"], strict=True)]
-        print(f"{kind:9}{1000 * median:11.1f} ms{shares[0]:9.3f}{1000 * fast:13.1f} ms{shares[1]:9.3f}"
-              f"{len(all_of[kind]):7}")  # fmt: skip
-    print(f"product / bare of each pair of starts: {', '.join(f'{ratio:.3f}' for ratio in each)}")
+    print_table(seconds)
+    return 0
 
 
-def words(arguments: argparse.Namespace, shards: Path, runs: Path, name: str) -> list[str]:
-    """The settings of both, as the product's command line."""
+def run_settings(arguments: argparse.Namespace, shards: Path, runs: Path, name: str) -> list[str]:
+    """Settings of both loops, as flags of ``brain-dist train``."""
     batch = arguments.batch
     return [
         *("--data.loader", "synthetic", "--data.size", str(arguments.size), "--data.shards", str(shards)),
@@ -75,35 +66,38 @@ def words(arguments: argparse.Namespace, shards: Path, runs: Path, name: str) ->
     ]
 
 
-def phantoms(folder: Path, images: int) -> Path:
-    """Shards with ``images`` training images, all of them needles: the loader is synthetic, only the index is read."""
-    python = [sys.executable, "-m", "brain_dist.shard"]
-    made = ["--patients", str(images // 4 + 8), "--slices", "4", "--size", "64", "--out", str(folder / "images")]
-    subprocess.run([*python, "phantom", *made], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    fractions = ["--source", str(folder / "images"), "--out", str(folder / "shards"), "--fractions", "0.98,0.01,0.01"]
-    subprocess.run([*python, "build", *fractions], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return folder / "shards"
-
-
-def steps_of(kind: str, settings: list[str], arguments: argparse.Namespace, run: Path) -> list[float]:
-    """Seconds of each step after the warm ones of one start, on the main rank."""
-    if kind == "product":
-        command = [sys.executable, "-m", "brain_dist.train", *settings]
-    else:
+def step_seconds(loop: str, settings: list[str], arguments: argparse.Namespace, folder: Path) -> list[float]:
+    """Seconds of each timed step of one start, on the main rank; ``folder`` is the run's."""
+    if loop == "bare":
         command = [sys.executable, "-m", "benchmarks.loop_overhead", "--settings", json.dumps(settings)]
-        command += ["--steps", str(arguments.steps)]
-    ranks = start(command, Part(arguments.ranks), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    printed = [rank.communicate() for rank in ranks]
-    if any(rank.returncode for rank in ranks):
-        raise SystemExit(f"the {kind} loop failed:\n{printed[0][1]}")
-    if kind == "bare":
-        return json.loads(printed[0][0].splitlines()[-1])
-    times = [json.loads(line)["time"] for line in (run / "metrics.jsonl").read_text().splitlines()][: arguments.steps]
-    return [after - before for before, after in zip(times[WARM - 1 :], times[WARM:], strict=False)]
+        output = main_rank_output([*command, "--steps", str(arguments.steps)], arguments.ranks)
+        return differences(json.loads(output.splitlines()[-1]))
+    main_rank_output([sys.executable, "-m", "brain_dist.train", *settings], arguments.ranks)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return differences([json.loads(line)["time"] for line in lines][: arguments.steps])
 
 
-def bare(settings: list[str], steps: int) -> None:
-    """One rank of the bare loop; prints its steps' seconds."""
+def differences(times: list[float]) -> list[float]:
+    """Durations of the timed steps, from the time at the end of each step."""
+    return [after - before for before, after in zip(times[WARMUP - 1 :], times[WARMUP:], strict=False)]
+
+
+def print_table(seconds: dict[str, list[list[float]]]) -> None:
+    """Print median and fastest tenth of each loop, and the ratio of each pair of starts."""
+    steps = {loop: list(chain(*starts)) for loop, starts in seconds.items()}
+    times = {loop: (statistics.median(s), statistics.quantiles(s, n=10)[0]) for loop, s in steps.items()}
+    print(f"{'loop':9}{'median step':>14}{'of bare':>9}{'fastest tenth':>16}{'of bare':>9}{'steps':>7}")
+    for loop, (median, fast) in times.items():
+        ratios = median / times["bare"][0], fast / times["bare"][1]
+        print(f"{loop:9}{1000 * median:11.1f} ms{ratios[0]:9.3f}{1000 * fast:13.1f} ms{ratios[1]:9.3f}"
+              f"{len(steps[loop]):7}")  # fmt: skip
+    starts = zip(seconds["product"], seconds["bare"], strict=True)
+    pairs = [statistics.median(product) / statistics.median(bare) for product, bare in starts]
+    print(f"product / bare of each pair of starts: {', '.join(f'{ratio:.3f}' for ratio in pairs)}")
+
+
+def run_bare_loop(settings: list[str], steps: int) -> None:
+    """One rank of the bare loop; prints the time at the end of each step."""
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -134,8 +128,8 @@ def bare(settings: list[str], steps: int) -> None:
             engine.step()
             loss.item()  # as every loop that logs its loss does
             times.append(time.perf_counter())
-    print(json.dumps([after - before for before, after in zip(times[WARM - 1 :], times[WARM:], strict=False)]))
+    print(json.dumps(times))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run(main))

@@ -1,10 +1,10 @@
-"""The cost model's communication against networks of known bandwidth, its bytes against the interface's counters.
+"""The cost model's communication against networks of known bandwidth, and its bytes against the interface's counters.
 
-``python -m benchmarks.network [--ranks 2,4] [--rates 50,100,200,500] [--stages 2,3]`` (root) gives each rank a
-network namespace, joins them by veth pairs and a bridge, limits each to a rate by tbf, and trains a small ConvNeXt on
-noise. β is the rate that was set, less Ethernet's and TCP's headers: it is not fitted. Only α is, at every other rate;
-the other rates are held back, and their error is the check. A collective ends for all ranks at once, so the rank that
-came last waited for nobody: a step's communication is taken from the rank that had the least of it.
+``python -m benchmarks.network [--ranks 2,4] [--rates 50,100,200,500] [--stages 2,3]`` (root) gives each rank a network
+namespace, limits its interface with tbf, and trains a small ConvNeXt on noise images. β is the known rate without
+Ethernet and TCP headers, so only α is fitted, at every other rate; the error at the remaining rates is the check. A
+collective ends on all ranks at once, so the last rank to arrive did not wait: the communication of a step is that of
+the rank with the least of it.
 """
 
 from __future__ import annotations
@@ -19,65 +19,88 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import namespaces
-from benchmarks.loop_overhead import phantoms
-from brain_dist.scalability import cost, cost_fit
+from benchmarks.common import integers, training_shards
+from brain_dist.scalability.cost_fit import fit_latency
+from brain_dist.scalability.traffic import Traffic, ring_bytes, ring_hops
 
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of exchange at one rate: ``stage`` None is an all-reduce of all gradients by itself."""
+    """One kind of communication at one rate.
+
+    Attributes:
+        ranks: Number of ranks.
+        stage: ZeRO stage of a training step; None: an all-reduce of all gradients by itself.
+        rate: Limit of the interface [Mbit/s]; None: no limit.
+        hops: Hops by the model.
+        bytes: Bytes per rank by the model.
+        counted: Bytes per rank by the interface's counter.
+        seconds: Measured time.
+    """
 
     ranks: int
     stage: int | None
     rate: float | None
     hops: float
-    bytes: float  # of the model
+    bytes: float
     counted: float
     seconds: float
 
     @property
-    def wire(self) -> float:
-        """Seconds of the model's bytes at the known bandwidth."""
+    def wire_seconds(self) -> float:
+        """Time of the model's bytes at the known bandwidth."""
         return self.bytes / (self.rate * 1e6 / 8 * namespaces.PAYLOAD) if self.rate else 0.0
+
+    @property
+    def name(self) -> str:
+        return "all-reduce, alone" if self.stage is None else f"a step of ZeRO {self.stage}"
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Options that ``benchmarks.zero`` shares."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--ranks", type=integers, default=[2, 4])
+    parser.add_argument("--model", default="convnext_zepto_rms_ols")
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=8, help="images per rank")
+    parser.add_argument("--steps", type=int, default=2)
+    return parser
 
 
 def main() -> None:
     """Measure, fit α, print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--ranks", type=numbers, default=[2, 4])
-    parser.add_argument("--rates", type=numbers, default=[50, 100, 200, 500], help="Mbit/s; unlimited comes last")
-    parser.add_argument("--stages", type=numbers, default=[2, 3])
-    parser.add_argument("--model", default="convnext_zepto_rms_ols")
-    parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=8, help="images a rank")
-    parser.add_argument("--steps", type=int, default=2)
+    parser = argument_parser()
+    parser.description = __doc__.split("\n\n")[0]
+    parser.add_argument("--rates", type=integers, default=[50, 100, 200, 500], help="Mbit/s; unlimited comes last")
+    parser.add_argument("--stages", type=integers, default=[2, 3])
     arguments = parser.parse_args()
-    if why := namespaces.refusal():
-        raise SystemExit(f"benchmarks.network {why}")
+    if missing := namespaces.missing_requirement():
+        raise SystemExit(f"benchmarks.network {missing}")
     if len(arguments.rates) < 2:
-        raise SystemExit("benchmarks.network: --rates needs two or more, half of them to check the other half")
+        raise SystemExit("benchmarks.network: --rates must have two or more rates, to fit on half and check the others")
     rows: list[Row] = []
     for ranks in arguments.ranks:
         jobs = [
-            job(arguments, ranks, stage=stage, rate=rate)
+            create_job(arguments, ranks, stage=stage, rate=rate)
             for stage in arguments.stages
             for rate in [*arguments.rates, None]
         ]
-        for found in measure(jobs, ranks):
-            rows += rows_of(found, ranks)
-    show(rows, arguments)
+        for result in measure(jobs, ranks):
+            rows += result_rows(result, ranks)
+    print(f"{arguments.model} {arguments.size}², fp32, batch {arguments.batch} a rank")
+    fit_rates = sorted({row.rate for row in rows if row.rate})[::2]
+    alpha = fit_latency([(row.hops, row.wire_seconds, row.seconds) for row in rows if row.rate in fit_rates])
+    print(f"α {1e6 * alpha:.0f} µs a hop, fitted at {', '.join(f'{rate:g}' for rate in fit_rates)} Mbit/s; β known\n")
+    rows = merge_repeats(rows)
+    print_seconds(rows, alpha, fit_rates)
+    print_bytes([row for row in rows if row.rate == arguments.rates[0]])
 
 
-def numbers(words: str) -> list[int]:
-    """``1,2,4``."""
-    return [int(word) for word in words.split(",")]
-
-
-def job(
+def create_job(
     arguments: argparse.Namespace, ranks: int, *, stage: int, rate: float | None, precision: str = "fp32",
     zero: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What :mod:`benchmarks.network_worker` does once; ``zero``: further keys of DeepSpeed's zero_optimization."""
+    """One job of :mod:`benchmarks.network_worker`; ``zero``: further keys of DeepSpeed's zero_optimization."""
     return {
         "rate": rate, "stage": stage, "precision": precision, "steps": arguments.steps, "zero": zero or {},
         "settings": [
@@ -90,77 +113,48 @@ def job(
 
 
 def measure(jobs: list[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
-    """Start that many ranks, each in its namespace, and do the jobs."""
+    """Run all jobs on ``ranks`` ranks, each in its namespace; return the jobs with the measurements of all ranks."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shards = phantoms(folder, 64)
-        for number, each in enumerate(jobs):
-            each["settings"] += ["--data.shards", str(shards), "--run.dir", str(folder)]
-            if each["zero"]:
-                settings = folder / f"{number}.json"
-                settings.write_text(json.dumps({"zero_optimization": {"stage": each["stage"], **each["zero"]}}))
-                each["settings"] += ["--train.deepspeed", str(settings)]
+        shards = training_shards(folder, 64)
+        for index, job in enumerate(jobs):
+            job["settings"] += ["--data.shards", str(shards), "--run.dir", str(folder)]
+            if job["zero"]:
+                settings = folder / f"{index}.json"
+                settings.write_text(json.dumps({"zero_optimization": {"stage": job["stage"], **job["zero"]}}))
+                job["settings"] += ["--train.deepspeed", str(settings)]
         (folder / "jobs.json").write_text(json.dumps(jobs))
-        words = [sys.executable, "-m", "benchmarks.network_worker", str(folder / "jobs.json"), str(folder / "out.json")]
-        namespaces.run(words, ranks)
-        found: list[dict[str, Any]] = json.loads((folder / "out.json").read_text())
-        return found
+        command = [sys.executable, "-m", "benchmarks.network_worker", f"{folder}/jobs.json", f"{folder}/out.json"]
+        namespaces.run(command, ranks)
+        results: list[dict[str, Any]] = json.loads((folder / "out.json").read_text())
+        return results
 
 
-def exchanged(found: dict[str, Any], ranks: int) -> tuple[float, float]:
-    """(hops, wire bytes a rank) of a step by the ring, from the messages that were counted."""
-    sent = cost.Traffic.of(found["ranks"][0]["collectives"])
-    return sent.hops(ranks, "cpu"), sent.wire(ranks, "cpu")
+def ring_traffic(result: dict[str, Any], ranks: int) -> tuple[float, float]:
+    """(hops, bytes per rank) of a step by the ring model, from the counted messages."""
+    traffic = Traffic.from_counts(result["ranks"][0]["collectives"])
+    return traffic.hops(ranks, "cpu"), traffic.wire_bytes(ranks, "cpu")
 
 
-def rows_of(found: dict[str, Any], ranks: int) -> list[Row]:
-    """A job's step, and its all-reduce by itself."""
-    each = found["ranks"]
-    hops, wire = exchanged(found, ranks)
-    step = min(rank["stages"]["communication"] for rank in each)
-    alone, message = min(rank["alone"] for rank in each), 4 * each[0]["parameters"]
+def result_rows(result: dict[str, Any], ranks: int) -> list[Row]:
+    """The rows of a job: its step, and its all-reduce by itself."""
+    measured, rate = result["ranks"], result["rate"]
+    hops, size = ring_traffic(result, ranks)
+    message = 4 * measured[0]["parameters"]
+    counted, counted_alone = (
+        statistics.fmean(rank[name] for rank in measured) for name in ("wire", "all_reduce_bytes")
+    )
+    seconds = min(rank["stages"]["communication"] for rank in measured)
+    seconds_alone = min(rank["all_reduce"] for rank in measured)
     return [
-        Row(ranks, found["stage"], found["rate"], hops, wire, _mean(each, "wire"), step),
-        Row(ranks, None, found["rate"], cost.ring_hops("all_reduce", ranks),
-            cost.ring_bytes("all_reduce", message, ranks), _mean(each, "alone_bytes"), alone),
+        Row(ranks, result["stage"], rate, hops, size, counted, seconds),
+        Row(ranks, None, rate, ring_hops("all_reduce", ranks), ring_bytes("all_reduce", message, ranks),
+            counted_alone, seconds_alone),
     ]  # fmt: skip
 
 
-def _mean(ranks: list[dict[str, Any]], name: str) -> float:
-    return statistics.fmean(rank[name] for rank in ranks)
-
-
-def show(rows: list[Row], arguments: argparse.Namespace) -> None:
-    """α, the table of seconds, the table of bytes."""
-    shaped = [row for row in rows if row.rate]
-    taken = sorted({row.rate for row in shaped if row.rate})[::2]
-    alpha = cost_fit.latency([(row.hops, row.wire, row.seconds) for row in shaped if row.rate in taken])
-    print(f"{arguments.model} {arguments.size}², fp32, batch {arguments.batch} a rank")
-    print(f"α {1e6 * alpha:.0f} µs a hop, fitted at {', '.join(f'{rate:g}' for rate in taken)} Mbit/s; β known\n")
-    print(f"{'ranks':>5} {'what':20}{'Mbit/s':>10}{'measured, ms':>14}{'predicted, ms':>15}{'error':>8}")
-    errors: dict[str, list[float]] = {"step": [], "alone": []}
-    for row in _medians(rows):
-        what = "all-reduce, alone" if row.stage is None else f"a step of ZeRO {row.stage}"
-        line = f"{row.ranks:5} {what:20}{row.rate or 'unlimited':>10}{1e3 * row.seconds:14.1f}"
-        if row.rate:
-            guess = alpha * row.hops + row.wire
-            line += f"{1e3 * guess:15.1f}{guess / row.seconds - 1:+8.1%}"
-            if row.rate not in taken:
-                errors["alone" if row.stage is None else "step"].append(abs(guess / row.seconds - 1))
-                line += "  held back"
-        print(line)
-    for name, each in errors.items():
-        print(f"held back, {name}: median error {statistics.median(each):.1%}, worst {max(each):.1%} of {len(each)}")
-    print(f"\n{'ranks':>5} {'what':20}{'hops':>6}{'model, MB':>11}{'interface, MB':>15}{'ratio':>8}")
-    for row in _medians(rows):
-        if row.rate == arguments.rates[0]:
-            what = "all-reduce, alone" if row.stage is None else f"a step of ZeRO {row.stage}"
-            print(f"{row.ranks:5} {what:20}{row.hops:6.0f}{row.bytes / 1e6:11.3f}{row.counted / 1e6:15.3f}"
-                  f"{row.counted / row.bytes:8.3f}")  # fmt: skip
-
-
-def _medians(rows: list[Row]) -> list[Row]:
-    """The all-reduce alone was measured before each stage: one row of them, with the median of their seconds."""
+def merge_repeats(rows: list[Row]) -> list[Row]:
+    """Sort the rows, and merge the all-reduces that were measured before each stage into their median."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.ranks, -1 if row.stage is None else row.stage, row.rate or 1e9), []).append(row)
@@ -168,6 +162,32 @@ def _medians(rows: list[Row]) -> list[Row]:
         replace(group[0], seconds=statistics.median(row.seconds for row in group))
         for _, group in sorted(groups.items())
     ]
+
+
+def print_seconds(rows: list[Row], alpha: float, fit_rates: list[float]) -> None:
+    """Print measured and predicted times, and the errors at rates that α was not fitted to."""
+    print(f"{'ranks':>5} {'what':20}{'Mbit/s':>10}{'measured, ms':>14}{'predicted, ms':>15}{'error':>8}")
+    errors: dict[str, list[float]] = {"step": [], "alone": []}
+    for row in rows:
+        line = f"{row.ranks:5} {row.name:20}{row.rate or 'unlimited':>10}{1e3 * row.seconds:14.1f}"
+        if row.rate:
+            predicted = alpha * row.hops + row.wire_seconds
+            line += f"{1e3 * predicted:15.1f}{predicted / row.seconds - 1:+8.1%}"
+            if row.rate not in fit_rates:
+                errors["alone" if row.stage is None else "step"].append(abs(predicted / row.seconds - 1))
+                line += "  held back"
+        print(line)
+    for name, values in errors.items():
+        print(f"held back, {name}: median error {statistics.median(values):.1%}, worst {max(values):.1%}"
+              f" of {len(values)}")  # fmt: skip
+
+
+def print_bytes(rows: list[Row]) -> None:
+    """Print modelled and counted bytes."""
+    print(f"\n{'ranks':>5} {'what':20}{'hops':>6}{'model, MB':>11}{'interface, MB':>15}{'ratio':>8}")
+    for row in rows:
+        print(f"{row.ranks:5} {row.name:20}{row.hops:6.0f}{row.bytes / 1e6:11.3f}{row.counted / 1e6:15.3f}"
+              f"{row.counted / row.bytes:8.3f}")  # fmt: skip
 
 
 if __name__ == "__main__":

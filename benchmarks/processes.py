@@ -1,74 +1,93 @@
-"""What a process and all its descendants use: memory and CPU time, read from /proc."""
+"""Memory and CPU time of a process and all its descendants, read from /proc."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
-TICK = 0.05  # seconds between two looks
+INTERVAL = 0.05  # seconds between two samples
 
 
-def watch(process: subprocess.Popen[bytes]) -> tuple[dict[int, int], dict[int, int], float]:
-    """Wait for a process, and tell what it and its descendants used.
+@dataclass(frozen=True)
+class Usage:
+    """What a process and its descendants used.
 
-    Returns:
-        Peak memory in bytes by process, pages of mapped files among it, which the kernel takes back when it needs room;
-        the same without those, as the highest of many looks; CPU seconds of all processes.
+    Processes that live for less than two samples (tools that a package starts briefly) are left out of the memory.
 
-    Processes that live for less than two looks (tools that a package asks something) are left out.
+    Attributes:
+        peak: Peak resident memory [bytes] by process, including pages of mapped files, which the kernel can reclaim.
+        peak_anonymous: Peak memory [bytes] by process without mapped files, as the maximum over the samples.
+        cpu_seconds: CPU time of all processes.
     """
-    peaks: dict[int, int] = {}
-    own: dict[int, int] = {}
-    looks: dict[int, int] = {}
+
+    peak: dict[int, int]
+    peak_anonymous: dict[int, int]
+    cpu_seconds: float
+
+
+def wait_and_watch(process: subprocess.Popen[bytes]) -> Usage:
+    """Wait for a process and sample its memory and that of its descendants."""
+    peak: dict[int, int] = {}
+    anonymous: dict[int, int] = {}
+    samples: Counter[int] = Counter()
     while True:
-        done, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if done:
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if ended:
             process.returncode = os.waitstatus_to_exitcode(status)
-            kept = {pid: peak for pid, peak in peaks.items() if looks[pid] > 1}
-            return kept, {pid: own[pid] for pid in kept}, usage.ru_utime + usage.ru_stime
+            kept = [pid for pid in peak if samples[pid] > 1]
+            return Usage(
+                {pid: peak[pid] for pid in kept},
+                {pid: anonymous[pid] for pid in kept},
+                usage.ru_utime + usage.ru_stime,
+            )
         for pid in family(process.pid):
-            try:
-                lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-            except OSError:
-                continue
-            for line in lines:
-                if line.startswith("VmHWM:"):  # of the running program: what was there before an exec is forgotten
-                    peaks[pid] = 1024 * int(line.split()[1])
-                    looks[pid] = looks.get(pid, 0) + 1
-                elif line.startswith("RssAnon:"):
-                    own[pid] = max(own.get(pid, 0), 1024 * int(line.split()[1]))
-        time.sleep(TICK)
+            memory = _memory(pid)
+            if "VmHWM" in memory:  # the kernel's own peak, since the last exec
+                peak[pid] = memory["VmHWM"]
+                anonymous[pid] = max(anonymous.get(pid, 0), memory.get("RssAnon", 0))
+                samples[pid] += 1
+        time.sleep(INTERVAL)
+
+
+def _memory(pid: int) -> dict[str, int]:
+    """Memory fields of /proc/PID/status [bytes]; empty if the process has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    return {name: 1024 * int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)
+            if name in ("VmHWM", "RssAnon")}  # fmt: skip
 
 
 def family(pid: int) -> list[int]:
-    """A process and all its descendants."""
-    try:
-        children = [
-            int(child)
-            for task in Path(f"/proc/{pid}/task").iterdir()
-            for child in (task / "children").read_text().split()
-        ]
-    except OSError:
-        children = []
+    """A process and all its living descendants."""
+    children: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += map(int, (task / "children").read_text().split())
     return [pid, *(member for child in children for member in family(child))]
 
 
-def busy() -> float:
-    """CPU seconds that all processes of this machine have used."""
+def machine_cpu_seconds() -> float:
+    """CPU time of all processes of this machine since it started."""
     user, nice, system, _, _, irq, soft = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8])
     return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
 
 
-def cpu() -> float:
-    """CPU seconds of this process, of those that it waited for, and of those that still run."""
-    return sum(os.times()[:4]) + running()
+def cpu_seconds() -> float:
+    """CPU time of this process, its living descendants, and the children that they waited for."""
+    return sum(os.times()[:4]) + descendants_cpu_seconds()
 
 
-def running() -> float:
-    """CPU seconds of this process's living descendants, and of those that they waited for."""
+def descendants_cpu_seconds() -> float:
+    """CPU time of this process's living descendants and of the children that they waited for."""
     ticks = 0
     for pid in family(os.getpid())[1:]:
-        ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))
+        with contextlib.suppress(OSError):  # it has ended
+            ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))
     return ticks / os.sysconf("SC_CLK_TCK")

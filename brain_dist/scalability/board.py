@@ -1,4 +1,4 @@
-"""How far a scaling experiment is: a live table on a terminal, a line an event elsewhere."""
+"""Progress of a scaling experiment: a live table on a terminal, otherwise one line per event."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 State = Literal["waiting", "queued", "running", "kept", "done", "failed"]
-WIDTH = 98  # of all columns but the last
-COLOUR = {"waiting": "dim", "queued": "dim", "running": "bold cyan", "kept": "green", "done": "green", "failed": "red"}
+ENDED = ("kept", "done", "failed")
+COLOURS = {"waiting": "dim", "queued": "dim", "running": "bold cyan", "kept": "green", "done": "green", "failed": "red"}
+WIDTH = 98  # characters of all columns except the last
 
 
 class Board:
-    """States, rates [images/s] and notes of all cases, shown on stderr while a ``with`` block lasts."""
+    """State, rate [images/s] and note of every case, shown on stderr inside a ``with`` block."""
 
     def __init__(self, cases: Sequence[Case]) -> None:
         self.cases = list(cases)
         self.state: dict[str, State] = {case.name: "waiting" for case in cases}
         self.rate: dict[str, float] = {}
         self.note: dict[str, str] = {}
-        self.since: dict[str, float] = {}
-        self.took: dict[str, float] = {}
+        self.started: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
         self.live: Any = None
 
     def __enter__(self) -> Board:
@@ -42,58 +43,71 @@ class Board:
         if self.live is not None:
             self.live.stop()
 
-    def tell(self, case: Case, state: State, *, rate: float | None = None, note: str = "") -> None:
-        """``case`` is now in ``state``; telling it again says nothing."""
-        name, now = case.name, time.monotonic()
+    def update(self, case: Case, state: State, *, rate: float | None = None, note: str = "") -> None:
+        """Set the state of a case; does nothing if it has that state already."""
+        name = case.name
         if self.state[name] == state:
             return
         if state == "running":
-            self.since[name] = now
-        elif name in self.since:
-            self.took[name] = now - self.since.pop(name)
+            self.started[name] = time.monotonic()
+        elif name in self.started:
+            self.seconds[name] = time.monotonic() - self.started.pop(name)
         self.state[name] = state
         if rate is not None:
             self.rate[name] = rate
         if note:
             self.note[name] = note
         if self.live is None and state != "kept":
-            text = f"{rate:,.1f} images/s, " if rate is not None else ""
-            text += f"{self.took[name]:.0f} s" if name in self.took else ""
-            told = ", ".join(filter(None, (text.removesuffix(", "), note)))
-            print(f"[{self.ended()}/{len(self.cases)}] {name} {state}{f': {told}' if told else ''}", file=sys.stderr,
-                  flush=True)  # fmt: skip
+            self._print(name, state, rate, note)
+
+    def _print(self, name: str, state: State, rate: float | None, note: str) -> None:
+        details = [f"{rate:,.1f} images/s"] if rate is not None else []
+        details += [f"{self.seconds[name]:.0f} s"] if name in self.seconds else []
+        details += [note] if note else []
+        text = f"{name} {state}" + (f": {', '.join(details)}" if details else "")
+        print(f"[{self.ended()}/{len(self.cases)}] {text}", file=sys.stderr, flush=True)
 
     def ended(self) -> int:
-        """Cases that need nothing more."""
-        return sum(state in ("kept", "done", "failed") for state in self.state.values())
+        """Number of cases that are done, failed, or kept from an earlier run."""
+        return sum(state in ENDED for state in self.state.values())
 
     @property
     def failed(self) -> list[Case]:
         return [case for case in self.cases if self.state[case.name] == "failed"]
 
     def table(self) -> Table:
-        """All cases or, where the terminal is too low for them, those around the first that has not ended."""
-        from rich.markup import escape
+        """The cases that fit on the terminal, around the first one that has not ended."""
         from rich.table import Table
 
-        lines = max(4, self.live.console.height - 6) if self.live else len(self.cases)
-        going = [i for i, case in enumerate(self.cases) if self.state[case.name] in ("waiting", "queued", "running")]
-        first = min(max(0, (going[0] if going else len(self.cases)) - lines // 2), max(0, len(self.cases) - lines))
         title = f"{self.ended()} of {len(self.cases)} cases ended"
         title += f", {len(self.failed)} failed" if self.failed else ""
-        made = Table(title=title, title_justify="left")
+        table = Table(title=title, title_justify="left")
         for name in ("scaling", "model", "ZeRO", "nodes", "ranks", "batch", "repeat", "state", "images/s"):
-            made.add_column(name, justify="left" if name in ("scaling", "model", "state") else "right", no_wrap=True)
+            justify: Literal["left", "right"] = "left" if name in ("scaling", "model", "state") else "right"
+            table.add_column(name, justify=justify, no_wrap=True)
         width = self.live.console.width if self.live else 200
-        made.add_column("", overflow="ellipsis", no_wrap=True, max_width=max(12, width - WIDTH))
-        for case in self.cases[first : first + lines]:
-            name, train = case.name, case.config.train
-            state, rate = self.state[name], self.rate.get(name)
-            seconds = time.monotonic() - self.since[name] if name in self.since else self.took.get(name)
-            made.add_row(
-                *(case.mode, case.config.model.name, str(train.zero_stage), str(case.nodes), str(case.ranks)),
-                *(str(train.global_batch), str(case.repeat + 1), f"[{COLOUR[state]}]{state}[/]"),
-                f"{rate:,.1f}" if rate is not None else "",
-                escape(self.note.get(name) or (f"{seconds:.0f} s" if seconds is not None else "")),
-            )
-        return made
+        table.add_column("", overflow="ellipsis", no_wrap=True, max_width=max(12, width - WIDTH))
+        for case in self._visible():
+            table.add_row(*self._cells(case))
+        return table
+
+    def _visible(self) -> list[Case]:
+        rows = max(4, self.live.console.height - 6) if self.live else len(self.cases)
+        active = [index for index, case in enumerate(self.cases) if self.state[case.name] not in ENDED]
+        middle = active[0] if active else len(self.cases)
+        first = min(max(0, middle - rows // 2), max(0, len(self.cases) - rows))
+        return self.cases[first : first + rows]
+
+    def _cells(self, case: Case) -> list[str]:
+        from rich.markup import escape
+
+        name, train, state = case.name, case.config.train, self.state[case.name]
+        rate, seconds = self.rate.get(name), self.seconds.get(name)
+        if name in self.started:
+            seconds = time.monotonic() - self.started[name]
+        return [
+            case.mode, case.config.model.name, str(train.zero_stage), str(case.nodes), str(case.ranks),
+            str(train.global_batch), str(case.repeat + 1), f"[{COLOURS[state]}]{state}[/]",
+            f"{rate:,.1f}" if rate is not None else "",
+            escape(self.note.get(name) or (f"{seconds:.0f} s" if seconds is not None else "")),
+        ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The runs that a scaling experiment is made of. Pure: all of them are settled, or refused, before any starts."""
+"""The measurements of a scaling experiment. Pure: all cases are checked before the first one starts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 
 from brain_dist.config import Config
 from brain_dist.errors import UserError
-from brain_dist.stream.plan import accumulation
+from brain_dist.stream.plan import accumulation_steps
 
 Mode = Literal["weak", "strong"]
 MODES: tuple[Mode, ...] = ("weak", "strong")
@@ -18,7 +18,15 @@ MODES: tuple[Mode, ...] = ("weak", "strong")
 
 @dataclass(frozen=True)
 class Case:
-    """One profile on ``nodes`` × ``ranks_per_node`` ranks; model, stage and batches are in its own ``config``."""
+    """One ``brain-dist profile`` run of an experiment.
+
+    Attributes:
+        mode: weak: the global batch grows with the ranks; strong: it is constant.
+        nodes: Number of nodes.
+        ranks_per_node: Number of ranks of a node.
+        repeat: Number of the repeat, from 0.
+        config: Settings of the run, with the batch sizes of this case.
+    """
 
     mode: Mode
     nodes: int
@@ -36,46 +44,48 @@ class Case:
 
 
 def plan(
-    bases: Sequence[Config], *, nodes: Sequence[int], per_node: int, modes: Sequence[Mode], repeats: int
+    configs: Sequence[Config], *, nodes: Sequence[int], ranks_per_node: int, modes: Sequence[Mode], repeats: int
 ) -> list[Case]:
-    """Every case, in the order in which they run.
+    """All cases, in the order in which they run.
 
-    Repeats are outermost and every other one goes backwards, so that a machine that slowly gets faster or slower does
-    it to all cases alike. ``train.global_batch`` is that of the fewest ranks. Weak scaling multiplies it with the
-    ranks and keeps the micro-batch and the accumulation; strong scaling keeps it and takes the largest micro-batch up
-    to ``train.micro_batch`` that fits.
+    Repeats are the outermost loop and every other repeat runs backwards, so that slow drift of the machine affects all
+    cases alike. ``train.global_batch`` is that of the smallest number of ranks. Weak scaling multiplies it with the
+    ranks and keeps the micro-batch and the accumulation. Strong scaling keeps it and takes the largest possible
+    micro-batch up to ``train.micro_batch``.
 
     Raises:
-        UserError: a global batch that some number of ranks does not divide.
+        UserError: a global batch is not divisible among some number of ranks.
     """
-    ranks = [n * per_node for n in nodes]
+    all_ranks = [count * ranks_per_node for count in nodes]
     cases = []
     for repeat in range(repeats):
-        turn = [(base, mode, n) for base in bases for mode in modes for n in sorted(nodes)]
-        for base, mode, n in turn if repeat % 2 == 0 else reversed(turn):
-            one = _weak(base, n * per_node, min(ranks)) if mode == "weak" else _strong(base, n * per_node, ranks)
-            stage = one.train.zero_stage
-            name = re.sub(r"[^\w.-]", "_", f"{mode}-{one.model.name}-zero{stage}-{n}x{per_node}-r{repeat}")
-            named = replace(one, run=replace(one.run, name=name))
-            cases.append(Case(mode, n, per_node, repeat, named))
+        order = [(config, mode, count) for config in configs for mode in modes for count in sorted(nodes)]
+        for base, mode, count in order if repeat % 2 == 0 else reversed(order):
+            ranks = count * ranks_per_node
+            config = _weak(base, ranks, min(all_ranks)) if mode == "weak" else _strong(base, ranks, all_ranks)
+            network, stage = config.model.name, config.train.zero_stage
+            name = re.sub(r"[^\w.-]", "_", f"{mode}-{network}-zero{stage}-{count}x{ranks_per_node}-r{repeat}")
+            named = replace(config, run=replace(config.run, name=name))
+            cases.append(Case(mode, count, ranks_per_node, repeat, named))
     return cases
 
 
-def _weak(base: Config, ranks: int, fewest: int) -> Config:
-    micro = base.train.micro_batch
-    micros = accumulation(base.train.global_batch, micro, fewest)
-    return replace(base, train=replace(base.train, global_batch=micro * micros * ranks))
+def _weak(config: Config, ranks: int, fewest_ranks: int) -> Config:
+    micro_batch = config.train.micro_batch
+    micros = accumulation_steps(config.train.global_batch, micro_batch, fewest_ranks)
+    return replace(config, train=replace(config.train, global_batch=micro_batch * micros * ranks))
 
 
-def _strong(base: Config, ranks: int, all_ranks: Sequence[int]) -> Config:
-    batch, most = base.train.global_batch, base.train.micro_batch
-    pairs = 2 if base.augment.mixup or base.augment.cutmix else 1  # they need an even micro-batch
-    fits = [m for m in range(most, 0, -1) if batch % (m * ranks) == 0 and m % pairs == 0]
-    if not fits:
-        least = math.lcm(*all_ranks) * pairs
+def _strong(config: Config, ranks: int, all_ranks: Sequence[int]) -> Config:
+    global_batch, largest = config.train.global_batch, config.train.micro_batch
+    factor = 2 if config.augment.mixup or config.augment.cutmix else 1  # mixing needs an even micro-batch
+    sizes = [size for size in range(largest, 0, -1) if global_batch % (size * ranks) == 0 and size % factor == 0]
+    if not sizes:
+        multiple = math.lcm(*all_ranks) * factor
         raise UserError(
-            f"train.global_batch={batch} does not divide into {'even ' if pairs == 2 else ''}micro-batches of at most"
-            f" {most} on {ranks} ranks, which --mode strong needs; a multiple of {least} divides on all of"
-            f" {', '.join(map(str, sorted(all_ranks)))} ranks, such as {max(1, round(batch / least)) * least}"
+            f"train.global_batch={global_batch} does not divide into {'even ' if factor == 2 else ''}micro-batches of"
+            f" at most {largest} on {ranks} ranks, as --mode strong requires; a multiple of {multiple} divides on"
+            f" {', '.join(map(str, sorted(all_ranks)))} ranks, such as"
+            f" {max(1, round(global_batch / multiple)) * multiple}"
         )
-    return replace(base, train=replace(base.train, micro_batch=fits[0]))
+    return replace(config, train=replace(config.train, micro_batch=sizes[0]))

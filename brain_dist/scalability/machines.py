@@ -1,141 +1,168 @@
-"""Descriptions of machines, ``configs/machines/*.yaml``, that :mod:`brain_dist.scalability.predict` extrapolates to."""
+"""Descriptions of machines, ``configs/machines/*.yaml``, for :mod:`brain_dist.scalability.predict`."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 from brain_dist.errors import UserError
-from brain_dist.scalability.cost import BYTES, Compute, Link
+from brain_dist.scalability.cost import Compute, Link
+from brain_dist.scalability.traffic import BYTES
 
 FOLDER = "configs/machines"
-ADAM_BYTES = 28.0  # a parameter: fp32 weight, mean and variance read and written, its gradient read
+ADAM_BYTES = 28.0  # memory traffic per parameter: fp32 weight, mean and variance read and written, gradient read
 
 
 @dataclass(frozen=True)
-class Rates:
-    """What a device computes: images/s of forward and backward by network, where measured, else a share of its peak."""
+class DeviceRates:
+    """What one device computes.
 
-    rate: Mapping[str, float]  # FLOP/s by precision
-    mfu: float
-    memory_bandwidth: float  # bytes/s
-    images_per_s: Mapping[str, float]
+    Attributes:
+        memory_bandwidth: Memory bandwidth [bytes/s], which limits the optimiser.
+        rate: Peak rate [FLOP/s] by precision.
+        mfu: Share of ``rate`` that training reaches (model FLOPs utilisation).
+        images_per_s: Measured images/s of forward and backward by network; takes precedence over ``rate``.
+    """
 
-    def compute(self, model: str, precision: str, flops: float, backward: float) -> Compute:
-        """Of a network of ``flops`` an image, whose backward pass takes that share."""
-        each = self.images_per_s.get(model)
-        if each is None and precision not in self.rate:
-            raise UserError(f"the machine's compute.rate has no {precision}, in which {model} was measured; add it")
-        seconds = 1 / each if each else flops / (self.rate[precision] * self.mfu)
-        return Compute(0.0, seconds, backward, ADAM_BYTES / self.memory_bandwidth, 0.0, 0.0)
+    memory_bandwidth: float
+    rate: dict[str, float] = field(default_factory=dict)
+    mfu: float | None = None
+    images_per_s: dict[str, float] = field(default_factory=dict)
+
+    def compute(self, model: str, precision: str, flops: float, backward_share: float) -> Compute:
+        """Compute times of a network.
+
+        Args:
+            model: Name of the network.
+            precision: train.precision.
+            flops: FLOP per image, forward and backward.
+            backward_share: Share of backward in forward and backward.
+
+        Raises:
+            UserError: neither the network's images/s nor the rate of ``precision`` is described.
+        """
+        if model in self.images_per_s:
+            per_image = 1 / self.images_per_s[model]
+        elif precision in self.rate:
+            per_image = flops / (self.rate[precision] * (self.mfu or 1.0))
+        else:
+            raise UserError(f"the machine's compute.rate has no {precision}, the precision of {model}; add it")
+        return Compute(0.0, per_image, backward_share, ADAM_BYTES / self.memory_bandwidth, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A node and what joins nodes. None stands for "as measured", of ``loader`` for "never binds"."""
+    """A node and the network between nodes. A section is None if the file says ``measured``.
+
+    Attributes:
+        name: Name of the machine.
+        source: Where the numbers come from, and which are assumed.
+        ranks_per_node: Number of ranks of a node.
+        device: cpu or cuda.
+        cores: CPU cores of a node; None: as measured.
+        loader_images_per_s: Images/s of a node's loaders; None: as measured, or no limit on a described device.
+        compute: Compute rates of a device.
+        link: Link inside a node.
+        network: Network of a node.
+    """
 
     name: str
     source: str
     ranks_per_node: int
-    device: str
-    compute: Rates | None
-    link: Link | None
-    network: Link | None
+    device: Literal["cpu", "cuda"]
     cores: int | None = None
-    loader: float | None = None  # images/s of a node
+    loader_images_per_s: float | None = None
+    compute: DeviceRates | None = None
+    link: Link | None = None
+    network: Link | None = None
 
 
-def load(path: Path) -> Machine:
-    """Read a description; UserError, with the key, for whatever is wrong with it."""
+SECTIONS: Mapping[str, type] = {"compute": DeviceRates, "link": Link, "network": Link}
+
+
+def read_machine(path: Path) -> Machine:
+    """Read and check a description.
+
+    Raises:
+        UserError: the file cannot be read, or a key is unknown, missing, or has an invalid value.
+    """
+    values = _read_yaml(path)
+    parser = _parser(path)
+    parser.add_class_arguments(Machine, as_group=False, skip=set(SECTIONS))
+    for name, section in SECTIONS.items():
+        if values.get(name) == "measured":
+            del values[name]
+        elif isinstance(values.get(name, {}), dict):
+            parser.add_class_arguments(section, name)
+        else:
+            raise UserError(f"{path}: {name}={values[name]!r}: must be measured or hold {', '.join(_keys(section))}")
+    machine = Machine(**parser.instantiate(parser.parse_object(values)).as_dict())
+    _check(path, machine)
+    return dataclasses.replace(machine, source=" ".join(machine.source.split()))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise UserError(f"--machine {path}: {error.strerror}; {FOLDER}/ holds examples") from None
+        raise UserError(f"--machine {path}: {error.strerror}; {FOLDER}/ has examples") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--machine {path} is not YAML: {error}") from None
-    keys = ("name", "source", "ranks_per_node", "device", "compute", "link", "network")
-    top = _keys(path, "", found, keys, ("cores", "loader_images_per_s"))
+        raise UserError(f"--machine {path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold {', '.join(_keys(Machine))}; {FOLDER}/ has examples")
+    return values
+
+
+def _parser(path: Path) -> Any:
+    """A jsonargparse parser that raises :class:`UserError` with the file's path."""
+    import jsonargparse
+
+    class Parser(jsonargparse.ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            text = " ".join(message.replace("Parser key", "key").split())
+            if "not accept" in text:
+                nested = [f"{name}.{key}" for name, section in SECTIONS.items() for key in _keys(section)]
+                text += f"; allowed: {', '.join([*_keys(Machine), *nested])}"
+            raise UserError(f"{path}: {text}")
+
+    return Parser()
+
+
+def _keys(section: type) -> list[str]:
+    return [entry.name for entry in dataclasses.fields(section)]
+
+
+def _check(path: Path, machine: Machine) -> None:
+    """Check what the types do not: ranges, precisions, and the numbers that belong together."""
     for name in ("name", "source"):
-        if not isinstance(top[name], str) or not top[name].strip():
-            raise UserError(f"{path}: '{name}' must say it in words: {_WORDS[name]}")
-    if top["device"] not in ("cpu", "cuda"):
-        raise UserError(f"{path}: device={top['device']!r}: cpu or cuda")
-    return Machine(
-        name=top["name"],
-        source=" ".join(top["source"].split()),
-        ranks_per_node=_whole(path, "ranks_per_node", top["ranks_per_node"]),
-        device=top["device"],
-        compute=None if top["compute"] == "measured" else _rates(path, top["compute"]),
-        link=_link(path, "link", top["link"]),
-        network=_link(path, "network", top["network"]),
-        cores=None if top.get("cores") is None else _whole(path, "cores", top["cores"]),
-        loader=None
-        if top.get("loader_images_per_s") is None
-        else _positive(path, "loader_images_per_s", top["loader_images_per_s"]),
-    )
+        if not getattr(machine, name).strip():
+            raise UserError(f"{path}: {name} is empty; it must be text")
+    for key, number in _numbers(dataclasses.asdict(machine)):
+        if not 0 < number < math.inf:
+            raise UserError(f"{path}: {key}={number:g}: must be finite and > 0")
+    if (compute := machine.compute) is None:
+        return
+    for precision in compute.rate:
+        if precision not in BYTES:
+            raise UserError(f"{path}: compute.rate.{precision}: unknown precision; allowed: {', '.join(BYTES)}")
+    if compute.rate and compute.mfu is None:
+        raise UserError(f"{path}: compute.mfu is missing: the share of compute.rate that training reaches")
+    if compute.mfu is not None and compute.mfu > 1:
+        raise UserError(f"{path}: compute.mfu={compute.mfu:g}: must be ≤ 1")
+    if not compute.rate and not compute.images_per_s:
+        raise UserError(f"{path}: compute needs rate and mfu, or images_per_s, or must be the word measured")
 
 
-_WORDS = {"name": "the machine", "source": "where its numbers come from, and which are assumed"}
-
-
-def _keys(path: Path, where: str, found: Any, must: Collection[str], may: Collection[str] = ()) -> dict[str, Any]:
-    if not isinstance(found, dict):
-        other = ", or the word measured" if where else ""
-        raise UserError(f"{path}: {where or 'the file'} must hold {', '.join(must or may)}{other}")
-    for name in found:
-        if name not in must and name not in may:
-            raise UserError(f"{path}: no key '{where}{name}'; there are {', '.join([*must, *may])}")
-    for name in must:
-        if name not in found:
-            raise UserError(f"{path}: '{where}{name}' is missing")
-    return found
-
-
-def _positive(path: Path, name: str, value: Any) -> float:
-    try:  # YAML reads 1e9 without a point as text
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(value, bool) or not math.isfinite(number) or number <= 0:
-        raise UserError(f"{path}: {name}={value!r} is no number above 0")
-    return number
-
-
-def _whole(path: Path, name: str, value: Any) -> int:
-    number = _positive(path, name, value)
-    if number != int(number):
-        raise UserError(f"{path}: {name}={value!r} is no whole number")
-    return int(number)
-
-
-def _link(path: Path, name: str, found: Any) -> Link | None:
-    if found == "measured":
-        return None
-    own = _keys(path, f"{name}.", found, ("bandwidth", "latency"))
-    return Link(*(_positive(path, f"{name}.{key}", own[key]) for key in ("latency", "bandwidth")))
-
-
-def _rates(path: Path, found: Any) -> Rates:
-    own = _keys(path, "compute.", found, ("memory_bandwidth",), ("rate", "mfu", "images_per_s"))
-    rate = _keys(path, "compute.rate.", own.get("rate", {}), (), tuple(BYTES))
-    each = own.get("images_per_s", {})
-    if not isinstance(each, dict):
-        raise UserError(f"{path}: compute.images_per_s must hold networks and their measured images/s of one device")
-    if rate and "mfu" not in own:
-        raise UserError(f"{path}: 'compute.mfu' is missing: the share of compute.rate that training reaches")
-    if not rate and not each:
-        raise UserError(f"{path}: compute needs rate and mfu, or images_per_s, or the word measured")
-    mfu = _positive(path, "compute.mfu", own["mfu"]) if rate else 1.0
-    if mfu > 1:
-        raise UserError(f"{path}: compute.mfu={mfu:g} is a share, so at most 1")
-    return Rates(
-        rate={name: _positive(path, f"compute.rate.{name}", value) for name, value in rate.items()},
-        mfu=mfu,
-        memory_bandwidth=_positive(path, "compute.memory_bandwidth", own["memory_bandwidth"]),
-        images_per_s={str(name): _positive(path, f"compute.images_per_s.{name}", rate) for name, rate in each.items()},
-    )
+def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """(key, number) of every number in nested mappings; a nested key is written ``section.key``."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}", value

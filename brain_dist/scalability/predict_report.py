@@ -157,7 +157,7 @@ def assumptions(machine: Machine, measured: Sequence[MeasuredStep]) -> list[str]
 
 def draw(rows: Sequence[dict[str, Any]], machine: str, error: str, path: Path) -> None:
     """Plot images/s per curve; the dotted ideal is the rate of the fewest nodes times the number of nodes."""
-    from brain_dist.pages.figures import COLOURS, STYLES, style_axes, new_figure
+    from brain_dist.pages.figures import COLOURS, STYLES, new_figure, style_axes
 
     figure = new_figure(8, 5)
     axes = figure.subplots()
