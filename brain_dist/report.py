@@ -1,4 +1,6 @@
-"""Report: ``python -m brain_dist.report runs/NAME`` writes a self-contained HTML page about a run's predictions.
+"""Write the report of a run: one self-contained HTML page about its predictions.
+
+    python -m brain_dist.report runs/NAME
 
 All numbers come from the predictions table. The network is only used to show images as it saw them, with Grad-CAM. If
 the shards or the checkpoint no longer exist, the page has no images and says why.
