@@ -84,7 +84,7 @@ def find_copies(
     """Find copies and groups among N images.
 
     Args:
-        thumbs: uint8 [N, 2, 64, 64], from :mod:`brain_dist.collection.pixels`.
+        thumbs: uint8 [N, 2, 64, 64], from :mod:`brain_dist.collection.measures`.
         hashes: pixel hash of each image, from the same module.
         patients: (dataset, patient or None) of each image. The same patient name in two datasets is two patients.
         progress: called with (done, total).

@@ -47,7 +47,7 @@ class PhantomSettings:
         for name, (low, high) in limits.items():
             check_range(name, getattr(self, name), low, high)
         if not self.planes or not set(self.planes) <= set(PLANES):
-            raise UserError(f"phantom planes = {','.join(self.planes)}: choose among {', '.join(PLANES)}")
+            raise UserError(f"--planes {','.join(self.planes)} must be one or more of {', '.join(PLANES)}")
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as ``phantom.json`` stores them."""
@@ -57,4 +57,4 @@ class PhantomSettings:
 def check_range(name: str, value: float, low: int, high: int) -> None:
     """Raise :class:`UserError` unless ``low`` ≤ ``value`` ≤ ``high``."""
     if not low <= value <= high:
-        raise UserError(f"phantom {name} = {value} is out of range: choose {low} to {high}")
+        raise UserError(f"--{name} {value} must be from {low} to {high}")
