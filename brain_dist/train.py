@@ -1,28 +1,29 @@
 """Train: ``python -m brain_dist.train --config configs/convnext_base.yaml --data.shards DIR``.
 
-The same entry point alone, under torchrun, under deepspeed and under srun. Read :func:`fit` first: it is the whole
-loop.
+The same command runs alone, under torchrun, under deepspeed and under srun. The training loop is
+:meth:`brain_dist.training.loop.Trainer.run`.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from brain_dist.config import load
 from brain_dist.errors import leave
-from brain_dist.training.start import run_training
-
-if TYPE_CHECKING:
-    pass
+from brain_dist.ranks.stopping import catch_stop_signals
+from brain_dist.ranks.world import command_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, join the process group, train. Exit code 75 after a signal and a clean save."""
-    from brain_dist.ranks.stopping import catch_stop_signals
+    """Parse the settings and train. The exit code is 75 after a stop request and a clean save."""
+    with catch_stop_signals() as stop_request:  # before the slow imports: a signal may arrive at any time
+        arguments = command_line(argv)
+        config = load(
+            arguments, "brain-dist train", "Train a classifier on shards. Every setting is a YAML key and a flag."
+        )
+        from brain_dist.training.start import run_training
 
-    with catch_stop_signals() as wish:  # first of all: a signal may come at any moment
-        return run_training(list(sys.argv[1:] if argv is None else argv), wish)
+        return run_training(config, stop_request, command=["brain-dist", "train", *arguments])
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ PRELOADED = (
     "brain_dist.errors", "torch", "timm", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer",
     "deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2", "nvidia.dali.fn", "safetensors.torch",
     "scipy.special", "torchmetrics", "pandas", "jsonargparse", "pyarrow.parquet", "brain_dist.train",
-    "brain_dist.training.engine", "brain_dist.training.saving", "brain_dist.training.resume",
+    "brain_dist.training.start",
     "brain_dist.tracking.tracker", "brain_dist.tracking.run_folder", "brain_dist.judging.metrics",
     "brain_dist.judging.predictions", "brain_dist.stream.dali_loader", "brain_dist.ranks.watch",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""DeepSpeed's own configuration and import, as this project uses it."""
+"""DeepSpeed's configuration and import."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brain_dist.config import Config
 from brain_dist.errors import UserError
 from brain_dist.ranks.world import World
-from brain_dist.stream.plan import accumulation
+from brain_dist.stream.plan import accumulation_steps
 
 if TYPE_CHECKING:
     import torch
 
 
-# DeepSpeed settings that follow from ours: a second place to set them would be a place to contradict them
-_OWNED = {
+# DeepSpeed's keys that follow from our settings; setting them in a second place could contradict the first
+_DERIVED_KEYS = {
     "train_batch_size": "train.global_batch",
     "train_micro_batch_size_per_gpu": "train.micro_batch",
     "gradient_accumulation_steps": "train.global_batch and train.micro_batch",
@@ -35,96 +34,89 @@ _OWNED = {
 }
 
 
-def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
-    """DeepSpeed's own configuration for this run: ours, plus what ``train.deepspeed`` adds."""
+def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's configuration: what follows from our settings, plus the JSON file ``train.deepspeed``.
+
+    Raises:
+        UserError: the file is not readable, or contradicts our settings.
+    """
     train = config.train
     settings: dict[str, Any] = {
         "train_batch_size": train.global_batch,
         "train_micro_batch_size_per_gpu": train.micro_batch,
-        "gradient_accumulation_steps": accumulation(train.global_batch, train.micro_batch, world),
-        "gradient_clipping": config.optim.clip,  # DeepSpeed's own default is 1.0, so it is always said
+        "gradient_accumulation_steps": accumulation_steps(train.global_batch, train.micro_batch, world_size),
+        "gradient_clipping": config.optim.clip,  # always set: DeepSpeed's default is 1.0
         "zero_optimization": {"stage": train.zero_stage},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**62,
     }
     if train.precision == "bf16":
-        settings["bf16"] = {"enabled": True, "check_grad_overflow": True}  # a step that is no number is skipped
+        settings["bf16"] = {"enabled": True, "check_grad_overflow": True}  # skip steps with a non-finite gradient
     elif train.precision == "fp16":
         settings["fp16"] = {"enabled": True}
     elif train.precision == "amp":
         settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     if train.deepspeed:
-        for key, value in _read_json(Path(train.deepspeed)).items():
-            if key in _OWNED:
-                raise UserError(
-                    f"{train.deepspeed}: '{key}' follows from {_OWNED[key]}; remove it and set that instead"
-                )
-            if key == "zero_optimization" and value.get("stage", train.zero_stage) != train.zero_stage:
-                raise UserError(
-                    f"{train.deepspeed} says ZeRO stage {value['stage']}, train.zero_stage={train.zero_stage}"
-                )
-            both = isinstance(value, dict) and isinstance(settings.get(key), dict)
-            settings[key] = {**settings[key], **value} if both else value
-    if settings["zero_optimization"].get("compute_grad_norm") is False:
-        raise UserError(f"{train.deepspeed}: compute_grad_norm tells a step that is no number from others; remove it")
+        _add_user_settings(settings, Path(train.deepspeed), train.zero_stage)
     if "offload_optimizer" in settings["zero_optimization"]:
-        settings["zero_force_ds_cpu_optimizer"] = False  # torch's AdamW steps on the host too, and compiles nothing
+        settings["zero_force_ds_cpu_optimizer"] = False  # torch's AdamW also runs on the CPU and needs no compiler
     return settings
+
+
+def _add_user_settings(settings: dict[str, Any], path: Path, zero_stage: int) -> None:
+    for key, value in _read_json(path).items():
+        if key in _DERIVED_KEYS:
+            raise UserError(f"{path}: '{key}' follows from {_DERIVED_KEYS[key]}; remove it and set that instead")
+        if key == "zero_optimization" and value.get("stage", zero_stage) != zero_stage:
+            raise UserError(
+                f"{path} sets ZeRO stage {value['stage']}, but train.zero_stage={zero_stage}; make them equal"
+            )
+        is_section = isinstance(value, dict) and isinstance(settings.get(key), dict)
+        settings[key] = {**settings[key], **value} if is_section else value
+    if settings["zero_optimization"].get("compute_grad_norm") is False:
+        raise UserError(f"{path}: compute_grad_norm=false would hide non-finite gradients; remove it")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        settings = json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"train.deepspeed={path}: no such file; configs/deepspeed/ holds examples") from None
+        raise UserError(f"train.deepspeed={path}: no such file; examples are in configs/deepspeed/") from None
     except json.JSONDecodeError as error:
         raise UserError(f"train.deepspeed={path} is not JSON: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(settings, dict):
         raise UserError(f"train.deepspeed={path} is not a JSON object")
-    return found
+    return settings
 
 
 def import_deepspeed(world: World, device: torch.device) -> Any:
-    """DeepSpeed, on the device we chose, saying warnings on the main rank only, and compiling nothing."""
+    """Import DeepSpeed for ``device``: nothing is compiled, and only the main rank prints warnings."""
     if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = (
-            "cpu"  # else DeepSpeed looks for itself, and may find a GPU we were told to leave
-        )
-    level = "warning" if world.is_main else "error"
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", level)
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA runtime", which we know
+        os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed would choose a GPU if there is one
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # silences "No CUDA runtime is found"
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed|deepspeed")
     import deepspeed
 
-    with (
-        _no_compiler(),
-        suppress(ImportError),
-    ):  # any start loads its Muon optimiser, and that all of torch's compiler: a second, for nothing
-        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
-    logging.getLogger("DeepSpeed").setLevel(level.upper())
+    _import_muon()
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING if world.is_main else logging.ERROR)
     if device.type == "cpu":
-        # Its shared-memory collectives are compiled at the first start of every machine (a minute, and a C++ compiler)
-        # and choose their kernels by the processor; gloo is there already and sums in one order everywhere.
+        # its shared-memory collectives need a C++ compiler and sum in an order that depends on the CPU; use gloo
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
-@contextmanager
-def _no_compiler() -> Iterator[None]:
-    """torch.compile, as a decorator, leaves functions as they are."""
-    before = os.environ.get("TORCHDYNAMO_DISABLE")
-    os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TORCHDYNAMO_DISABLE"]
-        else:
-            os.environ["TORCHDYNAMO_DISABLE"] = before
+def _import_muon() -> None:
+    """Import DeepSpeed's Muon optimiser without torch.compile, which would load the compiler: 2 s of CPU time."""
+    set_by_user = "TORCHDYNAMO_DISABLE" in os.environ
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    with suppress(ImportError):
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    if not set_by_user:
+        del os.environ["TORCHDYNAMO_DISABLE"]
 
 
 def compute_dtype(precision: str) -> torch.dtype:
-    """Type of the network's input; autocast takes fp32 and casts where it pays."""
+    """Type of the network's input: 16 bits for bf16 and fp16, fp32 otherwise (autocast converts by itself)."""
     import torch
 
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)

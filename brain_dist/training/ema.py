@@ -1,8 +1,9 @@
-"""The exponential moving average of the weights."""
+"""Exponential moving average (EMA) of the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,10 +11,15 @@ if TYPE_CHECKING:
 
 
 class Ema:
-    """Exponential moving average of weights and buffers, kept in fp32 whatever the weights' own type.
+    """Exponential moving average of weights and buffers, in fp32 whatever the precision of the weights.
 
-    The decay warms up as min(decay, (1 + n) / (10 + n)) after n updates, so that short runs are not held at their
-    start.
+    After n updates the decay is min(decay, (1 + n) / (10 + n)): this warm-up lets the average of a short run forget
+    the initial weights.
+
+    Attributes:
+        decay: the largest decay.
+        updates: number of updates so far.
+        state: averaged value of each entry of the network's state dict.
     """
 
     def __init__(self, decay: float, model: torch.nn.Module) -> None:
@@ -24,18 +30,28 @@ class Ema:
             for name, value in model.state_dict().items()
         }
 
-    def update(self, named: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Take in the weights after an optimiser step."""
+    def update(self, named_values: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Add the weights and buffers (any shape [...]) after an optimiser step. Integer buffers are copied."""
         import torch
 
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         averages, values = [], []
-        for name, value in named:
-            mine = self.state[name]
-            if mine.is_floating_point():
-                averages.append(mine)
-                values.append(value.detach().to(mine))
+        for name, value in named_values:
+            average = self.state[name]
+            if average.is_floating_point():
+                averages.append(average)
+                values.append(value.detach().to(average))
             else:
-                mine.copy_(value)
+                average.copy_(value)
         torch._foreach_lerp_(averages, values, 1 - decay)
+
+    @contextmanager
+    def applied_to(self, model: torch.nn.Module) -> Iterator[None]:
+        """Replace the weights and buffers of ``model`` by their averages for the length of a block."""
+        original = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(self.state)
+        try:
+            yield
+        finally:
+            model.load_state_dict(original)

@@ -1,12 +1,17 @@
-"""What each rank holds of the optimiser's state, as pieces of named parameters, whatever the ZeRO stage and precision.
+"""The optimiser state of each rank as pieces of named parameters, whatever the ZeRO stage and precision.
 
-DeepSpeed keeps fp32 weights and Adam's moments in flat tensors that depend on the stage, the number of ranks and the
-precision. A checkpoint in that layout needs a conversion before other ranks or another stage can read it, DeepSpeed's
-own conversion knows no stage 0, and reading it runs what a pickle says. So the layout is undone here, where the state
-lies: a :class:`Fragment` is a run of elements of one parameter. Fragments of any run can fill those of any other.
+DeepSpeed keeps fp32 master weights and Adam's moments in flat tensors whose layout depends on the ZeRO stage, the world
+size and the precision. A checkpoint in that layout must be converted before another world size or stage can load it.
+DeepSpeed's own conversion does not support stage 0 and unpickles files. So this module maps the flat tensors to
+fragments: a :class:`Fragment` is a range of elements of one parameter, and the fragments of any run can fill those of
+any other run.
 
-This is the one module that knows DeepSpeed's tensors (0.19: ``_hp_mapping`` at stages 1 and 2, ``grad_position`` at
-stage 3, pairs of groups at stage 0 in 16 bits, torch's own optimiser at stage 0 in fp32).
+Only this module depends on DeepSpeed's internal tensors (0.19):
+
+* stage 3: ``grad_position``
+* stages 1 and 2: ``_hp_mapping``
+* stage 0 in bf16 and fp16: pairs of parameter groups, 16-bit and fp32
+* stage 0 in fp32 and amp: torch's own optimiser
 """
 
 from __future__ import annotations
@@ -20,16 +25,17 @@ from brain_dist.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-WEIGHT = "weight"  # the fp32 weights
-MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's two averages, by torch's names
-_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+WEIGHT = "weight"  # fp32 master weights
+MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's moments, by torch's names
+_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 @dataclass(frozen=True)
 class Fragment:
     """Elements ``start`` to ``start + count`` of parameter ``name``, flattened.
 
-    ``tensors``: WEIGHT and MOMENTS → float32 [count]; views of the optimiser's own memory, which may be written to.
+    Attributes:
+        tensors: WEIGHT and MOMENTS → float32 [count]; views of the optimiser's memory, so writing changes its state.
     """
 
     name: str
@@ -38,56 +44,79 @@ class Fragment:
     tensors: dict[str, torch.Tensor]
 
 
+@dataclass(frozen=True)
+class _Location:
+    """Where the optimiser keeps elements ``start`` to ``start + count`` of a parameter: in ``flat`` from ``offset``."""
+
+    name: str
+    start: int
+    count: int
+    flat: torch.Tensor
+    offset: int
+
+
 def local_fragments(deepspeed: Any) -> list[Fragment]:
-    """The fragments that this rank updates, of every parameter that is trained; moments are made where there are none.
+    """The fragments of all trained parameters that this rank updates. Missing moments are created as zeros.
 
-    At stage 0 every rank holds everything; from stage 1 on no two ranks hold the same element. UserError where the
-    state lies on a disk (NVMe offload), which no checkpoint can take from here.
+    At stage 0 every rank has all elements. From stage 1 on each element is on one rank only.
+
+    Raises:
+        UserError: the optimiser state is on NVMe, from where it can't be saved.
     """
-    optimizer, base = deepspeed.optimizer, deepspeed.basic_optimizer
-    if getattr(optimizer, "swap_optimizer", False):
+    if getattr(deepspeed.optimizer, "swap_optimizer", False):
         raise UserError("train.deepspeed: optimizer states on NVMe cannot be saved; offload them to the cpu")
-    found = []
-    for name, start, count, flat, offset in _places(deepspeed.module, optimizer):
-        state = base.state[flat]
+    fragments = []
+    for location in _locations(deepspeed.module, deepspeed.optimizer):
+        state = deepspeed.basic_optimizer.state[location.flat]
         if not state:
-            state |= _fresh(flat)
-        tensors = {WEIGHT: flat.detach(), **{kind: state[kind] for kind in MOMENTS}}
-        views = {kind: value.view(-1).narrow(0, offset, count) for kind, value in tensors.items()}
-        found.append(Fragment(name, start, count, views))
-    return found
+            state |= _initial_state(location.flat)
+        tensors = {WEIGHT: location.flat.detach(), **{kind: state[kind] for kind in MOMENTS}}
+        views = {kind: t.view(-1).narrow(0, location.offset, location.count) for kind, t in tensors.items()}
+        fragments.append(Fragment(location.name, location.start, location.count, views))
+    return fragments
 
 
-def _places(module: torch.nn.Module, optimizer: Any) -> Iterator[tuple[str, int, int, torch.Tensor, int]]:
-    """(parameter, its first element held here, how many, the optimiser's tensor with them, their offset in that)."""
-    named: list[tuple[str, Any]] = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    if hasattr(optimizer, "grad_position"):  # stage 3: every parameter is cut into equal parts, the last one padded
-        for name, parameter in named:
-            group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
-            start = size * optimizer._get_param_partition_rank(parameter)
-            count = min(size, parameter.ds_numel - start)
-            if count > 0:
-                yield name, start, count, optimizer.fp32_partitioned_groups_flat[group], offset
-    elif hasattr(optimizer, "update_lp_params"):  # stages 1 and 2: groups laid end to end and cut at the ranks' bounds
-        flats = getattr(optimizer, "single_partition_of_fp32_groups", None)
-        flats = optimizer.fp32_groups_flat_partition if flats is None else flats
-        for name, parameter in named:
-            here = parameter._hp_mapping
-            if here is not None:
-                at, part = here.hp_fragment_address, here.lp_fragment_address
-                yield name, part.start, part.numel, flats[here.param_group_index], at.start
-    elif hasattr(optimizer, "fp32_groups"):  # stage 0 in 16 bits: a whole fp32 copy beside each weight
-        pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
-        masters = {id(low): high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
-        for name, parameter in named:
-            yield name, 0, parameter.numel(), masters[id(parameter)], 0
-    else:
-        for name, parameter in named:
-            yield name, 0, parameter.numel(), parameter, 0
+def _locations(module: torch.nn.Module, optimizer: Any) -> Iterator[_Location]:
+    parameters: list[tuple[str, Any]] = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if hasattr(optimizer, "grad_position"):
+        return _locations_stage3(parameters, optimizer)
+    if hasattr(optimizer, "update_lp_params"):
+        return _locations_stage12(parameters, optimizer)
+    if hasattr(optimizer, "fp32_groups"):
+        masters = {id(low): high for low, high in _stage0_pairs(optimizer)}
+        return (_Location(name, 0, p.numel(), masters[id(p)], 0) for name, p in parameters)
+    return (_Location(name, 0, p.numel(), p, 0) for name, p in parameters)
 
 
-def _fresh(flat: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Adam's state before its first step, which torch makes at that step only (fused: the counter on the device)."""
+def _locations_stage3(parameters: list[tuple[str, Any]], optimizer: Any) -> Iterator[_Location]:
+    """Every parameter is divided into equal parts, one per rank; the last part is padded."""
+    for name, parameter in parameters:
+        group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
+        start = size * optimizer._get_param_partition_rank(parameter)
+        count = min(size, parameter.ds_numel - start)
+        if count > 0:
+            yield _Location(name, start, count, optimizer.fp32_partitioned_groups_flat[group], offset)
+
+
+def _locations_stage12(parameters: list[tuple[str, Any]], optimizer: Any) -> Iterator[_Location]:
+    """The parameters of a group are concatenated, and the result is divided among the ranks."""
+    flats = getattr(optimizer, "single_partition_of_fp32_groups", None)
+    flats = optimizer.fp32_groups_flat_partition if flats is None else flats
+    for name, parameter in parameters:
+        mapping = parameter._hp_mapping
+        if mapping is not None:
+            master, part = mapping.hp_fragment_address, mapping.lp_fragment_address
+            yield _Location(name, part.start, part.numel, flats[mapping.param_group_index], master.start)
+
+
+def _stage0_pairs(optimizer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Each 16-bit parameter with its fp32 master weights."""
+    for lows, highs in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+        yield from zip(lows, highs, strict=True)
+
+
+def _initial_state(flat: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Adam's state before the first step, which torch creates only in that step (fused: the counter on the device)."""
     import torch
 
     step = torch.zeros((), dtype=torch.float32, device=flat.device)
@@ -95,57 +124,58 @@ def _fresh(flat: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def copy_master_weights(deepspeed: Any) -> None:
-    """Make the weights that compute equal to the fp32 ones, after fragments were filled; every rank must call."""
+    """Copy the fp32 master weights into the weights that compute, after fragments were filled. Every rank must call."""
     optimizer = deepspeed.optimizer
     if hasattr(optimizer, "grad_position"):
-        whole = optimizer.persistent_parameters  # small ones that stay whole on every rank, and are gathered anew
-        if whole:
-            whole[0].partition(whole)
+        unsharded = optimizer.persistent_parameters  # small parameters that stay complete on every rank
+        if unsharded:
+            unsharded[0].partition(unsharded)
         for group in range(len(optimizer.fp16_groups)):
             optimizer._reassign_or_swap_out_partitioned_parameters(group)
-        if whole:
-            whole[0].all_gather(whole)
+        if unsharded:
+            unsharded[0].all_gather(unsharded)
     elif hasattr(optimizer, "update_lp_params"):
         optimizer.update_lp_params()
     elif hasattr(optimizer, "fp32_groups"):
-        for lows, highs in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
-            for low, high in zip(lows, highs, strict=True):
-                low.data.copy_(high.data)
+        for low, high in _stage0_pairs(optimizer):
+            low.data.copy_(high.data)
 
 
-def gradients(deepspeed: Any) -> list[torch.Tensor]:
-    """Every gradient that this rank holds between the last backward pass of a step and the optimiser's part of it."""
+def gradient_tensors(deepspeed: Any) -> list[torch.Tensor]:
+    """All gradients on this rank (any shape [...]), between a step's last backward pass and the optimiser update."""
     optimizer = deepspeed.optimizer
-    found = [t for p in deepspeed.module.parameters() for t in (p.grad, getattr(p, "grad_accum", None))]
-    found.append(getattr(optimizer, "grad_partitions_flat_buffer", None))  # stage 3
-    for group in getattr(optimizer, "averaged_gradients", {}).values():  # stages 1 and 2; at 3 views of the above
-        found.extend(group or [])
-    return [tensor for tensor in found if tensor is not None]
+    tensors = [t for p in deepspeed.module.parameters() for t in (p.grad, getattr(p, "grad_accum", None))]
+    tensors.append(getattr(optimizer, "grad_partitions_flat_buffer", None))  # stage 3
+    for group in getattr(optimizer, "averaged_gradients", {}).values():  # stages 1 and 2; views of the above at stage 3
+        tensors.extend(group or [])
+    return [tensor for tensor in tensors if tensor is not None]
 
 
-def buckets(deepspeed: Any) -> list[torch.Tensor]:
-    """What gradients are copied into to be sent together, where DeepSpeed keeps it between the steps (stage 3)."""
-    made = getattr(deepspeed.optimizer, "ipg_buckets", {}).values()
-    found = [getattr(bucket, "buffer", None) for bucket in made]
-    return [t for each in found for t in (each if isinstance(each, list) else [each]) if t is not None]
+def bucket_tensors(deepspeed: Any) -> list[torch.Tensor]:
+    """The flat buffers [N] that gradients are collected in for communication, if they outlive a step (stage 3)."""
+    buffers = [getattr(bucket, "buffer", None) for bucket in getattr(deepspeed.optimizer, "ipg_buckets", {}).values()]
+    flattened = [t for buffer in buffers for t in (buffer if isinstance(buffer, list) else [buffer])]
+    return [tensor for tensor in flattened if tensor is not None]
 
 
-def counters(deepspeed: Any) -> dict[str, Any]:
-    """Numbers beside the fragments: Adam's steps taken, and the loss scale's state in fp16."""
+def optimizer_counters(deepspeed: Any) -> dict[str, Any]:
+    """Adam's number of steps, and the state of the loss scale in fp16."""
     states = deepspeed.basic_optimizer.state.values()
     steps = max((int(state["step"]) for state in states if "step" in state), default=0)
-    return {"optimizer_steps": steps, "loss_scale": {k: v for k, v in _scaler(deepspeed).items() if k in _SCALER}}
+    loss_scale = {name: value for name, value in _scaler_state(deepspeed).items() if name in _SCALER_FIELDS}
+    return {"optimizer_steps": steps, "loss_scale": loss_scale}
 
 
-def set_counters(deepspeed: Any, saved: dict[str, Any]) -> None:
-    """Undo of :func:`counters`; after :func:`held`, which makes what is set here."""
+def restore_optimizer_counters(deepspeed: Any, counters: dict[str, Any]) -> None:
+    """Set what :func:`optimizer_counters` returned. Call :func:`local_fragments` first: it creates the state."""
     for state in deepspeed.basic_optimizer.state.values():
-        state["step"].fill_(saved["optimizer_steps"])
-    _scaler(deepspeed).update({k: v for k, v in saved["loss_scale"].items() if k in _SCALER})
+        state["step"].fill_(counters["optimizer_steps"])
+    loss_scale = counters["loss_scale"]
+    _scaler_state(deepspeed).update({name: value for name, value in loss_scale.items() if name in _SCALER_FIELDS})
 
 
-def _scaler(deepspeed: Any) -> dict[str, Any]:
-    """The attributes of whatever object holds fp16's loss scale; empty where there is none."""
+def _scaler_state(deepspeed: Any) -> dict[str, Any]:
+    """The attributes (writable) of the object that holds the loss scale of fp16; empty in other precisions."""
     optimizer = deepspeed.optimizer
-    found = getattr(optimizer, "loss_scale_config", None) or getattr(optimizer, "loss_scaler", None)
-    return vars(found) if found is not None and deepspeed.fp16_enabled() else {}
+    scaler = getattr(optimizer, "loss_scale_config", None) or getattr(optimizer, "loss_scaler", None)
+    return vars(scaler) if scaler is not None and deepspeed.fp16_enabled() else {}

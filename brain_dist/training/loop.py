@@ -1,164 +1,171 @@
-"""The training loop. Read :func:`fit` first."""
+"""The training loop. Read :meth:`Trainer.run` first."""
 
 from __future__ import annotations
 
 import math
-import sys
-from typing import TYPE_CHECKING
-
-import numpy as np
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from brain_dist.config import Config
-from brain_dist.errors import EXIT_PREEMPTED, UserError
-from brain_dist.stream.batches import training_batches
-from brain_dist.training.clock import Clock
+from brain_dist.errors import EXIT_PREEMPTED
+from brain_dist.inference.examples import make_examples
+from brain_dist.judging.examples import Example
+from brain_dist.ranks.device import peak_memory
+from brain_dist.ranks.stopping import SAVE, STOP, StepAgreement, StepResult
+from brain_dist.ranks.watch import Watch
+from brain_dist.store.dataset import Dataset
+from brain_dist.stream.batch import Batch
+from brain_dist.tracking.evaluations import Evaluations
+from brain_dist.tracking.tracker import Tracker
+from brain_dist.training.engine import Engine
+from brain_dist.training.nonfinite import raise_nonfinite
+from brain_dist.training.saving import Saver
+from brain_dist.training.schedule import Schedule
+from brain_dist.training.throughput import Throughput
 from brain_dist.training.validation import validate
 
-if TYPE_CHECKING:
-    import torch
 
-    from brain_dist.judging.examples import Example
-    from brain_dist.ranks.stopping import StopRequest
-    from brain_dist.ranks.watch import Watch
-    from brain_dist.ranks.world import World
-    from brain_dist.store.dataset import Dataset
-    from brain_dist.training.engine import Engine
+@dataclass(kw_only=True)
+class Trainer:
+    """Everything that the training loop uses; :func:`brain_dist.training.setup.prepare` creates it.
 
+    Attributes:
+        config: the run's configuration.
+        dataset: the opened shards.
+        schedule: what is due after each step.
+        first_step: number of optimiser steps that the checkpoint has already done.
+        evaluation_missed: whether the run was interrupted between its last checkpoint and the evaluation of that step.
+        summary: the run's settings in a few lines, printed at the start.
+        engine: the network, its optimiser and DeepSpeed.
+        batches: this rank's micro-batches from ``first_step`` on.
+        agreement: combines the losses and the stop requests of all ranks after each step.
+        saver: writes checkpoints in the background.
+        evaluations: the validation results so far.
+        tracker: writes metrics.jsonl and logs to W&B.
+        watch: reports what this rank is doing.
+    """
 
-def fit(
-    config: Config, dataset: Dataset, world: World, device: torch.device, wish: StopRequest, watch: Watch, *,
-    command: list[str],
-) -> int:  # fmt: skip
-    """Train to the end, or to a signal; goes on by itself from the run's newest checkpoint."""
+    config: Config
+    dataset: Dataset
+    schedule: Schedule
+    first_step: int
+    evaluation_missed: bool
+    summary: str
+    engine: Engine
+    batches: Iterator[Batch]
+    agreement: StepAgreement
+    saver: Saver
+    evaluations: Evaluations
+    tracker: Tracker
+    watch: Watch
+    throughput: Throughput = field(init=False)
 
-    from brain_dist.inference.examples import make_examples
-    from brain_dist.networks.create import create_network
-    from brain_dist.ranks.agreement import run_on_main
-    from brain_dist.ranks.stopping import SAVE, STOP, StepAgreement
-    from brain_dist.store.access import check_shards
-    from brain_dist.stream.plan import steps_per_epoch
-    from brain_dist.tracking import attempts
-    from brain_dist.tracking.evaluations import Evaluations
-    from brain_dist.tracking.run_folder import describe_run, lock_run_folder, write_run_files
-    from brain_dist.tracking.tracker import Tracker
-    from brain_dist.training.engine import Engine
-    from brain_dist.training.nonfinite import raise_nonfinite
-    from brain_dist.training.optim import learning_rate
-    from brain_dist.training.restoring import restore
-    from brain_dist.training.resume import resume_step, settings_to_match
-    from brain_dist.training.saving import Saver
-
-    train, run_path, root = config.train, config.run.path, config.run.path / "checkpoints"
-    wanted = np.concatenate([dataset.rows("train"), dataset.rows("val")])
-    run_on_main(world, lambda: check_shards(dataset, wanted))
-    lock_run_folder(run_path, world)
-    facts = settings_to_match(config, dataset.version, world.size)
-    found = resume_step(config, root, facts, world)
-    first = found or 0
-    per_epoch = steps_per_epoch(len(dataset.rows("train")), train.global_batch)
-    total = per_epoch * train.epochs
-    has_val = bool(len(dataset.rows("val")))
-    if train.best and not has_val:
-        raise UserError(f"train.best={train.best}: {dataset.root} has no validation split; rebuild it, or unset it")
-
-    def evaluates(done: int) -> bool:
-        """Whether the validation split is judged when ``done`` steps are."""
-        scheduled = done % per_epoch == 0 and train.eval_every and done // per_epoch % train.eval_every == 0
-        return bool(done and (scheduled or done == total) and has_val)
-
-    seen = Evaluations.agreed(run_path, train.best, train.patience, up_to=first, world=world)
-    owed = evaluates(first) and not seen.knows(first)  # interrupted after its save
-    if (first == total and not owed) or seen.exhausted:
-        if world.is_main:
-            print(f"{run_path} is trained to its end; choose another run.name to train again", file=sys.stderr)
+    def run(self) -> int:
+        """Train to the end or to a stop request. Every rank must call. Returns the exit code."""
+        with self.tracker:
+            self.tracker.print_line(self.summary)
+            if self.evaluation_missed:
+                self.evaluate_and_record(self.first_step)
+            self.throughput = Throughput(self.config.train.global_batch)
+            for step in range(self.first_step, self.schedule.total_steps):
+                if self.evaluations.patience_exhausted:
+                    self.report_early_stop()
+                    break
+                result = self.train_step(step)
+                steps_done = step + 1
+                with self.throughput.paused():
+                    # save first: a scheduler that asked to stop may not wait for an evaluation
+                    saved = self.save_if_due(steps_done, result)
+                    if result.stop and steps_done < self.schedule.total_steps:
+                        self.stop(steps_done)
+                        return EXIT_PREEMPTED
+                    if self.schedule.evaluation_due(steps_done):
+                        self.evaluate_and_record(steps_done)
+                        if not saved and self.is_best_or_last(steps_done):
+                            self.save(steps_done)
+            self.saver.finish()
+            self.report_end()
         return 0
-    run_on_main(world, lambda: attempts.begin(run_path, first))
 
-    model = create_network(config.model, len(dataset.classes), seed=config.run.seed, load_weights=found is None)
-    engine = Engine(config, model, world, device, frozen_steps=per_epoch * train.freeze_epochs)
-    if found is not None:
-        restore(root, found, engine)
-    run_on_main(world, lambda: write_run_files(config, dataset, world, device, engine.parameters, command))
+    def train_step(self, step: int) -> StepResult:
+        """Load, compute and log one optimiser step (0-based), and complete a checkpoint that all ranks have written.
 
-    batches = training_batches(config, dataset, world, device, first_step=first)
-    agreement = StepAgreement(world, wish, run_path)
-    saver = Saver(root, engine, facts, keep=train.keep)
-    saver.best = seen.best
-    tracker = Tracker(config, run_path, first_step=first, total_steps=total, enabled=world.is_main)
+        Raises:
+            Fault: ``train.skip_limit`` steps in a row were not finite, or a checkpoint could not be written.
+        """
+        lr = self.schedule.learning_rate(step)
+        self.watch.report_progress(f"loading step {step}")
+        batches = [next(self.batches) for _ in range(self.engine.accumulation_steps)]
+        self.watch.report_progress(f"computing step {step}")
+        loss_share = self.engine.step(batches, lr)
+        self.watch.report_progress(f"waiting for the others after step {step}")
+        result = self.agreement.after_step(loss_share, writing=self.saver.writing, write_failed=self.saver.write_failed)
+        self.saver.finish_if_written(writing=result.writing, write_failed=result.write_failed)
+        if self.engine.skipped.in_a_row >= self.config.train.skip_limit:
+            keys = self.dataset.columns["key"]
+            raise_nonfinite(self.config.run.path, step, self.engine.skipped, batches, keys, self.engine.world)
+        self.throughput.count_step()
+        if self.schedule.log_due(step + 1):
+            self.tracker.log_step(step, self.metrics_row(step, result.loss, lr))
+        return result
 
-    def evaluate(done: int) -> None:
-        values, predictions = validate(config, dataset, engine, world, device, watch, done)
-        watch.at(f"telling of step {done}")
-        shown: list[Example] = []
-        if config.track.examples and tracker.shows_pictures:
-            shown = make_examples(predictions, dataset, config, engine.normalize, device)
-        tracker.evaluation(done, "val", {"epoch": done / per_epoch, **values}, shown)
-        seen.add(done, values)
-        saver.best = seen.best
+    def metrics_row(self, step: int, loss: float, lr: float) -> dict[str, float | None]:
+        """The row of metrics.jsonl for a step; None for a number that is not finite (JSON has no NaN)."""
+        engine = self.engine
+        return {
+            "epoch": self.schedule.epoch(step + 1),
+            "loss": loss if math.isfinite(loss) else None,
+            "lr": lr,
+            "grad_norm": engine.grad_norm,
+            "skipped": engine.skipped.total,
+            **({} if engine.loss_scale is None else {"loss_scale": engine.loss_scale}),
+            "images_per_s": self.throughput.restart(),
+            "memory_gib": peak_memory(engine.device),
+        }
 
-    with tracker:
-        tracker.say(describe_run(config, dataset, world, device, engine.parameters, first, total))
-        if owed:
-            evaluate(first)
-        clock = Clock(train.global_batch)
-        for step in range(first, total):
-            if seen.exhausted:
-                tracker.say(f"stopped early: {train.patience} evaluations without a better {train.best}")
-                break
-            lr = learning_rate(config.optim, step, per_epoch, train.epochs)
-            watch.at(f"loading step {step}")
-            micros = [next(batches) for _ in range(engine.micros)]
-            watch.at(f"computing step {step}")
-            share = engine.step(micros, lr)
-            watch.at(f"waiting for the others after step {step}")
-            agreed = agreement.after_step(share, writing=saver.pending, lost=saver.failed)
-            saver.settle(pending=agreed.writing, failed=agreed.lost)
-            if engine.skips.in_a_row >= train.skip_limit:
-                raise_nonfinite(run_path, step, engine.skips, micros, dataset.columns["key"], world)
-            done = step + 1
-            clock.step()
-            if done % train.log_every == 0 or done == total:
-                tracker.train(step, metrics_row(engine, agreed.loss, lr, done / per_epoch, clock.lap()))
+    def save_if_due(self, steps_done: int, result: StepResult) -> bool:
+        """Start a checkpoint if one is scheduled or requested. Returns whether it did."""
+        due = self.schedule.checkpoint_due(steps_done) or result.save or result.stop
+        if due:
+            self.save(steps_done)
+            self.agreement.remove_request_file(SAVE)
+        return due
 
-            with clock.paused():
-                epoch_ends = done % per_epoch == 0
-                due = done % train.save_every == 0 if train.save_every else epoch_ends
-                # saving comes first: whoever asked to stop may not wait for an evaluation
-                saves = due or agreed.save or agreed.stop or done == total
-                if saves:
-                    watch.at(f"saving step {done}")
-                    tracker.sync()
-                    saver.begin(done)
-                    agreement.honoured(SAVE)
-                if agreed.stop and done < total:
-                    saver.finish()
-                    agreement.honoured(STOP)
-                    tracker.say(f"asked to stop: step {done} of {total} is saved, the same command goes on from there")
-                    return EXIT_PREEMPTED
-                if evaluates(done):
-                    evaluate(done)
-                    if not saves and (seen.best == done or seen.exhausted):
-                        tracker.sync()
-                        saver.begin(done)
-        saver.finish()
-        if seen.best is not None:
-            tracker.say(f"best {train.best}: step {seen.best}, which evaluate reads with --step best")
-        tracker.say(f"done: python -m brain_dist.evaluate {run_path}")
-    return 0
+    def save(self, steps_done: int) -> None:
+        """Start a checkpoint; metrics.jsonl reaches the disk before it."""
+        self.watch.report_progress(f"saving step {steps_done}")
+        self.tracker.sync()
+        self.saver.begin(steps_done)
 
+    def stop(self, steps_done: int) -> None:
+        """Complete the checkpoint before a requested stop."""
+        self.saver.finish()
+        self.agreement.remove_request_file(STOP)
+        self.tracker.print_line(
+            f"stop requested: step {steps_done} of {self.schedule.total_steps} is saved; run the same command to resume"
+        )
 
-def metrics_row(engine: Engine, loss: float, lr: float, epoch: float, rate: float) -> dict[str, float | None]:
-    """What metrics.jsonl says of a step; None where a number was not finite (JSON knows no NaN)."""
-    from brain_dist.ranks.device import peak_memory
+    def evaluate_and_record(self, steps_done: int) -> None:
+        """Evaluate the validation split, log the result and mark the best checkpoint."""
+        metrics, predictions = validate(self.engine, self.dataset, self.watch, steps_done)
+        self.watch.report_progress(f"logging the evaluation after step {steps_done}")
+        examples: list[Example] = []
+        if self.config.track.examples and self.tracker.shows_examples:
+            examples = make_examples(predictions, self.dataset, self.config, self.engine.normalize, self.engine.device)
+        self.tracker.log_evaluation(steps_done, "val", {"epoch": self.schedule.epoch(steps_done), **metrics}, examples)
+        self.evaluations.add(steps_done, metrics)
+        self.saver.best = self.evaluations.best
 
-    scale = {} if engine.loss_scale is None else {"loss_scale": engine.loss_scale}
-    return {
-        "epoch": epoch,
-        "loss": loss if math.isfinite(loss) else None,
-        "lr": lr,
-        "grad_norm": engine.grad_norm,
-        "skipped": engine.skips.total,
-        **scale,
-        "images_per_s": rate,
-        "memory_gib": peak_memory(engine.device),
-    }
+    def is_best_or_last(self, steps_done: int) -> bool:
+        """Whether the evaluation after ``steps_done`` steps was the best so far, or ends the training."""
+        return self.evaluations.best == steps_done or self.evaluations.patience_exhausted
+
+    def report_early_stop(self) -> None:
+        train = self.config.train
+        self.tracker.print_line(f"stopped early: {train.patience} evaluations without a better {train.best}")
+
+    def report_end(self) -> None:
+        best = self.evaluations.best
+        if best is not None:
+            self.tracker.print_line(f"best {self.config.train.best}: step {best}; evaluate it with --step best")
+        self.tracker.print_line(f"done: python -m brain_dist.evaluate {self.config.run.path}")

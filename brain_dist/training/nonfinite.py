@@ -1,56 +1,124 @@
-"""Steps whose loss or gradient is no number: skipped, counted; some in a row end the run with the evidence."""
+"""Steps with a non-finite loss or gradient: skip them, count them, and stop after several in a row."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from brain_dist.config import TrainConfig
 from brain_dist.errors import Fault
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from brain_dist.ranks.world import World
     from brain_dist.stream.batch import Batch
 
 
 @dataclass
-class Skips:
-    """Steps that left the weights as they were: ``total`` of the run, ``in_a_row`` up to the last step."""
+class SkippedSteps:
+    """Counts steps that were skipped because their loss or gradient was not finite.
+
+    Attributes:
+        total: skipped steps of the whole run.
+        in_a_row: skipped steps in a row, up to the last step.
+    """
 
     total: int = 0
     in_a_row: int = 0
 
-    def note(self, skipped: bool) -> None:
+    def count(self, skipped: bool) -> None:
         """Count one step."""
         self.total += skipped
         self.in_a_row = self.in_a_row + 1 if skipped else 0
 
 
-def raise_nonfinite(
-    run: Path, step: int, skips: Skips, batches: Sequence[Batch], keys: np.ndarray, world: World
-) -> None:
-    """Keep what this rank fed to ``step`` and raise a Fault.
+class GradientCheck:
+    """Norm of the gradient, and the check that skips an optimiser step with a non-finite gradient.
 
-    Writes ``nonfinite/step-S-rank-R.safetensors`` (image uint8 [B, C, H, W], label, row and valid of the step's
-    micro-batches, one after the other) and a .json with the samples' keys beside it. ``keys``: the index's column.
+    DeepSpeed does both, except at ZeRO stage 0 in fp32 and amp: there :meth:`guard` does.
+    """
+
+    def __init__(self, deepspeed: Any, config: TrainConfig) -> None:
+        self._deepspeed = deepspeed
+        self._by_deepspeed = config.zero_stage > 0 or config.precision in ("bf16", "fp16")
+        self._norm = math.nan
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Wrap the ``step()`` of DeepSpeed that updates the weights: a non-finite gradient updates nothing.
+
+        The gradients are already reduced, so all ranks decide the same.
+        """
+        import torch
+
+        if self._by_deepspeed:
+            yield
+            return
+        gradients = [p.grad for p in self._deepspeed.module.parameters() if p.grad is not None]
+        self._norm = float(torch.nn.utils.get_total_norm(gradients))
+        optimizer = self._deepspeed.basic_optimizer
+        groups = optimizer.param_groups
+        if not math.isfinite(self._norm):
+            optimizer.param_groups = []
+        try:
+            yield
+        finally:
+            optimizer.param_groups = groups
+
+    @property
+    def norm(self) -> float | None:
+        """Norm of the last step's gradient over all ranks, before clipping; None if it is not finite."""
+        norm = float(self._deepspeed.get_global_grad_norm()) if self._by_deepspeed else self._norm
+        return norm if math.isfinite(norm) else None
+
+
+def nan_if_infinite(loss: torch.Tensor) -> torch.Tensor:
+    """The scalar ``loss``, or NaN if it is infinite: an infinite loss can have a finite gradient, NaN cannot."""
+    import torch
+
+    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+
+
+def raise_nonfinite(
+    run_folder: Path, step: int, skipped: SkippedSteps, batches: Sequence[Batch], keys: np.ndarray, world: World
+) -> None:
+    """Save what this rank loaded for ``step``, then stop the run.
+
+    Writes ``nonfinite/step-S-rank-R.safetensors`` with image (uint8 [B, C, H, W]), label, row and valid of the step's
+    micro-batches, concatenated, and beside it a .json with the keys of the samples.
+
+    Args:
+        run_folder: folder of the run.
+        step: the last skipped step.
+        skipped: the run's counts.
+        batches: the micro-batches of ``step`` on this rank.
+        keys: str [N], the key column of the index.
+        world: this rank.
+
+    Raises:
+        Fault: always.
     """
     import torch
     from safetensors.torch import save_file
 
-    folder = run / "nonfinite"
+    folder = run_folder / "nonfinite"
     folder.mkdir(exist_ok=True)
-    name = folder / f"step-{step:08d}-rank-{world.rank:05d}.safetensors"
-    parts = {
-        what: torch.cat([getattr(b, what).cpu() for b in batches]).contiguous()
-        for what in ("image", "label", "row", "valid")
+    file = folder / f"step-{step:08d}-rank-{world.rank:05d}.safetensors"
+    tensors = {
+        name: torch.cat([getattr(batch, name).cpu() for batch in batches]).contiguous()
+        for name in ("image", "label", "row", "valid")
     }
-    save_file(parts, name)
-    name.with_suffix(".json").write_text(json.dumps([str(keys[row]) for row in parts["row"].tolist()], indent=1) + "\n")
+    save_file(tensors, file)
+    sample_keys = [str(keys[row]) for row in tensors["row"].tolist()]
+    file.with_suffix(".json").write_text(json.dumps(sample_keys, indent=1) + "\n")
     raise Fault(
-        f"loss or gradient was not finite in {skips.in_a_row} steps in a row, the last one is {step}; its images are in"
-        f" {folder}; lower optim.lr, or set train.precision=amp or fp32"
+        f"loss or gradient was not finite in {skipped.in_a_row} steps in a row, up to step {step}; the images of that"
+        f" step are in {folder}; lower optim.lr, or set train.precision=amp or fp32"
     )

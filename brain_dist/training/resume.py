@@ -1,4 +1,4 @@
-"""Whether a run may go on from its checkpoint, and from which step."""
+"""Decide whether a run can resume from its checkpoint, and at which step."""
 
 from __future__ import annotations
 
@@ -12,52 +12,62 @@ from brain_dist.config import Config, to_dict
 from brain_dist.errors import UserError
 from brain_dist.ranks.world import World
 
-# Settings that may change between attempts, because no later number depends on them
+# Settings that no later number depends on, so they may change between attempts
 _FREE = {
     "run": {"name", "dir", "resume", "device", "deterministic"},
-    # where the data lie and how they are joined is told by their version
+    # the dataset version covers where the data is stored and how it is joined
     "data": {"shards", "sources", "leave_out", "cache_dir", "threads", "prefetch"},
     "train": {"eval_every", "save_every", "keep", "best", "patience", "log_every", "timeout", "skip_limit"},
     "track": {"wandb", "project", "group", "examples"},
 }
 RANKS, MICRO_BATCH = "the number of ranks", "train.micro_batch"
-# What may change too, and is said: the samples and augmentations of each step stay, sums are taken in another order
+# Settings that may change with a message: each step keeps its samples and augmentations, but sums are rounded otherwise
 _ELASTIC = {RANKS, MICRO_BATCH, "train.zero_stage", "train.deepspeed"}
 
 
-def settings_to_match(config: Config, dataset_version: str, world: int) -> dict[str, Any]:
-    """What a resumed run must share with the one that saved: setting → value."""
-    held = {
+def settings_to_match(config: Config, dataset_version: str, world_size: int) -> dict[str, Any]:
+    """The settings that must match on resume, by name; every checkpoint stores them."""
+    settings = {
         f"{section}.{name}": value
-        for section, settings in to_dict(config).items()
-        for name, value in settings.items()
+        for section, values in to_dict(config).items()
+        for name, value in values.items()
         if name not in _FREE.get(section, set())
     }
-    return {**held, "the version of data.shards": dataset_version, RANKS: world}
+    return {**settings, "the version of data.shards": dataset_version, RANKS: world_size}
 
 
-def resume_step(config: Config, root: Path, now: dict[str, Any], world: World) -> int | None:
-    """Step to go on from, None to begin; UserError where the run's folder holds another run.
+def resume_step(config: Config, root: Path, settings: dict[str, Any], world: World) -> int | None:
+    """Number of optimiser steps in the checkpoint to resume from; None to train from the start. Every rank must call.
 
-    Other ranks, another micro-batch and another ZeRO stage are taken, and said. Every rank must call.
+    Another world size, micro-batch or ZeRO stage is accepted, with a message.
+
+    Args:
+        config: the run's configuration.
+        root: the run's ``checkpoints`` folder.
+        settings: :func:`settings_to_match` of this attempt.
+        world: this process among all processes.
+
+    Raises:
+        UserError: the checkpoint was saved with other settings, or ``run.resume=never`` and the folder contains a run.
+        Fault: all checkpoints are damaged.
     """
     if config.run.resume == "never":
         if (config.run.path / "metrics.jsonl").exists() or complete_steps(root):
-            raise UserError(f"{config.run.path} holds a run already and run.resume=never; choose another run.name")
+            raise UserError(f"run.resume=never, but {config.run.path} already contains a run; choose another run.name")
         return None
-    found = newest_checkpoint(root, world)
-    if found is None:
+    newest = newest_checkpoint(root, world)
+    if newest is None:
         return None
-    step, saved = found
-    changed = {name: (saved.get(name), value) for name, value in now.items() if saved.get(name) != value}
-    for name, (before, value) in changed.items():
+    step, saved = newest
+    changes = {name: (saved.get(name), value) for name, value in settings.items() if saved.get(name) != value}
+    for name, (before, now) in changes.items():
         if name not in _ELASTIC:
             raise UserError(
-                f"{config.run.path} was saved at step {step} with {name}={before}, now it is {value};"
-                " set it back to go on, or choose another run.name"
+                f"{config.run.path} was saved at step {step} with {name}={before}, now it is {now};"
+                " set it back to resume, or choose another run.name"
             )
-    if changed and world.is_main:
-        told = ", ".join(f"{name} {before} → {value}" for name, (before, value) in changed.items())
-        drawn = "; BatchNorm's batches and dropped paths do not" if MICRO_BATCH in changed else ""
-        print(f"resuming with {told}: samples and augmentations of each step stay{drawn}", file=sys.stderr, flush=True)
+    if changes and world.is_main:
+        text = ", ".join(f"{name} {before} → {now}" for name, (before, now) in changes.items())
+        exception = "; batches of BatchNorm and dropped paths change" if MICRO_BATCH in changes else ""
+        print(f"resuming with {text}: samples and augmentations stay the same{exception}", file=sys.stderr, flush=True)
     return step

@@ -1,17 +1,18 @@
-"""Writing checkpoints beside the training: a copy at the step, the disk in a thread, complete at a later step.
+"""Write checkpoints in the background: training continues while a thread of each rank writes.
 
-Every rank copies what it holds to the host and hands it to a thread; training goes on. Each rank's thread writes and
-syncs its own files into ``.partial-<step>``. When the ranks have agreed that all of them are done (the agreement rides
-on the reduction that every step makes anyway), the main rank writes the marker and renames the folder. Whatever dies
-before that leaves the previous checkpoint as it was.
+1. :meth:`Saver.begin` copies the state of each rank to the host. A thread writes and syncs the rank's files into
+   ``.partial-<step>``.
+2. The reduction that every training step makes anyway tells all ranks when every thread is done
+   (:meth:`Saver.finish_if_written`), or :meth:`Saver.finish` waits for them.
+3. The main rank writes the marker and renames the folder.
+
+If any rank dies before that, the previous checkpoint is still there and intact. The format of a checkpoint is described
+in :mod:`brain_dist.checkpoints.layout`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,11 @@ from brain_dist.checkpoints.layout import (
     MODEL,
     checkpoint_folder,
     complete_steps,
+    encode_marker,
     fragment_key,
-    marker_text,
     optimizer_file,
 )
-from brain_dist.common.files import sync_folder
+from brain_dist.common.files import sha256_bytes, sync_folder, write_durably
 from brain_dist.errors import Fault
 from brain_dist.ranks.agreement import capture_error, run_on_main
 from brain_dist.ranks.group import gather_objects
@@ -40,148 +41,165 @@ if TYPE_CHECKING:
 _PARTIAL = ".partial-"
 Tensors = dict[str, "torch.Tensor"]
 Files = dict[str, tuple[Tensors, dict[str, str] | None]]  # name → tensors on the host, metadata
+Listing = dict[str, dict[str, Any]]  # name → size and sha256
 
 
-@dataclass
-class _Writing:
-    """A checkpoint on its way to the disk; ``listing`` and ``problem`` are the thread's answer."""
+class _Write(Thread):
+    """Writes this rank's files of one checkpoint.
 
-    step: int
-    counters: dict[str, Any]
-    partial: Path
-    thread: Thread
-    listing: dict[str, dict[str, Any]]
-    problem: Exception | None
+    Attributes:
+        listing: size and sha256 of each file, once the thread has ended.
+        problem: why the files could not be written.
+    """
+
+    def __init__(self, step: int, counters: dict[str, Any], partial: Path, files: Files) -> None:
+        super().__init__(name="checkpoint", daemon=False)  # a daemon would be killed when the interpreter exits
+        self.step, self.counters, self.partial = step, counters, partial
+        self.listing: Listing = {}
+        self.problem: Exception | None = Fault("the thread that writes it ended early")
+        self._files = files
+
+    def run(self) -> None:
+        self.problem = capture_error(self._write_files)
+        self._files.clear()  # frees the copies
+
+    def _write_files(self) -> None:
+        from safetensors.torch import save
+
+        self.partial.mkdir(parents=True, exist_ok=True)
+        for name, (tensors, metadata) in self._files.items():
+            data = save(tensors, metadata)
+            self.listing[name] = {"size": len(data), "sha256": sha256_bytes(data)}
+            write_durably(self.partial / name, data)
+            del data  # before the next file is serialised
+        sync_folder(self.partial)
 
 
 class Saver:
-    """Takes checkpoints of one engine, one at a time; every rank must make the same calls in the same order."""
+    """Writes the checkpoints of one engine, one at a time. Every rank must make the same calls in the same order.
 
-    def __init__(self, root: Path, engine: Engine, facts: dict[str, Any], *, keep: int) -> None:
-        """``root``: the run's ``checkpoints`` folder, shared by all ranks; ``facts``: what a resume must agree with.
+    Attributes:
+        best: step of a checkpoint that is never deleted; None if there is none.
+        bytes: size of the last complete checkpoint, of all ranks.
+    """
 
-        What a process that died while saving left behind is removed.
+    def __init__(self, root: Path, engine: Engine, settings: dict[str, Any], *, keep: int) -> None:
+        """Create ``root`` and remove the incomplete checkpoints of earlier processes.
+
+        Args:
+            root: the run's ``checkpoints`` folder, shared by all ranks.
+            engine: what is saved.
+            settings: the settings that must match on resume, stored in every checkpoint.
+            keep: number of complete checkpoints to keep, besides ``best``.
         """
-        self.root, self.engine, self.facts, self.keep = root, engine, facts, keep
-        self.best: int | None = None  # step of a checkpoint that is kept however old
-        self.writing: _Writing | None = None
-        self.bytes = 0  # of the last checkpoint, all ranks
+        self.best: int | None = None
+        self.bytes = 0
+        self._root, self._engine, self._settings, self._keep = root, engine, settings, keep
+        self._write: _Write | None = None
 
-        def clean() -> None:
+        def remove_incomplete() -> None:
             root.mkdir(parents=True, exist_ok=True)
-            for left in root.glob(f"{_PARTIAL}*"):
-                shutil.rmtree(left)
+            for folder in root.glob(f"{_PARTIAL}*"):
+                shutil.rmtree(folder)
 
-        run_on_main(engine.world, clean)
-
-    @property
-    def pending(self) -> bool:
-        """Whether this rank's thread still writes."""
-        return self.writing is not None and self.writing.thread.is_alive()
+        run_on_main(engine.world, remove_incomplete)
 
     @property
-    def failed(self) -> bool:
-        """Whether this rank's thread could not write."""
-        return self.writing is not None and not self.pending and self.writing.problem is not None
+    def writing(self) -> bool:
+        """Whether this rank's thread is still writing."""
+        return self._write is not None and self._write.is_alive()
+
+    @property
+    def write_failed(self) -> bool:
+        """Whether this rank's thread ended with an error."""
+        return self._write is not None and not self.writing and self._write.problem is not None
 
     def begin(self, step: int) -> None:
-        """Copy the state after ``step`` optimiser steps and start writing it."""
+        """Copy the state after ``step`` optimiser steps and start to write it. Completes the checkpoint before first.
+
+        Raises:
+            Fault: the checkpoint before could not be written.
+        """
         self.finish()
-        files = self._files()
-        partial = self.root / f"{_PARTIAL}{step:08d}"
-        writing = _Writing(step, self.engine.counters(), partial, Thread(), {}, Fault("its thread ended early"))
+        files = self._copy_state()
+        self._write = _Write(step, self._engine.counters(), self._root / f"{_PARTIAL}{step:08d}", files)
+        self._write.start()
 
-        def write() -> None:
-            writing.problem = capture_error(lambda: writing.listing.update(_write(partial, files)))
+    def finish_if_written(self, *, writing: bool, write_failed: bool) -> None:
+        """Complete the checkpoint if all ranks have written it, or fail if any rank could not.
 
-        # no daemon: an interpreter that ends would cut it off in the middle of a file
-        writing.thread = Thread(target=write, name="checkpoint")
-        writing.thread.start()
-        self.writing = writing
+        Args:
+            writing: whether any rank is ``writing``, as all ranks agreed after a step.
+            write_failed: whether any rank has ``write_failed``, likewise.
 
-    def settle(self, *, pending: bool, failed: bool) -> None:
-        """After a step on which all ranks agreed whether any of them still writes, or failed: complete what is done."""
-        if self.writing is not None and (failed or not pending):
+        Raises:
+            Fault: a rank could not write its files.
+        """
+        if self._write is not None and (write_failed or not writing):
             self.finish()
 
     def finish(self) -> None:
-        """Wait for the checkpoint that is being written, if any, and complete it. Fault where it can't be."""
-        writing = self.writing
-        if writing is None:
-            return
-        writing.thread.join()
-        self.writing = None
-        answers = gather_objects((writing.listing, writing.problem), self.engine.world)
-        problem = next((said for _, said in answers if said), None)
-        if problem:
-            run_on_main(self.engine.world, lambda: shutil.rmtree(writing.partial, ignore_errors=True))
-            raise Fault(f"the checkpoint of step {writing.step} is lost, the ones before are kept: {problem}")
-        listing = {name: about for files, _ in answers for name, about in files.items()}
-        self.bytes = sum(about["size"] for about in listing.values())
-        run_on_main(self.engine.world, lambda: self._complete(writing, listing))
+        """Wait for the checkpoint that is being written, if any, and complete it.
 
-    def _files(self) -> Files:
-        """Copies on the host of what this rank writes; every rank must call."""
-        engine = self.engine
-        world = engine.world
-        engine.agree_on_statistics()
-        mine = local_fragments(engine.deepspeed)
-        if engine.config.train.zero_stage == 0:  # everybody holds everything: each writes its share
-            mine = mine[world.rank :: world.size]
-        tensors = {fragment_key(f.name, kind, f.start): t for f in mine for kind, t in f.tensors.items()}
-        files: Files = {optimizer_file(world.rank, world.size): (_copied(tensors), None)}
+        Raises:
+            Fault: a rank could not write its files.
+        """
+        write = self._write
+        if write is None:
+            return
+        write.join()
+        self._write = None
+        world = self._engine.world
+        results = gather_objects((write.listing, write.problem), world)
+        problem = next((problem for _, problem in results if problem), None)
+        if problem:
+            run_on_main(world, lambda: shutil.rmtree(write.partial, ignore_errors=True))
+            raise Fault(f"the checkpoint of step {write.step} is lost, older ones are kept: {problem}")
+        listing = {name: entry for files, _ in results for name, entry in files.items()}
+        self.bytes = sum(entry["size"] for entry in listing.values())
+        run_on_main(world, lambda: self._complete(write, listing))
+
+    def _copy_state(self) -> Files:
+        """Copies on the host of what this rank writes. Every rank must call."""
+        engine, world = self._engine, self._engine.world
+        engine.statistics.average_over_ranks()
+        fragments = local_fragments(engine.deepspeed)
+        if engine.config.train.zero_stage == 0:  # every rank has everything: each writes a part
+            fragments = fragments[world.rank :: world.size]
+        tensors = {fragment_key(f.name, kind, f.start): t for f in fragments for kind, t in f.tensors.items()}
+        files: Files = {optimizer_file(world.rank, world.size): (_copy_to_host(tensors), None)}
         weights = engine.weights()
         if world.is_main:
             files[MODEL] = (weights, None)
             if engine.ema:
-                files[EMA] = (_copied(engine.ema.state), {"updates": str(engine.ema.updates)})
+                files[EMA] = (_copy_to_host(engine.ema.state), {"updates": str(engine.ema.updates)})
         return files
 
-    def _complete(self, writing: _Writing, listing: dict[str, dict[str, Any]]) -> None:
-        final = checkpoint_folder(self.root, writing.step)
-        about = {"step": writing.step, "counters": writing.counters, "facts": self.facts, "files": listing}
-        _write_synced(writing.partial / MARKER, marker_text(about))
-        sync_folder(writing.partial)
-        if final.exists():  # a damaged one that a resume went back behind
-            shutil.rmtree(final)
-        writing.partial.rename(final)
-        sync_folder(self.root)
-        # a newer one here is a damaged one that a resume went back behind: it must not push out what is intact
-        for old in [s for s in complete_steps(self.root) if s <= writing.step][: -self.keep]:
-            if old != self.best:
-                shutil.rmtree(checkpoint_folder(self.root, old))
+    def _complete(self, write: _Write, listing: Listing) -> None:
+        """Write the marker, rename the folder, delete old checkpoints; on the main rank."""
+        marker = {"step": write.step, "counters": write.counters, "facts": self._settings, "files": listing}
+        write_durably(write.partial / MARKER, encode_marker(marker))
+        sync_folder(write.partial)
+        folder = checkpoint_folder(self._root, write.step)
+        if folder.exists():  # damaged: the run resumed from an older one
+            shutil.rmtree(folder)
+        write.partial.rename(folder)
+        sync_folder(self._root)
+        # newer checkpoints are damaged, because the run resumed from an older one; they must not displace intact ones
+        steps = [step for step in complete_steps(self._root) if step <= write.step]
+        for step in steps[: -self._keep]:
+            if step != self.best:
+                shutil.rmtree(checkpoint_folder(self._root, step))
 
 
-def _copied(tensors: Tensors) -> Tensors:
-    """Copies on the host; one wait for all of them where they come from a GPU."""
+def _copy_to_host(tensors: Tensors) -> Tensors:
+    """Copies in host memory; those from a GPU are made asynchronously and waited for once."""
     import torch
 
     copies = {}
-    for name, value in tensors.items():
-        host = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-        copies[name] = host.copy_(value.detach(), non_blocking=True)
-    if any(value.is_cuda for value in tensors.values()):
+    for name, tensor in tensors.items():
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        copies[name] = host.copy_(tensor.detach(), non_blocking=True)
+    if any(tensor.is_cuda for tensor in tensors.values()):
         torch.cuda.synchronize()
     return copies
-
-
-def _write(partial: Path, files: Files) -> dict[str, dict[str, Any]]:
-    """Write and sync the files; name → size and sha256 of the bytes that were meant, whatever the disk gives back."""
-    from safetensors.torch import save
-
-    partial.mkdir(parents=True, exist_ok=True)
-    listing = {}
-    for name, (tensors, metadata) in files.items():
-        data = save(tensors, metadata)
-        listing[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        _write_synced(partial / name, data)
-        del data
-    sync_folder(partial)
-    return listing
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as opened:
-        opened.write(data)
-        opened.flush()
-        os.fsync(opened.fileno())

@@ -1,8 +1,9 @@
-"""What counts as a complete checkpoint."""
+"""Which checkpoints are complete and intact, and which settings must match on resume."""
 
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from brain_dist.checkpoints.layout import (
     MARKER,
     checkpoint_folder,
     complete_steps,
-    marker_text,
+    encode_marker,
     optimizer_file,
     verify_checkpoint,
 )
@@ -22,92 +23,103 @@ from brain_dist.ranks.agreement import run_on_main
 from brain_dist.ranks.world import discover
 from brain_dist.training.resume import resume_step, settings_to_match
 
-ALONE = discover({})
+SINGLE = discover({})
 
 
-def made(root: Path, step: int, facts: dict[str, int] | None = None) -> Path:
-    """A completed checkpoint of two small files."""
+def write_checkpoint(root: Path, step: int, settings: dict[str, Any] | None = None) -> Path:
+    """A complete checkpoint of two small files."""
     path = checkpoint_folder(root, step)
     path.mkdir(parents=True)
-    listing = {}
+    files = {}
     for name in ("model.safetensors", optimizer_file(0, 1)):
         (path / name).write_bytes(name.encode() * step)
-        listing[name] = {"size": (path / name).stat().st_size, "sha256": sha256_file(path / name)}
-    about = {"step": step, "facts": facts or {}, "files": listing}
-    (path / MARKER).write_bytes(marker_text(about))
+        files[name] = {"size": (path / name).stat().st_size, "sha256": sha256_file(path / name)}
+    (path / MARKER).write_bytes(encode_marker({"step": step, "facts": settings or {}, "files": files}))
     return path
 
 
-def test_the_newest_complete_one_is_taken(tmp_path: Path) -> None:
-    made(tmp_path, 10)
-    made(tmp_path, 20, {"seed": 1})
-    (made(tmp_path, 30) / MARKER).unlink()  # the process died before the last write
+def test_newest_complete_checkpoint_is_taken(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 10)
+    write_checkpoint(tmp_path, 20, {"seed": 1})
+    (write_checkpoint(tmp_path, 30) / MARKER).unlink()  # the process died before it wrote the marker
     (tmp_path / ".partial-00000040").mkdir()
     assert complete_steps(tmp_path) == [10, 20]
-    assert newest_checkpoint(tmp_path, ALONE) == (20, {"seed": 1})
+    assert newest_checkpoint(tmp_path, SINGLE) == (20, {"seed": 1})
 
 
-def flip(path: Path) -> None:
+def flip_first_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[0] ^= 1
     path.write_bytes(data)
 
 
 DAMAGE = {
-    "does not match its checksum": lambda path: flip(path / "model.safetensors"),
+    "does not match its checksum": lambda path: flip_first_byte(path / "model.safetensors"),
     "bytes instead of": lambda path: (path / optimizer_file(0, 1)).write_bytes(b"short"),
     "is missing": lambda path: (path / optimizer_file(0, 1)).unlink(),
-    "does not match its own checksum": lambda path: flip(path / MARKER),
+    "does not match its own checksum": lambda path: flip_first_byte(path / MARKER),
     "is unreadable": lambda path: (path / MARKER).write_text(""),
 }
 
 
-@pytest.mark.parametrize("says", DAMAGE)
-def test_a_damaged_one_is_named_and_the_one_before_is_taken(tmp_path: Path, says: str) -> None:
-    made(tmp_path, 10)
-    DAMAGE[says](made(tmp_path, 20))
-    assert says in verify_checkpoint(checkpoint_folder(tmp_path, 20))[0]
+@pytest.mark.parametrize("message", DAMAGE)
+def test_damaged_checkpoint_is_reported_and_the_previous_one_taken(tmp_path: Path, message: str) -> None:
+    write_checkpoint(tmp_path, 10)
+    DAMAGE[message](write_checkpoint(tmp_path, 20))
+    assert message in verify_checkpoint(checkpoint_folder(tmp_path, 20))[0]
     with pytest.warns(UserWarning, match="checkpoint 20 is damaged"):
-        assert newest_checkpoint(tmp_path, ALONE) == (10, {})
+        assert newest_checkpoint(tmp_path, SINGLE) == (10, {})
 
 
-def test_none_intact_is_a_fault_and_not_a_new_beginning(tmp_path: Path) -> None:
-    flip(made(tmp_path, 10) / "model.safetensors")
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(Fault, match=r"no checkpoint .* is intact"):
-        newest_checkpoint(tmp_path, ALONE)
+def test_only_damaged_checkpoints_are_a_fault(tmp_path: Path) -> None:
+    flip_first_byte(write_checkpoint(tmp_path, 10) / "model.safetensors")
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(Fault, match=r"all checkpoints .* are damaged"):
+        newest_checkpoint(tmp_path, SINGLE)
 
 
-def test_nothing_there_is_a_beginning(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path / "absent", ALONE) is None
+def test_no_checkpoint_is_not_an_error(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path / "absent", SINGLE) is None
 
 
-def test_a_full_disk_is_one_line_on_every_rank(tmp_path: Path) -> None:
+def test_full_disk_is_one_line_on_every_rank(tmp_path: Path) -> None:
     def work() -> None:
         raise OSError(28, "No space left on device", "model.safetensors")
 
     with pytest.raises(Fault, match=r"model\.safetensors could not be written: No space left on device"):
-        run_on_main(ALONE, work)
+        run_on_main(SINGLE, work)
 
 
-def test_only_settings_that_matter_hold_a_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def with_settings(config: Config, section: str, **values: Any) -> Config:
+    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
+
+
+def test_only_settings_that_matter_must_match_on_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = Config()
-    now = settings_to_match(config, "v", 2)
-    made(tmp_path, 5, json.loads(json.dumps(now)))
-    assert resume_step(config, tmp_path, now, ALONE) == 5
-    free = dataclasses.replace(config, data=dataclasses.replace(config.data, threads=7, prefetch=3))
-    assert resume_step(free, tmp_path, settings_to_match(free, "v", 2), ALONE) == 5
+    settings = settings_to_match(config, "v", 2)
+    write_checkpoint(tmp_path, 5, json.loads(json.dumps(settings)))
+    assert resume_step(config, tmp_path, settings, SINGLE) == 5
+
+    free = with_settings(config, "data", threads=7, prefetch=3)
+    assert resume_step(free, tmp_path, settings_to_match(free, "v", 2), SINGLE) == 5
     assert not capsys.readouterr().err
-    elastic = dataclasses.replace(config, train=dataclasses.replace(config.train, zero_stage=3, micro_batch=8))
-    assert resume_step(elastic, tmp_path, settings_to_match(elastic, "v", 3), ALONE) == 5
-    said = capsys.readouterr().err
+
+    elastic = with_settings(config, "train", zero_stage=3, micro_batch=8)
+    assert resume_step(elastic, tmp_path, settings_to_match(elastic, "v", 3), SINGLE) == 5
+    message = capsys.readouterr().err
     for change in ("the number of ranks 2 → 3", "train.zero_stage 2 → 3", "train.micro_batch 32 → 8"):
-        assert change in said
-    for changed, name in [
-        (settings_to_match(config, "w", 2), "the version of data.shards"),
-        (
-            settings_to_match(dataclasses.replace(config, run=dataclasses.replace(config.run, seed=9)), "v", 2),
-            "run.seed",
-        ),
-    ]:
+        assert change in message
+
+    other_seed = settings_to_match(with_settings(config, "run", seed=9), "v", 2)
+    other_data = settings_to_match(config, "w", 2)
+    for changed, name in ((other_data, "the version of data.shards"), (other_seed, "run.seed")):
         with pytest.raises(UserError, match=f"with {name}="):
-            resume_step(config, tmp_path, changed, ALONE)
+            resume_step(config, tmp_path, changed, SINGLE)
+
+
+def test_resume_never_rejects_a_folder_with_a_run(tmp_path: Path) -> None:
+    config = with_settings(Config(), "run", resume="never", dir=str(tmp_path))
+    checkpoints = config.run.path / "checkpoints"
+    assert resume_step(config, checkpoints, {}, SINGLE) is None
+    write_checkpoint(checkpoints, 5)
+    with pytest.raises(UserError, match="already contains a run"):
+        resume_step(config, checkpoints, {}, SINGLE)

@@ -1,4 +1,4 @@
-"""The schedule and the average, as numbers."""
+"""The learning rate, the parameter groups and the EMA, as numbers."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from brain_dist.training.ema import Ema
 from brain_dist.training.optim import create_optimizer, learning_rate
 
 
-def test_warm_up_is_linear_and_the_cosine_ends_at_its_floor() -> None:
+def test_warm_up_is_linear_and_the_cosine_ends_at_min_lr() -> None:
     config = OptimConfig(lr=1.0, min_lr=0.1, warmup_epochs=1.0)
     rates = [learning_rate(config, step, 10, 5) for step in range(50)]
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
@@ -21,22 +21,22 @@ def test_warm_up_is_linear_and_the_cosine_ends_at_its_floor() -> None:
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
-def test_no_warm_up_starts_at_the_peak() -> None:
+def test_without_warm_up_the_peak_comes_first() -> None:
     assert learning_rate(OptimConfig(lr=0.5, warmup_epochs=0), 0, 10, 5) == 0.5
 
 
-def test_biases_and_norms_are_not_decayed() -> None:
+def test_biases_and_norms_have_no_weight_decay() -> None:
     model = create_network(ModelConfig(name="test_convnext"), 4, seed=0)
     groups = create_optimizer(OptimConfig(weight_decay=0.3), model).param_groups
-    free = [p for g in groups if g["weight_decay"] == 0 for p in g["params"]]
-    held = [p for g in groups if g["weight_decay"] == 0.3 for p in g["params"]]
-    assert free
-    assert all(p.ndim <= 1 for p in free)
-    assert all(p.ndim > 1 for p in held)
-    assert len(free) + len(held) == len(list(model.parameters()))
+    not_decayed = [p for g in groups if g["weight_decay"] == 0 for p in g["params"]]
+    decayed = [p for g in groups if g["weight_decay"] == 0.3 for p in g["params"]]
+    assert not_decayed
+    assert all(p.ndim <= 1 for p in not_decayed)
+    assert all(p.ndim > 1 for p in decayed)
+    assert len(not_decayed) + len(decayed) == len(list(model.parameters()))
 
 
-def test_the_average_follows_its_formula_in_fp32_over_bf16_weights() -> None:
+def test_ema_of_bf16_weights_follows_its_formula_in_fp32() -> None:
     model = torch.nn.Linear(3, 2).bfloat16()
     ema = Ema(0.9, model)
     expected = {name: value.float().clone() for name, value in model.state_dict().items()}

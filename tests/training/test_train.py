@@ -1,4 +1,4 @@
-"""The real `train` entry point over real processes: every ZeRO stage, every launcher, stopped and resumed."""
+"""The `train` command in real processes: every ZeRO stage, every launcher, stopped and resumed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Done, children, command, in_process, interrupt, launch, losses, read_metrics, verb
+from helpers import TINY, children, command, in_process, interrupt, launch, losses, read_metrics, verb
 from safetensors.torch import load_file
 
 from brain_dist.checkpoints.layout import complete_steps
@@ -21,8 +22,8 @@ BATCH = ["--train.global_batch", "24", "--train.micro_batch", "4", "--optim.lr",
 
 
 def arguments(shards: Path, runs: Path, name: str, *more: str) -> list[str]:
-    where = ["--data.shards", str(shards), "--run.dir", str(runs), "--run.name", name]
-    return [*TINY, *BATCH, "--train.epochs", "2", "--train.precision", "fp32", *where, *more]
+    paths = ["--data.shards", str(shards), "--run.dir", str(runs), "--run.name", name]
+    return [*TINY, *BATCH, "--train.epochs", "2", "--train.precision", "fp32", *paths, *more]
 
 
 @pytest.fixture(scope="module")
@@ -31,73 +32,66 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(phantom_shards: Path, runs: Path) -> Path:
-    """The undisturbed run on one process, which the others are compared with."""
-    verb("train", *arguments(phantom_shards, runs, "alone", "--train.zero_stage", "0"))
-    return runs / "alone"
+def single(phantom_shards: Path, runs: Path) -> Path:
+    """An uninterrupted run in one process, the reference for runs in two."""
+    verb("train", *arguments(phantom_shards, runs, "single", "--train.zero_stage", "0"))
+    return runs / "single"
 
 
-def test_a_run_leaves_what_it_promises(alone: Path) -> None:
-    rows = read_metrics(alone / "metrics.jsonl")
+def newest_checkpoint(run: Path) -> Path:
+    return sorted((run / "checkpoints").iterdir())[-1]
+
+
+def test_run_folder_is_complete(single: Path) -> None:
+    rows = read_metrics(single / "metrics.jsonl")
     train = [row for row in rows if row["kind"] == "train"]
     assert {"step", "epoch", "loss", "lr", "grad_norm", "images_per_s", "time"} <= set(train[0])
     assert [row["epoch"] for row in rows if row["kind"] == "eval"] == [1.0, 2.0]
-    facts = json.loads((alone / "environment.json").read_text())
-    assert facts["world_size"] == 1
-    assert facts["parameters"] > 1e5
-    assert facts["versions"]["torch"]
-    assert "WANDB" not in (alone / "environment.json").read_text()
-    newest = sorted((alone / "checkpoints").iterdir())[-1]
-    optimizer = "optimizer-00000-of-00001.safetensors"
-    assert {p.name for p in newest.iterdir()} == {"COMPLETE", "model.safetensors", optimizer}
-    assert losses(alone)[-1] < losses(alone)[0]
+    environment = json.loads((single / "environment.json").read_text())
+    assert environment["world_size"] == 1
+    assert environment["parameters"] > 1e5
+    assert environment["versions"]["torch"]
+    assert "WANDB" not in (single / "environment.json").read_text()
+    files = {file.name for file in newest_checkpoint(single).iterdir()}
+    assert files == {"COMPLETE", "model.safetensors", "optimizer-00000-of-00001.safetensors"}
+    assert losses(single)[-1] < losses(single)[0]
+
+
+DEEPSPEED = ["-m", "deepspeed.launcher.launch", "--world_info=eyJsb2NhbGhvc3QiOiBbMCwgMV19", "--module"]
 
 
 @pytest.mark.parametrize(
-    ("stage", "start"),
+    ("zero_stage", "launcher"),
     [
         (0, ["launch/local.py", "-n", "2", "train"]),
         (1, ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "brain_dist.train"]),
-        (
-            2,
-            [
-                "-m",
-                "deepspeed.launcher.launch",
-                "--world_info=eyJsb2NhbGhvc3QiOiBbMCwgMV19",
-                "--module",
-                "brain_dist.train",
-            ],
-        ),
+        (2, [*DEEPSPEED, "brain_dist.train"]),
         (3, ["launch/local.py", "-n", "2", "train"]),
     ],
     ids=["zero0-local", "zero1-torchrun", "zero2-deepspeed", "zero3-local"],
 )
-def test_two_processes_at_each_zero_stage_train_as_one_does(
-    phantom_shards: Path, runs: Path, alone: Path, stage: int, start: list[str]
+def test_two_processes_train_as_one_at_each_zero_stage(
+    phantom_shards: Path, runs: Path, single: Path, zero_stage: int, launcher: list[str]
 ) -> None:
-    name = f"zero{stage}"
-    settings = f"configs/deepspeed/zero{stage}.json"
-    if (
-        stage == 3
-    ):  # the threshold below which weights stay whole would keep all of a tiny network out of ZeRO-3's hands
-        made = json.loads(Path(settings).read_text())
-        made["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    run = runs / f"zero{zero_stage}"
+    settings = f"configs/deepspeed/zero{zero_stage}.json"
+    if zero_stage == 3:  # the default threshold would leave all weights of a tiny network unsharded
+        content = json.loads(Path(settings).read_text())
+        content["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         settings = str(runs / "zero3.json")
-        Path(settings).write_text(json.dumps(made))
-    words = arguments(phantom_shards, runs, name, "--train.zero_stage", str(stage), "--train.deepspeed", settings)
-    command([sys.executable, *start, *words], DS_ACCELERATOR="cpu")
-    # other ranks, other accumulation, another way of summing: the same samples, so the same losses to rounding
-    assert losses(runs / name) == pytest.approx(losses(alone), rel=2e-3)
-    ours, theirs = (
-        load_file(sorted((r / "checkpoints").iterdir())[-1] / "model.safetensors") for r in (runs / name, alone)
-    )
-    assert set(ours) == set(theirs)
-    for key, value in ours.items():
-        assert value.shape == theirs[key].shape
-        assert (value - theirs[key]).abs().max() < 5e-3
+        Path(settings).write_text(json.dumps(content))
+    stage = ["--train.zero_stage", str(zero_stage), "--train.deepspeed", settings]
+    command([sys.executable, *launcher, *arguments(phantom_shards, runs, run.name, *stage)], DS_ACCELERATOR="cpu")
+    # the same samples summed in another order: losses are equal up to rounding
+    assert losses(run) == pytest.approx(losses(single), rel=2e-3)
+    weights, expected = (load_file(newest_checkpoint(path) / "model.safetensors") for path in (run, single))
+    assert set(weights) == set(expected)
+    for name, value in weights.items():
+        assert value.shape == expected[name].shape
+        assert (value - expected[name]).abs().max() < 5e-3
 
 
-# Everything that could break an exact resume is on: dropped paths, mixing, erasing, averaging, autocast, two ranks.
+# Everything that could break an exact resume: dropped paths, mixing, erasing, EMA, autocast, two ranks
 EXACT = [
     *("--train.precision", "amp", "--train.zero_stage", "2", "--model.drop_path", "0.2", "--augment.mixup", "0.4"),
     *("--augment.cutmix", "1.0", "--augment.erase", "0.5", "--optim.ema", "0.9", "--train.epochs", "4"),
@@ -105,119 +99,125 @@ EXACT = [
 
 
 @pytest.fixture(scope="module")
-def undisturbed(phantom_shards: Path, runs: Path) -> Path:
-    launch(2, "train", *arguments(phantom_shards, runs, "undisturbed", *EXACT))
-    return runs / "undisturbed"
+def uninterrupted(phantom_shards: Path, runs: Path) -> Path:
+    launch(2, "train", *arguments(phantom_shards, runs, "uninterrupted", *EXACT))
+    return runs / "uninterrupted"
 
 
-def test_stopped_in_the_middle_of_an_epoch_and_resumed_is_bit_for_bit_the_same(
-    phantom_shards: Path, runs: Path, undisturbed: Path
+def test_stop_inside_an_epoch_and_resume_is_bit_for_bit_exact(
+    phantom_shards: Path, runs: Path, uninterrupted: Path
 ) -> None:
-    words = arguments(phantom_shards, runs, "stopped", *EXACT)
-    metrics = runs / "stopped" / "metrics.jsonl"
-    inside = {"rank": 1, "place": "step", "count": 8, "action": "SIGTERM"}
-    stopped = launch(2, "train", *words, expect=75, inside=inside)
-    assert "the same command goes on from there" in stopped.err
-    total, reached = len(losses(undisturbed)), len(losses(runs / "stopped"))
-    assert (reached, total) == (8, 20)
-    assert reached % round(1 / read_metrics(metrics)[0]["epoch"]), "stopped inside an epoch"
+    run = runs / "stopped"
+    command_line = arguments(phantom_shards, runs, run.name, *EXACT)
+    fault = {"rank": 1, "place": "step", "count": 8, "action": "SIGTERM"}
+    stopped = launch(2, "train", *command_line, expect=75, inject=fault)
+    total, steps = len(losses(uninterrupted)), len(losses(run))
+    assert (steps, total) == (8, 20)
+    assert f"stop requested: step {steps} of {total} is saved; run the same command to resume" in stopped.err
+    steps_per_epoch = round(1 / read_metrics(run / "metrics.jsonl")[0]["epoch"])
+    assert steps % steps_per_epoch, "the run must stop inside an epoch"
 
-    resumed = launch(2, "train", *words)
-    assert f"resuming at step {reached} of {total}" in resumed.err
-    assert losses(runs / "stopped") == losses(undisturbed)
+    resumed = launch(2, "train", *command_line)
+    assert f"resuming at step {steps} of {total}" in resumed.err
+    assert losses(run) == losses(uninterrupted)
     for name in ("model.safetensors", "ema.safetensors"):
-        ours, theirs = (r / "checkpoints" / f"{total:08d}" / name for r in (runs / "stopped", undisturbed))
-        assert ours.read_bytes() == theirs.read_bytes()
+        content, expected = (
+            (path / "checkpoints" / f"{total:08d}" / name).read_bytes() for path in (run, uninterrupted)
+        )
+        assert content == expected
 
-    again = launch(2, "train", *words)
-    assert "is trained to its end" in again.err
+    repeated = launch(2, "train", *command_line)
+    assert "is already complete" in repeated.err
 
 
-def test_bf16_and_averaged_batchnorm_statistics_over_two_ranks(phantom_shards: Path, runs: Path) -> None:
+def test_bf16_trains_and_batchnorm_statistics_are_averaged_over_two_ranks(phantom_shards: Path, runs: Path) -> None:
     launch(2, "train", *arguments(phantom_shards, runs, "bf16", "--train.precision", "bf16", "--optim.ema", "0.5"))
     assert losses(runs / "bf16")[-1] < losses(runs / "bf16")[0]
 
-    words = arguments(phantom_shards, runs, "bn", "--model.name", "test_efficientnet", "--optim.ema", "0.5")
-    done = launch(2, "train", *words, "--train.precision", "amp")
-    told = [row for row in read_metrics(runs / "bn" / "metrics.jsonl") if row["kind"] == "eval"][-1]
-    # judged alone from the file, the network is the one that both ranks judged together: their statistics agreed
+    settings = ["--model.name", "test_efficientnet", "--optim.ema", "0.5", "--train.precision", "amp"]
+    result = launch(2, "train", *arguments(phantom_shards, runs, "bn", *settings))
+    evaluation = [row for row in read_metrics(runs / "bn" / "metrics.jsonl") if row["kind"] == "eval"][-1]
+    # one process evaluates the saved network as two ranks did in training, so their statistics were equal
     launch(1, "evaluate", str(runs / "bn"), "--split", "val")
-    said = json.loads((runs / "bn" / "predictions" / "val.json").read_text())
-    assert said["nll"] == pytest.approx(told["loss"], abs=0.02), done.err
+    metrics = json.loads((runs / "bn" / "predictions" / "val.json").read_text())
+    assert metrics["nll"] == pytest.approx(evaluation["loss"], abs=0.02), result.err
 
 
-def test_a_signal_to_one_rank_alone_stops_all(phantom_shards: Path, runs: Path) -> None:
-    words = arguments(phantom_shards, runs, "one-rank", "--train.epochs", "50")
+def signal_second_rank(number: signal.Signals) -> Callable[[subprocess.Popen[str]], None]:
+    """Sends a signal to rank 1 of a launcher."""
 
-    def signal_second_rank(process: subprocess.Popen[str]) -> None:
-        _, second = children(process.pid)
-        os.kill(second, signal.SIGUSR1)
+    def send(launcher: subprocess.Popen[str]) -> None:
+        _, second = children(launcher.pid)
+        os.kill(second, number)
 
-    done = interrupt(2, words, lambda: len(losses(runs / "one-rank")) > 3, send=signal_second_rank)
-    assert done.code == 75, done.err
+    return send
 
 
-def test_after_a_killed_rank_the_launcher_starts_anew_and_the_end_is_the_same(
-    phantom_shards: Path, runs: Path, undisturbed: Path
+def test_signal_to_one_rank_stops_all(phantom_shards: Path, runs: Path) -> None:
+    command_line = arguments(phantom_shards, runs, "one-rank", "--train.epochs", "50")
+    result = interrupt(
+        2, command_line, lambda: len(losses(runs / "one-rank")) > 3, send=signal_second_rank(signal.SIGUSR1)
+    )
+    assert result.code == 75, result.err
+
+
+def test_launcher_restarts_after_a_killed_rank_and_the_result_is_the_same(
+    phantom_shards: Path, runs: Path, uninterrupted: Path
 ) -> None:
-    def kill_second_rank(process: subprocess.Popen[str]) -> None:
-        _, second = children(process.pid)
-        os.kill(second, signal.SIGKILL)
-
-    words = arguments(phantom_shards, runs, "restarted", *EXACT)
-    saved = runs / "restarted" / "checkpoints"
-    done = interrupt(2, words, lambda: bool(complete_steps(saved)), send=kill_second_rank, options=["--restarts", "1"])
-    assert done.code == 0, done.err
-    assert "process 1 was ended by SIGKILL" in done.err
-    assert "starting all 2 processes anew, 0 times left" in done.err
-    assert re.search(r"resuming at step (5|10|15) of 20", done.err), done.err  # the last epoch's end before the kill
-    assert losses(runs / "restarted") == losses(undisturbed)
-
-
-def resume_with(runs: Path, source: Path, name: str, words: list[str], processes: int = 2) -> Done:
-    shutil.copytree(source, runs / name)
-    return launch(processes, "train", *words, expect=None)
+    run = runs / "restarted"
+    result = interrupt(
+        2,
+        arguments(phantom_shards, runs, run.name, *EXACT),
+        lambda: bool(complete_steps(run / "checkpoints")),
+        send=signal_second_rank(signal.SIGKILL),
+        options=["--restarts", "1"],
+    )
+    assert result.code == 0, result.err
+    assert "process 1 was ended by SIGKILL" in result.err
+    assert "restarting all 2 processes, 0 restarts left" in result.err
+    assert re.search(r"resuming at step (5|10|15) of 20", result.err), result.err  # the end of an epoch
+    assert losses(run) == losses(uninterrupted)
 
 
-def test_a_resume_that_would_be_another_run_is_refused(phantom_shards: Path, runs: Path, undisturbed: Path) -> None:
-    words = arguments(phantom_shards, runs, "other", *EXACT, "--optim.lr", "5e-4")
-    done = resume_with(runs, undisturbed, "other", words)
-    assert done.code == 2
-    assert "with optim.lr=0.001, now it is 0.0005" in done.err
-    assert len(done.err.strip().splitlines()) == 1
+def test_resume_with_other_settings_is_rejected(phantom_shards: Path, runs: Path, uninterrupted: Path) -> None:
+    shutil.copytree(uninterrupted, runs / "other")
+    command_line = arguments(phantom_shards, runs, "other", *EXACT, "--optim.lr", "5e-4")
+    result = launch(2, "train", *command_line, expect=2)
+    assert "with optim.lr=0.001, now it is 0.0005" in result.err
+    assert len(result.err.strip().splitlines()) == 1
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
-    phantom_shards: Path, runs: Path, undisturbed: Path
+def test_damaged_checkpoint_is_reported_and_the_previous_one_taken(
+    phantom_shards: Path, runs: Path, uninterrupted: Path
 ) -> None:
-    shutil.copytree(undisturbed, runs / "damaged")
-    newest = sorted((runs / "damaged" / "checkpoints").iterdir())[-1]
-    victim = next(newest.glob("optimizer-*"))
-    data = bytearray(victim.read_bytes())
+    shutil.copytree(uninterrupted, runs / "damaged")
+    file = next(newest_checkpoint(runs / "damaged").glob("optimizer-*"))
+    data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
-    victim.write_bytes(data)
-    done = launch(2, "train", *arguments(phantom_shards, runs, "damaged", *EXACT))
-    assert "is damaged and skipped" in done.err
-    assert victim.name in done.err
-    assert losses(runs / "damaged") == losses(undisturbed)
+    file.write_bytes(data)
+    result = launch(2, "train", *arguments(phantom_shards, runs, "damaged", *EXACT))
+    assert "is damaged and skipped" in result.err
+    assert file.name in result.err
+    assert losses(runs / "damaged") == losses(uninterrupted)
 
 
-def test_shards_that_are_not_whole_are_told_before_the_first_step(phantom_shards: Path, tmp_path: Path) -> None:
+def test_damaged_shards_are_reported_before_the_first_step(phantom_shards: Path, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     shutil.copytree(phantom_shards, shards)
     shard = next(shards.glob("*-train-*.tar"))
-    whole = shard.read_bytes()
-    for damage, says in (
-        (lambda: shard.write_bytes(whole[: len(whole) // 2]), f"has {len(whole) // 2:,} bytes and needs "),
+    content = shard.read_bytes()
+    half = len(content) // 2
+    for damage, message in (
+        (lambda: shard.write_bytes(content[:half]), f"has {half:,} bytes and needs "),
         (shard.unlink, "cannot be used (No such file or directory); copy or build it again"),
     ):
         damage()
-        done = in_process("train", *arguments(shards, tmp_path, "short"), expect=2)
-        assert f"{shard} {says}" in done.err
+        result = in_process("train", *arguments(shards, tmp_path, "short"), expect=2)
+        assert f"{shard} {message}" in result.err
         assert not (tmp_path / "short").exists()
 
 
 def test_too_many_ranks_for_the_batch_is_one_line(phantom_shards: Path, runs: Path) -> None:
-    done = launch(2, "train", *arguments(phantom_shards, runs, "odd", "--train.global_batch", "21"), expect=2)
-    assert "train.global_batch=21 is not train.micro_batch=4 × 2 ranks" in done.err
-    assert len(done.err.strip().splitlines()) == 1
+    result = launch(2, "train", *arguments(phantom_shards, runs, "odd", "--train.global_batch", "21"), expect=2)
+    assert "train.global_batch=21 is not a multiple of train.micro_batch=4 × 2 ranks" in result.err
+    assert len(result.err.strip().splitlines()) == 1
