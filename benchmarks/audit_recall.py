@@ -99,10 +99,14 @@ ALIGNED_CHANGES: list[tuple[str, Change, tuple[float, ...]]] = [
     ("noise, sigma {}", add_noise, (5, 10)),
 ]
 MOVING_CHANGES: list[tuple[str, Change, tuple[float, ...]]] = [
-    ("each side cut by {} %", lambda image, percent, _: crop_sides(image, percent), (2, 5, 10, 15)),
+    ("each side cropped by {} %", lambda image, percent, _: crop_sides(image, percent), (2, 5, 10, 15)),
     ("{} % of each side, anywhere", crop_anywhere, (95, 90, 85, 80)),
-    ("turned by {}°", lambda image, angle, _: image.rotate(angle, Image.Resampling.BICUBIC), (1, 2, 5)),
-    ("mirrored, cut by {} %, JPEG 50", lambda image, percent, _: jpeg(crop_sides(mirror(image), percent), 50), (5,)),
+    ("rotated by {}°", lambda image, angle, _: image.rotate(angle, Image.Resampling.BICUBIC), (1, 2, 5)),
+    (
+        "mirrored, cropped by {} %, JPEG 50",
+        lambda image, percent, _: jpeg(crop_sides(mirror(image), percent), 50),
+        (5,),
+    ),
 ]
 
 

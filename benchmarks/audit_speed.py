@@ -39,7 +39,7 @@ def main() -> int:
     if len(thumbs) < 8:
         raise UserError("fewer than 8 images; give larger collections")
     table = Table(title=f"all pairs of {len(thumbs):,} images, {cores()} cores", title_justify="left")
-    for column in ("images", "aligned s", "cut and turned s", "together s", "pairs found", "plain product s"):
+    for column in ("images", "aligned s", "cropped and rotated s", "together s", "pairs found", "plain product s"):
         table.add_column(column, justify="right")
     for count in sorted({min(PLAIN, len(thumbs)), len(thumbs) // 2, len(thumbs)}):
         sample = np.asarray(thumbs[np.random.default_rng(0).permutation(len(thumbs))[:count]])

@@ -21,7 +21,11 @@ both have --help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Call ``run`` or ``predict``."""
+    """Call ``run`` or ``predict``.
+
+    Raises:
+        UserError: the command is unknown, or its arguments are invalid.
+    """
     command, *arguments = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     if command in ("-h", "--help"):
         print(USAGE, end="")

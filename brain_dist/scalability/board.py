@@ -73,6 +73,7 @@ class Board:
 
     @property
     def failed(self) -> list[Case]:
+        """The cases that failed."""
         return [case for case in self.cases if self.state[case.name] == "failed"]
 
     def table(self) -> Table:

@@ -37,12 +37,15 @@ class CaseFolder:
     steps: int
 
     def settings(self, case: Case) -> Path:
+        """File with the settings of a case."""
         return self.path / f"{case.name}.yaml"
 
     def profile(self, case: Case) -> Path:
+        """File with the profile of a case."""
         return self.path / f"{case.name}.json"
 
     def log(self, case: Case) -> Path:
+        """Log file of a case."""
         return self.path / f"{case.name}.log"
 
     def arguments(self, case: Case) -> list[str]:

@@ -36,10 +36,12 @@ class Case:
 
     @property
     def ranks(self) -> int:
+        """Number of ranks on all nodes."""
         return self.nodes * self.ranks_per_node
 
     @property
     def name(self) -> str:
+        """Name of the case, which is its run's name."""
         return self.config.run.name
 
 

@@ -26,6 +26,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
+        """Spread of some values."""
         return cls(statistics.median(values), min(values), max(values))
 
     def format(self, digits: int, scale: float = 1.0, unit: str = "") -> str:
@@ -88,6 +89,7 @@ class Curve:
 
     @property
     def label(self) -> str:
+        """Label of the curve in plots and tables."""
         return f"{self.model}, ZeRO {self.zero_stage}"
 
     @property

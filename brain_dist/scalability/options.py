@@ -12,6 +12,7 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser whose errors are one :class:`UserError` line."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise :class:`UserError`."""
         raise UserError(f"{message}; `{self.prog} --help` lists every option")
 
 

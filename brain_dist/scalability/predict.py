@@ -35,7 +35,11 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Fit, check and extrapolate; print and write the prediction; return the exit code."""
+    """Fit, check and extrapolate; print and write the prediction; return the exit code.
+
+    Raises:
+        UserError: an option, a measurement or the machine's description is invalid.
+    """
     arguments = argument_parser().parse_args(argv)
     nodes = integers("--nodes", arguments.nodes, minimum=1)
     if arguments.micro_batch is not None and arguments.micro_batch < 1:

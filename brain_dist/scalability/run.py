@@ -50,7 +50,12 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Check all cases, run those that are missing, write the results; return the exit code."""
+    """Check all cases, run those that are missing, write the results; return the exit code.
+
+    Raises:
+        UserError: an option or a setting is invalid; no case has started.
+        Fault: a case failed; the results of the others are written.
+    """
     parser = argument_parser()
     if {"-h", "--help"} & set(argv):
         print(parser.format_help() + "\nand every setting of a run:\n")
