@@ -8,11 +8,12 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
 from brain_dist.errors import UserError
 
-_METAVARS = {int: "N", int | None: "N", float: "X", Path: "PATH", Path | None: "PATH"}
+_METAVARS = {int: "N", float: "X", Path: "PATH"}
 
 
 class Command(Protocol):
@@ -83,6 +84,8 @@ def _add_field(parser: Any, field: dataclasses.Field[Any], annotation: Any, help
     is_positional = is_required and not field.kw_only
     if isinstance(default, str | float) or type(default) is int:
         help_text += f" (default: {default})"
+    if isinstance(annotation, UnionType):  # ``X | None``: what the user gives is an X
+        annotation = get_args(annotation)[0]
     settings: dict[str, Any] = {"type": annotation, "help": help_text}
     if annotation is bool:
         settings = {"action": "store_true", "help": help_text}
@@ -107,5 +110,5 @@ def _one_line(message: str) -> str:
     """jsonargparse's message on one line, with flags and types named as on the command line."""
     text = " ".join(message.split()).rstrip(".")
     text = re.sub(r'^Parser key "([\w.]+)":', lambda match: f"{_flag(match[1])}:", text)
-    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")
+    text = re.sub(r"Expected a (?:<class '(\w+)'>|typing\.(\S))", r"expected \1\2", text)
     return re.sub(r"\b[a-z]+\.(?=[a-z_]+\b)", "", text) if "are required" in text else text

@@ -101,6 +101,7 @@ class HashedFile:
             self._digest.update(self._file.read(min(_BLOCK, keep - start)))
 
     def write(self, data: bytes) -> None:
+        """Append bytes to the file and to the hash."""
         self._digest.update(data)
         self._file.write(data)
 

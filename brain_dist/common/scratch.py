@@ -11,7 +11,7 @@ from brain_dist.errors import UserError
 
 
 def scratch(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """An array in an unnamed file in the folder for temporary files ($TMPDIR); deleted with its last view.
+    """An array [*shape] in an unnamed file in the folder for temporary files ($TMPDIR); deleted with its last view.
 
     The space is allocated at once: if the disk filled up later, the process would be killed without a message.
 
@@ -43,7 +43,7 @@ def gathered(source: np.ndarray, rows: np.ndarray, block: int = 1024) -> np.ndar
 
 
 def concatenated(parts: list[np.ndarray]) -> np.ndarray:
-    """The arrays one after another, as a scratch array; a single array is returned unchanged."""
+    """The arrays [N_i, ...] one after another, as a scratch array [sum(N_i), ...]; a single array is not copied."""
     if len(parts) == 1:
         return parts[0]
     result = scratch((sum(len(part) for part in parts), *parts[0].shape[1:]), parts[0].dtype.type)

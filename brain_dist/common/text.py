@@ -6,6 +6,6 @@ import os
 
 
 def printable(path: str) -> str:
-    """A path as one line of valid UTF-8: undecodable bytes and control characters are escaped (``\\xff``, ``\\n``)."""
+    r"""A path as one line of valid UTF-8: undecodable bytes and control characters are escaped (``\xff``, ``\n``)."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

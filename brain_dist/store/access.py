@@ -56,7 +56,7 @@ def open_shards(shards: str, cache_dir: str | None) -> Dataset:
 
 
 def check_shards(dataset: Dataset, rows: np.ndarray) -> None:
-    """Check that the shards of these rows exist and are long enough, without reading them.
+    """Check that the shards of these rows [N] exist and are long enough, without reading them.
 
     Raises:
         UserError: a shard is missing or too short.

@@ -65,8 +65,7 @@ class Build:
         Raises:
             UserError: a value is out of range, or options contradict each other.
         """
-        from brain_dist.store.options import BuildOptions
-        from brain_dist.store.split import parse_folds, parse_fractions
+        from brain_dist.store.options import BuildOptions, parse_folds, parse_fractions
         from brain_dist.store.tar import parse_shard_size
 
         if self.max_side is not None and self.max_side < MIN_SIDE:
@@ -89,6 +88,7 @@ class Build:
         )
 
     def run(self) -> int:
+        """Build the shard folder and print a summary; return the exit code."""
         from brain_dist.collection.examination import BadImages
         from brain_dist.collection.recipes import default_recipe, read_recipe
         from brain_dist.common.listing import print_list
@@ -135,6 +135,7 @@ class Join:
     workers: int = field(default_factory=cpu_cores)
 
     def run(self) -> int:
+        """Join the shard folders and print a summary; return the exit code."""
         from brain_dist.common.progress import show_progress
         from brain_dist.store.join import join
         from brain_dist.store.manifest import MANIFEST
@@ -167,6 +168,7 @@ class Verify:
     workers: int = field(default_factory=cpu_cores)
 
     def run(self) -> int:
+        """Verify the shard folder and print its problems; UserError if there are any."""
         from brain_dist.common.progress import show_progress
         from brain_dist.store.manifest import load_manifest
         from brain_dist.store.verify import verify

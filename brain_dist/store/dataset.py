@@ -40,6 +40,7 @@ class Dataset:
 
     @property
     def name(self) -> str:
+        """Name of the collection."""
         return self.manifest.name
 
     @property
@@ -87,7 +88,11 @@ class Dataset:
         return replace(self, manifest=manifest, columns=self.columns | {"split": splits}, fold=fold)
 
     def rows(self, split: str) -> np.ndarray:
-        """Row numbers (int64, ascending) of train, val or test; empty if that split has no samples."""
+        """Row numbers (int64 [N], ascending) of train, val or test; empty if that split has no samples.
+
+        Raises:
+            UserError: there is no such split, or the fold is not selected.
+        """
         if split not in SPLITS:
             raise UserError(f"split {split!r} is not one of {', '.join(SPLITS)}")
         if self.folds and self.fold is None:

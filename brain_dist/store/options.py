@@ -1,8 +1,12 @@
-"""What a build asks for."""
+"""Options of a build."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from brain_dist.errors import UserError
+
+MAX_FOLDS = 100
 
 
 @dataclass(frozen=True)
@@ -10,7 +14,7 @@ class BuildOptions:
     """Settings that decide the bytes of a build, besides the recipe and the source.
 
     Attributes:
-        split: how groups are split, one of :data:`brain_dist.store.split.METHODS`.
+        split: how groups are split: ``grouped``, ``original``, ``kfold`` or ``leave-one-out``.
         fractions: shares of train, val and test.
         seed: seed of the split and of the order in the shards.
         max_side: larger images are reduced to this many pixels on the longer side; None keeps the bytes.
@@ -28,3 +32,31 @@ class BuildOptions:
     skip_bad: bool = False
     folds: int | str | None = None
     test_on: str | None = None
+
+
+def parse_fractions(text: str) -> tuple[float, float, float]:
+    """``"0.7,0.1,0.2"`` → shares of train, val and test.
+
+    Raises:
+        UserError: not three shares that sum to 1, or no training share.
+    """
+    try:
+        values = tuple(float(piece) for piece in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 3 or not all(0 <= value <= 1 for value in values) or abs(sum(values) - 1) > 1e-6 or not values[0]:
+        raise UserError(f"--fractions {text!r} must be three numbers for train,val,test that sum to 1, with train > 0")
+    return values
+
+
+def parse_folds(text: str) -> int | str:
+    """``"5"`` → 5; ``"published"`` is returned unchanged. Three folds are needed for training, validation and test.
+
+    Raises:
+        UserError: anything else.
+    """
+    if text == "published":
+        return text
+    if not text.isdecimal() or not 3 <= int(text) <= MAX_FOLDS:
+        raise UserError(f"--folds {text!r} must be a number from 3 to {MAX_FOLDS}, or published")
+    return int(text)

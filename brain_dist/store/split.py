@@ -10,11 +10,9 @@ import numpy as np
 
 from brain_dist.collection.spellings import SPLITS
 from brain_dist.errors import UserError
-from brain_dist.store.options import BuildOptions
+from brain_dist.store.options import MAX_FOLDS, BuildOptions
 
-METHODS = ("grouped", "original", "kfold", "leave-one-out")
 LEFT_OUT = -1  # code of an image that is in no split
-MAX_FOLDS = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,34 +88,6 @@ def _folds(images: SplitInput, strata: np.ndarray, options: BuildOptions) -> tup
         return codes, {"method": "kfold", "folds": count, "seed": seed, "published": True, "moved": moved}
     count = int(options.folds or 0)
     return kfold(images.groups, strata, count, seed), {"method": "kfold", "folds": count, "seed": seed}
-
-
-def parse_fractions(text: str) -> tuple[float, float, float]:
-    """``"0.7,0.1,0.2"`` → shares of train, val and test.
-
-    Raises:
-        UserError: not three shares that sum to 1, or no training share.
-    """
-    try:
-        values = tuple(float(piece) for piece in text.split(","))
-    except ValueError:
-        values = ()
-    if len(values) != 3 or not all(0 <= value <= 1 for value in values) or abs(sum(values) - 1) > 1e-6 or not values[0]:
-        raise UserError(f"--fractions {text!r} must be three numbers for train,val,test that sum to 1, with train > 0")
-    return values
-
-
-def parse_folds(text: str) -> int | str:
-    """``"5"`` → 5; ``"published"`` is returned unchanged. Three folds are needed for training, validation and test.
-
-    Raises:
-        UserError: anything else.
-    """
-    if text == "published":
-        return text
-    if not text.isdecimal() or not 3 <= int(text) <= MAX_FOLDS:
-        raise UserError(f"--folds {text!r} must be a number from 3 to {MAX_FOLDS}, or published")
-    return int(text)
 
 
 def grouped(groups: np.ndarray, strata: np.ndarray, fractions: Sequence[float], seed: int,

@@ -39,7 +39,7 @@ def test_waiting_for_a_lock_is_reported_once_and_succeeds(tmp_path):
 
 
 def test_without_file_system_locks_only_an_optional_lock_succeeds(tmp_path, monkeypatch):
-    def flock(file: object, operation: int) -> None:
+    def flock(*_: object) -> None:
         raise OSError("no locks available")
 
     monkeypatch.setattr(locks.fcntl, "flock", flock)

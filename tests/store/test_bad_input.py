@@ -1,4 +1,4 @@
-"""Files damaged on purpose, through the real command line: all of them listed, nothing left behind, or left out."""
+"""Damaged files through the command line: all are listed and nothing is left behind, or they are left out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def shard(verb: str, *words: object, before: tuple[str, ...] = (), expect: int) 
 
 
 def one_bit_png(path: Path, side: int) -> None:
-    """A black square picture of one bit a pixel, packed row by row: a decompression bomb where it is large."""
+    """Write a black square image with one bit per pixel; a large one is a decompression bomb."""
     packer = zlib.compressobj()
     data = b"".join(packer.compress(bytes(1 + -(-side // 8))) for _ in range(side)) + packer.flush()
     header = side.to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
@@ -81,11 +81,11 @@ def write_bad(root: Path) -> dict[str, str]:
     }
 
 
-# Root reads files without permission too, unless it gives that power up
+# Root can read files without permission unless it drops these capabilities
 OBEDIENT = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
 
 
-def test_every_damaged_file_is_listed_and_nothing_is_left_behind_or_it_is_left_out(tmp_path):
+def test_damaged_files_are_all_listed_or_left_out(tmp_path):
     root, out = tmp_path / "raw", tmp_path / "built" / "out"
     good, bad = write_good(root), write_bad(root)
     words = ["--source", root, "--out", out, "--workers", "1"]
@@ -122,7 +122,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("what", FAULTS)
-def test_a_collection_that_does_not_fit_ends_in_one_line(tmp_path, what):
+def test_an_unusable_collection_is_a_one_line_error(tmp_path, what):
     recipe, message = FAULTS[what]
     (tmp_path / "raw" / "glioma").mkdir(parents=True)
     draw(1).save(tmp_path / "raw" / "glioma" / "a.png")
@@ -137,7 +137,7 @@ def test_a_collection_that_does_not_fit_ends_in_one_line(tmp_path, what):
 
 
 @pytest.mark.parametrize("where", ["source", "class folder"])
-def test_folders_that_may_not_be_read_are_named(tmp_path, where):
+def test_unreadable_folders_are_named(tmp_path, where):
     root = tmp_path / "raw"
     write_good(root)
     locked = {"source": root, "class folder": root / "glioma"}[where]
@@ -148,7 +148,7 @@ def test_folders_that_may_not_be_read_are_named(tmp_path, where):
     assert f"{locked} cannot be read (Permission denied)" in done.err
 
 
-def test_a_full_disk_ends_in_one_line_and_leaves_nothing(tmp_path):
+def test_a_full_disk_is_a_one_line_error_and_leaves_nothing(tmp_path):
     noise = np.random.default_rng(0)
     for number in range(8):
         folder = tmp_path / "raw" / ("glioma", "notumor")[number % 2]
@@ -157,7 +157,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     words = ["--source", tmp_path / "raw", "--out", disk / "out", "--workers", "1"]
-    # a disk of 64 KiB, which only this shell and its children see; where that is not allowed, files of that size
+    # A disk of 64 KiB that only this shell and its children see; if that is not allowed, a limit for files
     own = ("unshare", "-rm", "sh", "-c")
     if shutil.which("unshare") and subprocess.run([*own, "mount -t tmpfs x /mnt"], check=False).returncode == 0:
         script, reason = 'mount -t tmpfs -o size=64k x "$0" && "$@"; code=$?; ls -A "$0"; exit $code', "No space left"

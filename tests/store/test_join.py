@@ -40,8 +40,11 @@ def joined(sources: list[Path], out: Path, leave_out: str | None = None, workers
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Collections a and b. The test part of b shows two glioma pictures of a's training part (one as it is, one stored
-    anew) and one notumor picture mirrored; its training part shows one picture of a's test part, stored anew."""
+    """Shards of the collections a and b.
+
+    The test split of b contains two glioma images of a's training split (one unchanged, one encoded again) and a
+    mirrored notumor image of it. The training split of b contains an image of a's test split, encoded again.
+    """
     base = tmp_path_factory.mktemp("join")
     a = base / "a" / "images"
     for label, kind in enumerate(CLASSES):
@@ -78,7 +81,7 @@ def test_training_images_that_another_source_tests_on_are_left_out_and_counted(s
     manifest, columns = both.manifest, both.columns
     assert manifest.excluded.samples == 4
     assert manifest.excluded.counts == {"a": {"train": 3}, "b": {"train": 1}}
-    # both have a test/glioma/… but by their dataset's name the keys differ
+    # both have test/glioma/…, but their keys start with the dataset
     assert manifest.excluded.keys == sorted(
         ["a-train-glioma-000", "a-train-glioma-001", "a-train-notumor-002", "b-train-pituitary-small"]
     )
@@ -121,12 +124,12 @@ def test_rows_name_the_sources_shards_and_read_their_bytes(sources, both):
     assert {path.name for path in both.root.iterdir()} == {"manifest.json", "index.parquet", "sources.json"}
 
 
-def test_same_bytes_from_any_number_of_processes_and_the_sources_stay_as_they_are(sources, both, tmp_path):
+def test_the_bytes_do_not_depend_on_the_number_of_processes_and_the_sources_are_unchanged(sources, both, tmp_path):
     before = [folder_bytes(source) for source in sources]
     again = joined(sources, tmp_path / "again", workers=2)
     assert folder_bytes(again.root) == folder_bytes(both.root)
     assert [folder_bytes(source) for source in sources] == before
-    # elsewhere it is the same dataset: a run can go on where the folders have been copied to
+    # the same dataset at another place: a run can continue with copies of the folders
     moved = [Path(shutil.copytree(source, tmp_path / source.parent.name)) for source in sources]
     assert joined(moved, tmp_path / "moved").version == both.version
 
@@ -152,7 +155,7 @@ def test_a_left_out_source_is_the_test_split_and_its_copies_are_not_trained_on(s
     np.testing.assert_array_equal(columns["split"] == "test", columns["dataset"] == "b")
     assert len(dataset.rows("test")) == len(b)
     assert dataset.manifest.excluded.counts == {"a": {"test": 1, "train": 3}, "b": {}}
-    # the test part of a is trained on, but for the picture that b shows; its validation part stays
+    # the test split of a is trained on, except for the image that b contains; its validation split stays
     assert len(dataset.rows("train")) == len(a.rows("train")) + len(a.rows("test")) - 4
     assert set(columns["source"][dataset.rows("val")]) == set(a.columns["source"][a.rows("val")])
 
@@ -171,7 +174,7 @@ def test_a_group_in_several_splits_keeps_its_test_or_else_its_validation_images(
 
 
 def test_patients_of_one_dataset_are_the_same_in_two_folders(tmp_path):
-    """Other pictures of the same patients, such as another sequence: nothing looks alike."""
+    """Different images of the same patients, such as another sequence."""
     for name, start in (("t1", 0), ("t2", 500)):
         for label, kind in enumerate(CLASSES):
             (tmp_path / name / kind).mkdir(parents=True)
@@ -292,7 +295,7 @@ def test_the_data_of_a_run_are_joined_once_and_used_again(sources, both, tmp_pat
     plain = open_data(DataConfig(sources=tuple(map(str, sources))), tmp_path / "runs")
     assert plain.version == both.version
     assert plain.root != first.root
-    # copied to a node's own disk, joined folders read the copies
+    # staged on the node's own disk, joined folders read the copies
     staged = DataConfig(shards=str(both.root), cache_dir=str(tmp_path / "cache"))
     dataset = open_data(staged, tmp_path)
     assert dataset.version == both.version
@@ -316,7 +319,7 @@ def test_contradicting_settings():
         open_data(DataConfig(), Path("runs"))
 
 
-def test_two_processes_train_on_joined_sources_and_are_judged_on_them(sources, both, tmp_path):
+def test_two_processes_train_and_evaluate_on_joined_sources(sources, both, tmp_path):
     batch = [
         "--train.global_batch",
         "16",

@@ -15,13 +15,13 @@ from brain_dist.store.dataset import open_dataset
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Two classes, four pictures each of random cells."""
+    """Two classes with four images of random cells each."""
     for number, kind in enumerate(("glioma", "no_tumor")):
         (tmp_path / "images" / kind).mkdir(parents=True)
         for turn in range(4):
             cells = np.random.default_rng([number, turn]).integers(0, 256, (9, 9), dtype=np.uint8)
-            picture = Image.fromarray(cells).resize((64, 64), Image.Resampling.BICUBIC)
-            picture.save(tmp_path / "images" / kind / f"{turn}.png")
+            image = Image.fromarray(cells).resize((64, 64), Image.Resampling.BICUBIC)
+            image.save(tmp_path / "images" / kind / f"{turn}.png")
     return tmp_path / "images"
 
 
@@ -59,7 +59,7 @@ def test_damage_is_listed_and_exits_with_2(images, tmp_path):
     )
 
 
-def test_bad_images_are_listed_one_a_line_and_in_a_file_if_many(images, tmp_path):
+def test_bad_images_are_listed_and_written_to_a_file_if_there_are_many(images, tmp_path):
     for number in range(60):
         (images / "glioma" / f"bad{number:02d}.jpg").write_bytes(b"")
     words = ["build", "--source", str(images), "--out", str(tmp_path / "out"), "--workers", "1"]
@@ -86,7 +86,7 @@ def test_bad_images_are_listed_one_a_line_and_in_a_file_if_many(images, tmp_path
         (["--source", "absent"], "--source absent is not a folder"),
     ],
 )
-def test_mistakes_end_in_one_line(images, tmp_path, words, message):
+def test_errors_are_one_line(images, tmp_path, words, message):
     done = in_process("shard", "build", "--source", str(images), "--out", str(tmp_path / "out"), *words, expect=2)
     assert done.err.startswith("brain-dist: error: ")
     assert message in done.err

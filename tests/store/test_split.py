@@ -18,7 +18,7 @@ from brain_dist.collection.recipes import parse_recipe
 from brain_dist.collection.spellings import SPLITS
 from brain_dist.errors import UserError
 from brain_dist.shard import main
-from brain_dist.store import split
+from brain_dist.store import options, split
 from brain_dist.store.access import open_data
 from brain_dist.store.build import build
 from brain_dist.store.dataset import Dataset, open_dataset
@@ -92,11 +92,11 @@ def test_original_needs_a_published_split():
 @pytest.mark.parametrize("text", ["0.7,0.3", "a,b,c", "0.7,0.1,0.3", "0,0.5,0.5", "1.2,-0.1,-0.1", "", "nan,0,1"])
 def test_impossible_fractions(text):
     with pytest.raises(UserError, match="--fractions"):
-        split.parse_fractions(text)
+        options.parse_fractions(text)
 
 
 def test_fractions():
-    assert split.parse_fractions("0.7, 0.1, 0.2") == (0.7, 0.1, 0.2)
+    assert options.parse_fractions("0.7, 0.1, 0.2") == (0.7, 0.1, 0.2)
 
 
 def choose(method: str, group: np.ndarray, label: np.ndarray, dataset: np.ndarray, **more) -> split.Split:
@@ -197,7 +197,7 @@ def test_impossible_requests():
 @pytest.mark.parametrize("text", ["2", "1.5", "all", "", "-3", "101"])
 def test_impossible_folds(text):
     with pytest.raises(UserError, match="--folds"):
-        split.parse_folds(text)
+        options.parse_folds(text)
 
 
 def make(root: Path, out: Path, parts: list[dict], **options) -> Dataset:

@@ -1,4 +1,4 @@
-"""Staging: one copy a node, resumed after a kill, checked byte by byte; and whatever can be wrong is one line."""
+"""Staging: one copy per node, resumed after a kill, checked byte by byte; errors are one line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from brain_dist.store.stage import stage
 from brain_dist.store.verify import verify
 
 TEST, TRAIN, VAL = (f"mine-{split}-00000.tar" for split in ("test", "train", "val"))
-# A process of its own that stages argv[1] into argv[2], in small blocks and without patience
+# A process that stages argv[1] into argv[2], in small blocks; it reports waiting at once
 CHILD = """
 import resource, signal, sys
 from brain_dist.store import remote, stage
@@ -44,7 +44,7 @@ if sys.argv[1].startswith("plain:"):
     sys.path[:0] = ["tests", "tests/store"]
     from test_stage import PlainHttp
     fsspec.register_implementation("plain", PlainHttp)
-if len(sys.argv) > 3:  # the kernel ends this process at the first byte beyond
+if len(sys.argv) > 3:  # the kernel kills this process at the first byte beyond
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
@@ -53,7 +53,7 @@ sys.exit(run(lambda: print(stage.stage(sys.argv[1], sys.argv[2])) or 0))
 
 
 class PlainHttp(fsspec.AbstractFileSystem):
-    """plain://HOST:PORT/PATH: whole files over HTTP, by the standard library; nothing can be skipped."""
+    """plain://HOST:PORT/PATH: whole files over HTTP, by the standard library, without seek."""
 
     protocol = "plain"
 
@@ -66,11 +66,11 @@ class PlainHttp(fsspec.AbstractFileSystem):
 
 
 class Server(ThreadingHTTPServer):
-    """Serves a folder: one file's second half only when ``go`` is set, another one's first answer damaged."""
+    """Serves a folder: the second half of ``stalled`` when ``go`` is set, the first answer of ``flipped`` damaged."""
 
     def __init__(self, folder: Path, *, stalled: str = "", flipped: str = "") -> None:
         super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
-        self.stalled, self.flipped, self.go, self.asked = stalled, flipped, threading.Event(), []
+        self.stalled, self.flipped, self.go, self.requests = stalled, flipped, threading.Event(), []
         threading.Thread(target=self.serve_forever, daemon=True).start()
         self.url = f"plain://127.0.0.1:{self.server_port}"
 
@@ -78,9 +78,9 @@ class Server(ThreadingHTTPServer):
 class Handler(SimpleHTTPRequestHandler):
     def copyfile(self, source, outputfile):
         name, data = Path(self.path).name, bytearray(source.read())
-        if name == self.server.flipped and name not in self.server.asked:
+        if name == self.server.flipped and name not in self.server.requests:
             data[len(data) // 2] ^= 1
-        self.server.asked.append(name)
+        self.server.requests.append(name)
         half = len(data) // 2 if name == self.server.stalled else len(data)
         outputfile.write(data[:half])
         outputfile.flush()
@@ -136,12 +136,12 @@ def start(*words: object, before: tuple[str, ...] = ()) -> subprocess.Popen[str]
 
 
 def place(source: Path, cache: Path) -> Path:
-    """Where the copy must come to lie."""
+    """Expected folder of the copy."""
     return cache / f"mine-{hashlib.sha256((source / 'manifest.json').read_bytes()).hexdigest()[:12]}"
 
 
 def copied(text: str) -> int:
-    """Bytes that the one stager in ``text`` says it copied."""
+    """Bytes that the only stager in ``text`` reports as copied."""
     (number,) = re.findall(r"staged .*: ([\d,]+) bytes in", text)
     return int(number.replace(",", ""))
 
@@ -157,11 +157,11 @@ def same(copy: Path, source: Path) -> None:
     assert verify(copy) == []
 
 
-def test_one_of_four_processes_copies_and_all_find_it(source, tmp_path):
+def test_one_of_four_processes_copies_and_all_use_the_copy(source, tmp_path):
     cache = tmp_path / "cache"
     cache.mkdir()
     copy = place(source, cache)
-    with (cache / f".{copy.name}.lock").open("w") as lock:  # held until all four wait for it
+    with (cache / f".{copy.name}.lock").open("w") as lock:  # until all four wait for it
         fcntl.flock(lock, fcntl.LOCK_EX)
         ranks = [start(source, cache) for _ in range(4)]
         for rank in ranks:
@@ -173,7 +173,7 @@ def test_one_of_four_processes_copies_and_all_find_it(source, tmp_path):
     same(copy, source)
 
 
-def test_a_killed_stager_is_continued_in_the_middle_of_a_file(source, tmp_path):
+def test_a_copy_continues_in_the_middle_of_a_file_after_a_kill(source, tmp_path):
     copy = place(source, tmp_path / "cache")
     there = sizes(source)
     reach = (there[TEST] + there[TRAIN]) // 2
@@ -186,10 +186,10 @@ def test_a_killed_stager_is_continued_in_the_middle_of_a_file(source, tmp_path):
     part = (copy / f"{TRAIN}.part").stat()
 
     second = start(f"file://{source}", tmp_path / "cache")
-    _, said = second.communicate(timeout=60)
-    assert second.returncode == 0, said
-    assert copied(said) == there[TRAIN] - reach + there[VAL]
-    assert f"{there['index.parquet'] + there[TEST] + reach:,} bytes were already copied" in said
+    _, output = second.communicate(timeout=60)
+    assert second.returncode == 0, output
+    assert copied(output) == there[TRAIN] - reach + there[VAL]
+    assert f"{there['index.parquet'] + there[TEST] + reach:,} bytes were already copied" in output
     for name, stat in before.items():
         assert (copy / name).stat().st_ino == stat.st_ino
         assert (copy / name).stat().st_mtime_ns == stat.st_mtime_ns
@@ -197,7 +197,7 @@ def test_a_killed_stager_is_continued_in_the_middle_of_a_file(source, tmp_path):
     same(copy, source)
 
 
-def test_a_file_starts_again_where_nothing_can_be_skipped(source, tmp_path, serve):
+def test_without_seek_a_file_is_copied_from_the_start(source, tmp_path, serve):
     server = serve(source, stalled=TRAIN)
     copy, there = place(source, tmp_path / "cache"), sizes(source)
     first = start(server.url, tmp_path / "cache")
@@ -210,28 +210,28 @@ def test_a_file_starts_again_where_nothing_can_be_skipped(source, tmp_path, serv
     assert not (copy / "manifest.json").exists()
     server.go.set()
     second = start(server.url, tmp_path / "cache")
-    _, said = second.communicate(timeout=60)
-    assert second.returncode == 0, said
-    assert copied(said) == there[TRAIN] + there[VAL]
+    _, output = second.communicate(timeout=60)
+    assert second.returncode == 0, output
+    assert copied(output) == there[TRAIN] + there[VAL]
     same(copy, source)
 
 
-def test_a_file_that_arrives_damaged_is_fetched_once_more(source, tmp_path, serve, capfd):
+def test_a_file_that_arrives_damaged_is_copied_again(source, tmp_path, serve, capfd):
     server = serve(source, flipped=VAL)
     copy = stage(server.url, str(tmp_path / "cache"))
-    assert [server.asked.count(name) for name in (TEST, TRAIN, VAL)] == [1, 1, 2]
+    assert [server.requests.count(name) for name in (TEST, TRAIN, VAL)] == [1, 1, 2]
     assert copied(capfd.readouterr().err) == sum(sizes(copy).values()) - sizes(copy)["manifest.json"] + sizes(copy)[VAL]
     same(copy, source)
 
 
 @pytest.mark.parametrize("name", [TRAIN, "index.parquet"])
-def test_a_file_damaged_at_the_source_is_named_and_nothing_is_complete(source, tmp_path, name):
+def test_a_file_damaged_at_the_source_is_an_error_and_the_copy_is_incomplete(source, tmp_path, name):
     good = (source / name).read_bytes()
     bad = bytearray(good)
     bad[len(bad) // 3] ^= 4
     (source / name).write_bytes(bad)
-    said = rf"{name} is damaged: .* {hashlib.sha256(bad).hexdigest()}, .* says {hashlib.sha256(good).hexdigest()}"
-    with pytest.raises(Fault, match=said):
+    message = rf"{name} is damaged: .* {hashlib.sha256(bad).hexdigest()}, .* says {hashlib.sha256(good).hexdigest()}"
+    with pytest.raises(Fault, match=message):
         stage(str(source), str(tmp_path / "cache"))
     copy = place(source, tmp_path / "cache")
     assert not {name, f"{name}.part", "manifest.json"} & set(sizes(copy))
@@ -249,7 +249,7 @@ def test_a_shard_that_the_source_lacks(source, tmp_path):
     assert sizes(place(source, tmp_path / "cache")).keys() == {"index.parquet", TEST, TRAIN}
 
 
-def test_a_complete_copy_is_used_and_a_spoilt_one_is_mended(source, tmp_path, capfd):
+def test_a_complete_copy_is_used_and_a_damaged_one_is_repaired(source, tmp_path, capfd):
     copy = stage(str(source), str(tmp_path / "cache"))
     before = {path: path.stat().st_mtime_ns for path in copy.iterdir()}
     capfd.readouterr()
@@ -275,7 +275,7 @@ def test_samples_are_read_from_the_copy_of_an_archive_within_an_archive(source, 
     assert all(one.read(row) == other.read(row) for row in range(len(origin)))
 
 
-def test_where_the_copy_goes(source, tmp_path, monkeypatch):
+def test_the_folder_of_the_copy(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert stage("source", None) == Path("source")
     monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path / "slurm"))
@@ -293,7 +293,7 @@ def test_where_the_copy_goes(source, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("url", "cache", "said"),
+    ("url", "cache", "message"),
     [
         ("file:///data/mine", None, "is a URL: set data.cache_dir"),
         ("s3://bucket/mine", "off", "is a URL: set data.cache_dir"),
@@ -306,15 +306,15 @@ def test_where_the_copy_goes(source, tmp_path, monkeypatch):
         ("source", "/dev/null/cache", "data.cache_dir: .*cannot be written .Not a directory.*or to off"),
     ],
 )
-def test_what_cannot_be_staged(source, tmp_path, monkeypatch, url, cache, said):
+def test_sources_and_caches_that_cannot_be_used(source, tmp_path, monkeypatch, url, cache, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         stage(url, cache)
     assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             lambda m: m["shards"][0].update(name="../outside.tar"),
@@ -334,11 +334,11 @@ def test_what_cannot_be_staged(source, tmp_path, monkeypatch, url, cache, said):
         (lambda m: m.update(sources=[]), "joins other shard folders"),
     ],
 )
-def test_a_manifest_is_not_trusted(source, tmp_path, change, said):
+def test_a_manifest_is_not_trusted(source, tmp_path, change, message):
     manifest = json.loads((source / "manifest.json").read_text())
     change(manifest)
     (source / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         stage(str(source), str(tmp_path / "cache"))
     (source / "manifest.json").write_text("[")
     with pytest.raises(UserError, match="not valid JSON"):
@@ -347,7 +347,7 @@ def test_a_manifest_is_not_trusted(source, tmp_path, change, said):
 
 
 def on_disk(options: str, disk: Path, then: str, source: Path) -> subprocess.CompletedProcess[str]:
-    """Run the shell's ``then`` beside a small disk of its own, on which STAGE stages the source."""
+    """Run the shell script ``then`` with a small disk of its own, to which STAGE stages the source."""
     disk.mkdir()
     lines = f'STAGE() {{ "$0" -c "$1" "$2" "$3"; echo "exit $?"; }}\nmount -t tmpfs -o {options} disk "$3" || exit 9\n'
     words = ["unshare", "--map-root-user", "--mount", "sh", "-c", lines + then.replace("STAGE", 'STAGE "$@"')]
@@ -363,8 +363,8 @@ def test_a_disk_that_is_too_small(source, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_a_disk_that_fills_up_and_is_given_room(source, tmp_path):
-    # of the five files that it may hold (the disk's root is one), the second shard would be the sixth
+def test_a_disk_that_fills_up_and_is_enlarged(source, tmp_path):
+    # five inodes: two folders, the lock, the index and one shard
     then = 'STAGE; ls "$3"/*; mount -o remount,nr_inodes=99 "$3"; STAGE; ls "$3"/*'
     done = on_disk("nr_inodes=5", tmp_path / "disk", then, source)
     copy = place(source, tmp_path / "disk")

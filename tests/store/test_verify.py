@@ -45,7 +45,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
 
 
 def edit_index(folder: Path, change, *, hide: bool = False) -> None:
-    """Change the index's rows; with ``hide`` the manifest is made to agree, as one who tampers would."""
+    """Change the index's rows; with ``hide`` the checksum in the manifest is changed, too."""
     rows = pq.read_table(folder / "index.parquet").to_pylist()
     change(rows)
     pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema()), folder / "index.parquet")
@@ -61,7 +61,7 @@ def change_manifest(folder: Path, change) -> None:
 
 
 def rewrite(shard: Path, change) -> None:
-    """Write a shard anew with its members changed."""
+    """Write a shard again with its members changed."""
     with tarfile.open(shard) as tar:
         members = [(info.name, tar.extractfile(info).read()) for info in tar]
     with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -76,7 +76,7 @@ def shard_of(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_folder_as_built_is_well(whole, workers):
+def test_a_built_folder_has_no_problems(whole, workers):
     assert verify(whole, workers=workers) == []
 
 
@@ -112,7 +112,7 @@ def test_missing_and_extra_files(folder):
     ]  # fmt: skip
 
 
-def test_a_lost_idx_hides_no_damage_and_a_copy_without_any_is_whole(folder):
+def test_a_missing_idx_hides_no_damage_and_a_copy_without_any_is_complete(folder):
     shard = shard_of(folder)
     shard.with_suffix(".idx").unlink()
     data = bytearray(shard.read_bytes())
@@ -138,7 +138,7 @@ def test_a_damaged_index_hides_no_damaged_shard(folder):
     assert bytes_ == f"{shard.name}: the bytes are not those that were built (sha256 differs)"
 
 
-def test_edited_index_is_named_even_if_its_checksum_was_mended(folder):
+def test_edited_index_is_found_even_if_its_checksum_was_changed(folder):
     def relabel(rows):
         rows[0]["label"] = (rows[0]["label"] + 1) % 4
         rows[1]["offset"] += 512
@@ -153,7 +153,7 @@ def test_edited_index_is_named_even_if_its_checksum_was_mended(folder):
     assert "rows in test, the manifest says" in text
 
 
-def test_edited_index_is_named_by_its_checksum(folder):
+def test_edited_index_is_found_by_its_checksum(folder):
     edit_index(folder, lambda rows: rows[0].update(phash="0" * 16))
     assert verify(folder) == ["index.parquet: not the index that the manifest describes (sha256 differs)"]
 
@@ -169,7 +169,7 @@ def test_group_that_crosses_a_split(folder):
     assert any(problem.endswith("is in more than one split") for problem in problems), group
 
 
-def test_rows_left_out_and_doubled(folder):
+def test_missing_and_repeated_rows(folder):
     edit_index(folder, lambda rows: rows.__setitem__(1, rows[0]), hide=True)
     text = "\n".join(verify(folder))
     assert "occurs more than once" in text
@@ -177,7 +177,7 @@ def test_rows_left_out_and_doubled(folder):
     assert "23 rows, the manifest says 24" in "\n".join(verify(folder))
 
 
-def test_members_that_were_exchanged_or_edited(folder):
+def test_members_in_another_order(folder):
     shard = shard_of(folder)
 
     def swap(members):
@@ -213,7 +213,7 @@ def test_edited_idx(folder):
     assert verify(folder) == [f"{idx.name}: does not describe {shard_of(folder).name}; build again"]
 
 
-def test_what_cannot_be_compared_at_all(folder):
+def test_unreadable_index_and_manifest(folder):
     (folder / "index.parquet").write_bytes(b"PAR1")
     assert verify(folder) == ["index.parquet: not the index that the manifest describes (sha256 differs)"]
     change_manifest(folder, lambda manifest: manifest.update(index_sha256=hashlib.sha256(b"PAR1").hexdigest()))
@@ -283,7 +283,7 @@ TRUSTED |= {"split.off_by", "audit.near_pairs", "audit.near_pairs_mirrored", "au
 
 
 def edited(before: dict, after: dict) -> set[str]:
-    """Names of what differs, one level deep where that is a mapping."""
+    """Names of entries that differ, one level deep in mappings."""
     found = set()
     for key in before.keys() | after.keys():
         one, other = before.get(key), after.get(key)
@@ -297,11 +297,11 @@ def edited(before: dict, after: dict) -> set[str]:
 @pytest.mark.parametrize("name", ["mine-train-00000.tar", "mine-train-00000.idx", "index.parquet", "manifest.json"])
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_any_byte_changed_and_any_length_is_found_and_named(whole, name, data):
+def test_any_changed_byte_and_any_truncation_is_found_in_its_file(whole, name, data):
     file = whole / name
     good = file.read_bytes()
     place = data.draw(st.integers(0, len(good) - 1))
-    change = data.draw(st.integers(0, 255))  # 0 ends the file there
+    change = data.draw(st.integers(0, 255))  # 0 truncates the file there
     bad = good[:place] + (bytes([good[place] ^ change]) + good[place + 1 :] if change else b"")
     try:
         file.write_bytes(bad)
@@ -320,7 +320,7 @@ def test_any_byte_changed_and_any_length_is_found_and_named(whole, name, data):
 
 
 def manifest_changed(folder: Path, good: bytes, bad: bytes) -> None:
-    """Refused, or found, or nothing is changed but what is trusted; and the version is another one."""
+    """An edit is an error or a problem, or changes only trusted entries; it changes the dataset version."""
     try:
         dataset = open_dataset(folder)
     except UserError:
@@ -333,7 +333,7 @@ def manifest_changed(folder: Path, good: bytes, bad: bytes) -> None:
 
 
 def samples_damaged(folder: Path, file: Path, bad: bytes, problems: list[str]) -> None:
-    """A reader gives exactly the samples whose bytes are as they were; verify names the others of a whole tar."""
+    """A reader returns exactly the undamaged samples; verify lists the others if the tar is complete."""
     dataset = open_dataset(folder)
     reader, columns = ShardReader(dataset), dataset.columns
     size = next(entry.size for entry in dataset.manifest.shards if entry.name == file.name)
