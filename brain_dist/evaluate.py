@@ -16,6 +16,7 @@ from brain_dist.ranks.world import command_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and evaluate a run."""
     parser = argparse.ArgumentParser("brain-dist evaluate", description=__doc__.split("\n\n")[0])
     parser.add_argument("run", type=Path, help="the run's folder, such as runs/NAME")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="which split (default: test)")

@@ -17,7 +17,7 @@ from brain_dist.profiling.run import run_profile
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the options and the settings, then profile."""
+    """Read the options and the settings, then profile; UserError if an option is out of range."""
     parser = argparse.ArgumentParser(prog="brain-dist profile", description=__doc__.split("\n\n")[1], add_help=False)
     parser.add_argument("--steps", type=int, default=20, help="steps of each measurement (default: 20)")
     parser.add_argument("--trace", metavar="FILE.json", help="write a Chrome/Perfetto trace of the steps")

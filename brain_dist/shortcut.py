@@ -11,6 +11,7 @@ from brain_dist.judging.shortcuts import report_shortcuts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and report the shortcut baselines."""
     parser = argparse.ArgumentParser(
         "brain-dist shortcut",
         description="Measure how well the label can be guessed without looking at the disease: from the most frequent"

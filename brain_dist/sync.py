@@ -15,6 +15,7 @@ from brain_dist.tracking.upload import sync_runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and upload runs to W&B."""
     parser = argparse.ArgumentParser("brain-dist sync", description=__doc__.split("\n\n")[0])
     parser.add_argument("folders", nargs="*", type=Path, default=[Path("runs")], metavar="DIR", help="default: runs")
     parser.add_argument("--dry-run", action="store_true", help="only list the runs that would be uploaded")

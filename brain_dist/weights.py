@@ -10,6 +10,7 @@ from brain_dist.networks.create import cache_weights
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and store the weights of models."""
     parser = argparse.ArgumentParser("brain-dist weights", description=__doc__)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="names in timm, such as convnext_base resnet50")
     cache_weights(parser.parse_args(argv).models)

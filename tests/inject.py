@@ -25,10 +25,9 @@ def prepare(
     count: int = 0,
     action: str = "SIGKILL",
     record: str | None = None,
+    count_places: bool = False,
 ) -> None:
-    """Prepare this process.
-
-    Without ``place`` and ``record``, the process counts how often each place is executed and prints that at its end.
+    """Prepare this process for one of: a fault at a place, a record of its batches, a count of the places.
 
     Args:
         rank: The rank that is prepared; :class:`fork_server.Ranks` has selected it already.
@@ -36,12 +35,13 @@ def prepare(
         count: Execution of ``place`` at which this happens, from 1.
         action: Name of the signal.
         record: Path prefix of files in which the process records its batches.
+        count_places: Print at the end how often each place was executed.
     """
+    if place:
+        strike_at(place, count, action)
     if record:
         record_batches(record)
-    elif place:
-        strike_at(place, count, action)
-    else:
+    if count_places:
         count_all()
 
 
@@ -70,7 +70,7 @@ def count_all() -> None:
 
     for place, watch in PLACES.items():
         watch(partial(due, place), lambda: None)
-    atexit.register(lambda: print("\n".join(f"passed {place}: {n}" for place, n in counts.items()), flush=True))
+    atexit.register(lambda: print(f"executions on rank {os.environ['RANK']}: {json.dumps(counts)}", flush=True))
 
 
 def record_batches(path: str) -> None:

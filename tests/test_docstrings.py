@@ -71,7 +71,7 @@ def package_violations() -> list[str]:
     ]
 
 
-def disabled_public_docstrings_state_shapes_and_errors() -> None:
+def test_public_docstrings_state_shapes_and_errors() -> None:
     assert package_violations() == []
 
 

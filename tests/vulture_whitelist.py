@@ -15,6 +15,8 @@ _.handle_endtag
 _.handle_data
 _.do_GET  # http.server
 _.log_message
+# options of a command that a test defines
+_.max_size
 # pytest
 _.pytestmark
 _.pytest_collection_modifyitems

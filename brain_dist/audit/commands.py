@@ -34,6 +34,7 @@ class Audit:
     skip_bad: bool = False
 
     def run(self) -> int:
+        """Audit the collections, write the page and print the counts; return the exit code."""
         from brain_dist.audit.run import PAGE, print_audit, read_sources, run_audit
         from brain_dist.collection.examination import BadImages
         from brain_dist.common.listing import print_list

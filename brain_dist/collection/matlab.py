@@ -50,6 +50,9 @@ def read_folds(part: RecipePart, source: Path) -> dict[str, int]:
     """A part's published folds: file stem → fold, from 1 on; empty if the recipe names no file of folds.
 
     ``cvind.mat`` contains a vector ``cvind`` whose i-th number is the fold of the file ``i.mat``.
+
+    Raises:
+        UserError: the file of folds cannot be read.
     """
     if part.folds is None:
         return {}

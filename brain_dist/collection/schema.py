@@ -37,7 +37,11 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def load_yaml(text: str, name: str) -> object:
-    """The content of YAML ``text``; ``name`` is the file's name in messages."""
+    """The content of YAML ``text``; ``name`` is the file's name in messages.
+
+    Raises:
+        UserError: the text is not valid YAML.
+    """
     loader = _StrictLoader(text)
     loader.name = name
     try:

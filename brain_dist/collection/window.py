@@ -50,7 +50,7 @@ class Window:
         return {key: value for key, value in settings.items() if value is not None}
 
     def limits(self, values: np.ndarray) -> tuple[float, float]:
-        """The values that become 0 and 255. Percentiles that coincide give way to the minimum and maximum."""
+        """The values of an image [H, W] that become 0 and 255; minimum and maximum if the percentiles coincide."""
         if self.percentiles is None:
             assert self.center is not None
             assert self.width is not None

@@ -31,7 +31,7 @@ def windows() -> np.ndarray:
 
 
 def candidate_cosine(heads: np.ndarray, descriptor: Descriptor) -> float:
-    """The cosine of descriptors from which pairs are registered.
+    """The cosine of the descriptors of ``heads`` [N, side, side] from which pairs are registered.
 
     It is as low as time allows: about three pairs of different pictures per image, estimated from the best cosines of
     512 x 512 pairs. A small collection can afford to register nearly all pairs. It also needs to, because its
@@ -55,7 +55,7 @@ def candidate_cosine(heads: np.ndarray, descriptor: Descriptor) -> float:
 def candidates(
     heads: np.ndarray, descriptor: Descriptor, whole: tuple[np.ndarray, ...], low: int, threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(i, j, window, mirrored) of pairs whose descriptors agree, with i in the block that starts at ``low``.
+    """Pairs (i, j, window, mirrored), each [M], whose descriptors agree, with i in the block that starts at ``low``.
 
     Window w of image i is compared with the whole of image j. Each (i, j) is returned once, with its best window and
     side. The same pair may be returned again as (j, i).

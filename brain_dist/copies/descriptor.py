@@ -56,7 +56,7 @@ class Descriptor:
         return np.divide(projected, length, out=np.zeros_like(projected), where=length > 1e-6)
 
     def mirrored(self, descriptors: np.ndarray) -> np.ndarray:
-        """Turn the descriptors of heads into those of their mirror images."""
+        """Turn the descriptors [N, D] of heads into those of their mirror images."""
         signs = np.ones(descriptors.shape[1], dtype=np.float32)
         signs[self.even.shape[1] :] = -1
         return descriptors * signs

@@ -91,7 +91,7 @@ def _sorted_pairs(best: dict[tuple[int, int], tuple[float, bool]]) -> Pairs:
 
 
 def whole_fields(heads: np.ndarray) -> dict[int, np.ndarray]:
-    """The local structure of all ``heads`` at each side length of the registration, in files of 10 KB per head."""
+    """The local structure [N, side, side] of all ``heads`` [N, ...], by side length, in files of 10 KB per head."""
     fields = {side: scratch((len(heads), side, side), np.float16) for side in (_SMALL, THUMB)}
 
     def fill(chunk: slice) -> None:

@@ -33,7 +33,7 @@ class Example:
 
 
 def choose_examples(predictions: Predictions, count: int) -> np.ndarray:
-    """The first ``count`` of: errors by falling confidence, then correct predictions by rising confidence."""
+    """Table positions [≤ count]: errors by falling confidence, then correct predictions by rising confidence."""
     correct = np.flatnonzero(predictions.predicted == predictions.label)
     confidence = predictions.prob[correct].max(axis=1)
     uncertain = correct[np.argsort(confidence, kind="stable")]
@@ -41,7 +41,7 @@ def choose_examples(predictions: Predictions, count: int) -> np.ndarray:
 
 
 def confident_errors(predictions: Predictions, per_group: int | None = None) -> np.ndarray:
-    """Errors by falling confidence; at most ``per_group`` of one group if it is given."""
+    """Positions [M] of errors by falling confidence; at most ``per_group`` of one group if it is given."""
     errors = np.flatnonzero(predictions.predicted != predictions.label)
     errors = errors[np.argsort(-predictions.prob[errors].max(axis=1), kind="stable")]
     if per_group is None:
@@ -56,7 +56,7 @@ def confident_errors(predictions: Predictions, per_group: int | None = None) -> 
 
 
 def typical_hits(predictions: Predictions) -> np.ndarray:
-    """For each class the correct prediction of median confidence; none for a class without a correct prediction."""
+    """Positions [≤ classes]: for each class with correct predictions the one of median confidence."""
     confidence = predictions.prob.max(axis=1)
     medians = []
     for label in range(len(predictions.classes)):

@@ -40,6 +40,7 @@ class Phantom:
     workers: int = field(default_factory=cpu_cores)
 
     def run(self) -> int:
+        """Generate the collection; return the exit code."""
         from brain_dist.phantom.generate import generate
 
         settings = PhantomSettings(

@@ -136,7 +136,7 @@ class Score:
 
 
 def score(root: Path, ids: Sequence[str], first: np.ndarray, second: np.ndarray) -> Score:
-    """Compare pairs of copies, given as indices into ``ids``, with the planted copies of a phantom collection."""
+    """Compare pairs of copies, given as indices [M] into ``ids``, with the planted copies of a phantom collection."""
     copies = _read_rows(root / "planted.csv")
     patients = {row["id"]: row["patient"] for row in _read_rows(root / "patients.csv")}
     original_of = {row["id"]: row["of"] for row in copies}

@@ -32,7 +32,7 @@ def closing(mask: Array, radius: float) -> Array:
 
 
 def ellipsoid(points: Sequence[Array], centre: Point, radii: Point) -> Array:
-    """First-order signed distance to an ellipsoid: f / \\|grad f\\| with f = \\|(points - centre) / radii\\| - 1."""
+    r"""First-order signed distance to an ellipsoid: f / \|grad f\| with f = \|(points - centre) / radii\| - 1."""
     q = [(a - c) / r for a, c, r in zip(points, centre, radii, strict=True)]
     norm = np.sqrt(q[0] ** 2 + q[1] ** 2 + q[2] ** 2) + 1e-6
     slope = np.sqrt((q[0] / radii[0]) ** 2 + (q[1] / radii[1]) ** 2 + (q[2] / radii[2]) ** 2) + 1e-6

@@ -50,7 +50,7 @@ def write_report(run: Path, name: str, out: Path | None = None) -> Report:
 
 
 def worst_mistakes(predictions: Predictions) -> np.ndarray:
-    """Positions of the most confident errors that the page shows."""
+    """Positions [≤ MISTAKES] of the most confident errors, which the page shows."""
     return confident_errors(predictions, MISTAKES_PER_GROUP)[:MISTAKES]
 
 

@@ -31,7 +31,7 @@ class Slice:
 
 
 def make_slices(loaded: LoadedRun, predictions: Predictions, positions: np.ndarray) -> list[Slice]:
-    """The images at these positions of the predictions table.
+    """The images at these positions [M] of the predictions table.
 
     ``heat`` is None if :func:`brain_dist.inference.gradcam.target_layer` does not support the network.
     """

@@ -35,8 +35,8 @@ def render(
 
     Args:
         files: the files of the run.
-        mistakes: positions of errors in the predictions table.
-        hits: positions of correct predictions.
+        mistakes: positions [M] of errors in the predictions table.
+        hits: positions [K] of correct predictions.
         slices: images by row of the index.
         images_missing: why there are no images, or None.
     """

@@ -22,7 +22,7 @@ SCORES = {"accuracy": "accuracy", "f1_macro": "macro F1", "auc_macro": "macro AU
 
 
 def roc(label: np.ndarray, prob: np.ndarray, names: Sequence[str], auc: Sequence[float | None]) -> str:
-    """One-vs-rest ROC curves; a class without an AUC has no curve."""
+    """One-vs-rest ROC curves of labels [N] and probabilities [N, C]; a class without an AUC has no curve."""
     from sklearn.metrics import roc_curve
 
     figure = new_figure(4.6, 4.3)
@@ -46,7 +46,10 @@ def roc(label: np.ndarray, prob: np.ndarray, names: Sequence[str], auc: Sequence
 
 
 def reliability_diagram(label: np.ndarray, prob: np.ndarray, ece: float) -> str:
-    """Accuracy against confidence with 95 % Wilson intervals, above the histogram of confidence."""
+    """Accuracy against confidence with 95 % Wilson intervals, above the histogram of confidence.
+
+    ``label`` is [N], ``prob`` [N, C].
+    """
     bins = reliability(label, prob)
     used = bins["count"] > 0
     count, x, y = bins["count"][used], bins["confidence"][used], bins["accuracy"][used]

@@ -53,7 +53,7 @@ class Frames:
 
     @classmethod
     def of(cls, columns: dict[str, np.ndarray], *, head: bool) -> Frames:
-        """Frames of all rows of an index."""
+        """Frames of all rows of an index, whose columns are [N]."""
         if head:
             return cls(*(columns[name].astype(np.int64) for name in ("head_x", "head_y", "head_w", "head_h")))
         zero = np.zeros(len(columns["width"]), dtype=np.int64)

@@ -46,5 +46,5 @@ def bits(seed: int, purpose: str, *counters: int | npt.ArrayLike) -> UInt64Array
 
 
 def uniform(seed: int, purpose: str, *counters: int | npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Like :func:`bits`, as float64 in [0, 1) with 53 random bits."""
+    """Like :func:`bits` and of the same shape [*counters], as float64 in [0, 1) with 53 random bits."""
     return (bits(seed, purpose, *counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53

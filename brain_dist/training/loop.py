@@ -161,10 +161,12 @@ class Trainer:
         return self.evaluations.best == steps_done or self.evaluations.patience_exhausted
 
     def report_early_stop(self) -> None:
+        """Print that training stopped early."""
         train = self.config.train
         self.tracker.print_line(f"stopped early: {train.patience} evaluations without a better {train.best}")
 
     def report_end(self) -> None:
+        """Print the best step and the command that evaluates the run."""
         best = self.evaluations.best
         if best is not None:
             self.tracker.print_line(f"best {self.config.train.best}: step {best}; evaluate it with --step best")
