@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from brain_dist import __version__
 from brain_dist.audit import wording
@@ -28,30 +29,34 @@ TEMPLATE = "audit/page.html.jinja"
 SIDE = 200  # longer side of an image in pixels
 QUALITY = 75  # of the JPEGs
 LISTED = 200  # damaged files named on the page
-RECIPE_TEXTS = ("title", "source", "licence", "citation")  # fields of a recipe that the page shows
 
 
 def render(survey: Survey, sources: Sequence[Source], counts: dict[str, Any], progress: Progress) -> str:
     """The page as HTML. ``counts`` is the result of :func:`brain_dist.audit.counts.summary` for ``survey``."""
     shown = galleries(survey)
-    images = sorted({image for gallery in shown for pair in gallery.pairs for image in ordered_ends(survey, pair)})
-    urls = _image_urls(survey, sources, images, progress)
+    ends = {pair: ordered_ends(survey, pair) for gallery in shown.values() for pair in gallery.pairs}
+    contradicting = survey.contradicting(np.arange(len(survey.first)))
     collections = counts["collections"].values()
     return page_template(TEMPLATE).render(
+        survey=survey,
         names=survey.names,
         collections=[_collection(survey, number, source, counts) for number, source in enumerate(sources)],
-        totals=_totals(survey, counts),
-        collection_rows=[
-            (text, [wording.count_share(c[key], c[whole] if whole else None) for c in collections])
-            for text, key, whole in wording.COLLECTION_ROWS
-        ],
-        between_heads=[text for text, _, _ in wording.BETWEEN_COLUMNS],
-        between_rows=[
-            (row["of"], row["in"], [wording.count_share(*row[key]) for *_, key in wording.BETWEEN_COLUMNS])
-            for row in wording.between_rows(counts)
-        ],
+        totals={
+            "images": len(survey.path),
+            "exact": int(survey.exact.sum()),
+            "near": int((~survey.exact).sum()),
+            "contradicting": int(contradicting.sum()),
+            "leaked": sum(collection["test_images_with_any_train_copy"] for collection in collections),
+            "test_images": sum(collection["test_images"] for collection in collections),
+        },
+        collection_rows=wording.collection_table(counts),
+        between_heads=[text for text, _ in wording.BETWEEN_COLUMNS],
+        between_rows=wording.between_table(counts),
         between=wording.between_findings(counts),
-        galleries=[(gallery, [_card(survey, pair, urls) for pair in gallery.pairs]) for gallery in shown],
+        galleries=shown,
+        ends=ends,
+        contradicting=contradicting,
+        urls=_image_urls(survey, sources, sorted(set(chain(*ends.values()))), progress),
         skipped=survey.skipped,
         listed=LISTED,
         warnings=survey.warnings,
@@ -60,18 +65,6 @@ def render(survey: Survey, sources: Sequence[Source], counts: dict[str, Any], pr
         side_pixels=SIDE,
         version=__version__,
     )
-
-
-def _totals(survey: Survey, counts: dict[str, Any]) -> dict[str, int]:
-    collections = counts["collections"].values()
-    return {
-        "images": len(survey.path),
-        "exact": int(survey.exact.sum()),
-        "near": int((~survey.exact).sum()),
-        "contradicting": int(survey.contradicting(np.arange(len(survey.first))).sum()),
-        "leaked": sum(collection["test_images_with_any_train_copy"] for collection in collections),
-        "test_images": sum(collection["test_images"] for collection in collections),
-    }
 
 
 def _image_urls(survey: Survey, sources: Sequence[Source], images: list[int], progress: Progress) -> dict[int, str]:
@@ -91,33 +84,8 @@ def _image_urls(survey: Survey, sources: Sequence[Source], images: list[int], pr
 
 def _pixels(payload: bytes | None, path: Path) -> np.ndarray:
     """uint8 [H, W] of an examined image; without a payload the file itself is the image."""
-    from PIL import Image
-
     with Image.open(path if payload is None else io.BytesIO(payload)) as image:
         return np.asarray(image.convert("L"))
-
-
-def _card(survey: Survey, pair: int, urls: dict[int, str]) -> dict[str, Any]:
-    """A pair for the template."""
-    return {
-        "sides": [
-            {
-                "url": urls.get(image),
-                "collection": survey.names[survey.collection[image]],
-                "path": survey.path[image],
-                "slice": survey.slice[image],
-                "split": survey.split[image],
-                "label": display_name(survey.label[image]),
-                "patient": survey.patient[image],
-            }
-            for image in ordered_ends(survey, pair)
-        ],
-        "exact": bool(survey.exact[pair]),
-        "similarity": float(survey.similarity[pair]),
-        "mirrored": bool(survey.mirrored[pair]),
-        "moved": bool(survey.moved[pair]),
-        "contradicting": bool(survey.contradicting(np.array([pair]))[0]),
-    }
 
 
 def _collection(survey: Survey, number: int, source: Source, counts: dict[str, Any]) -> dict[str, Any]:
@@ -125,7 +93,7 @@ def _collection(survey: Survey, number: int, source: Source, counts: dict[str, A
     images = survey.collection == number
     splits, labels = Counter(survey.split[images].tolist()), Counter(survey.label[images].tolist())
     patients = [patient for patient in survey.patient[images].tolist() if patient is not None]
-    texts = {key: getattr(source.recipe, key) for key in RECIPE_TEXTS}
+    texts = {key: getattr(source.recipe, key) for key in ("title", "source", "licence", "citation")}
     return {
         "name": source.name,
         "images": int(images.sum()),

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from brain_dist.audit.counts import summary
 from brain_dist.audit.survey import Source, Survey, pairs_table, survey_collections
-from brain_dist.audit.wording import BETWEEN_COLUMNS, COLLECTION_ROWS, between_rows, count_share, plural
+from brain_dist.audit.wording import BETWEEN_COLUMNS, between_table, collection_table, plural
 from brain_dist.collection.recipes import default_recipe, read_recipe
 from brain_dist.common.files import partial_folder, write_durably
 from brain_dist.common.progress import Progress
@@ -31,11 +30,10 @@ def read_sources(folders: Sequence[Path], recipes: Sequence[str]) -> list[Source
         UserError: a folder does not exist or is given twice, two collections have the same name, or a recipe is given
             for an unknown collection or twice.
     """
-    resolved = [folder.resolve() for folder in folders]
     for number, folder in enumerate(folders):
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder; give the folder of a collection")
-        if resolved[number] in resolved[:number]:
+        if any(folder.samefile(other) for other in folders[:number]):
             raise UserError(f"{folder} is given twice; give each collection once")
     names = _names(folders)
     recipe_files: dict[str, Path] = {}
@@ -59,13 +57,12 @@ def _names(folders: Sequence[Path]) -> list[str]:
     """The names of the folders, with the parent's name in front if two are equal."""
     paths = [Path(os.path.abspath(folder)) for folder in folders]  # noqa: PTH100 (a link keeps its own name)
     short = [printable(path.name) for path in paths]
-    count = Counter(short)
     names = [
-        name if count[name] == 1 else f"{printable(path.parent.name)}/{name}"
+        name if short.count(name) == 1 else f"{printable(path.parent.name)}/{name}"
         for name, path in zip(short, paths, strict=True)
     ]
-    for name, repeats in Counter(names).items():
-        if repeats > 1:
+    for name in names:
+        if names.count(name) > 1:
             same = " and ".join(str(folder) for folder, other in zip(folders, names, strict=True) if other == name)
             raise UserError(f"{same} would have the same name {name}; rename one, or give a symbolic link to it")
     return names
@@ -159,20 +156,18 @@ def print_audit(survey: Survey, counts: dict[str, Any]) -> None:
     table.add_column("")
     for name in survey.names:
         table.add_column(escape(name), justify="right", overflow="fold")
-    for text, key, whole in COLLECTION_ROWS:
-        collections = counts["collections"].values()
-        table.add_row(text, *(count_share(c[key], c[whole] if whole else None) for c in collections))
+    for text, values in collection_table(counts):
+        table.add_row(text, *values)
     console.print(table)
-    rows = between_rows(counts)
+    rows = between_table(counts)
     if rows:
         table = Table(title="between collections", box=SIMPLE, pad_edge=False, collapse_padding=True)
         for head in ("images of", "in"):
             table.add_column(head, overflow="fold")
-        for _, head, _ in BETWEEN_COLUMNS:
+        for _, head in BETWEEN_COLUMNS:
             table.add_column(head, justify="right", no_wrap=True)
-        for row in rows:
-            shares = (count_share(*row[key]) for *_, key in BETWEEN_COLUMNS)
-            table.add_row(escape(row["of"]), escape(row["in"]), *shares)
+        for name, other, values in rows:
+            table.add_row(escape(name), escape(other), *values)
         console.print(table)
     if survey.skipped:
         console.print(f"skipped {plural(len(survey.skipped), 'damaged file')}, listed in {COUNTS} and on the page")

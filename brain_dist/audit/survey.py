@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brain_dist.collection.examination import BadImages, examine_all
+from brain_dist.collection.examination import BadImages, Examination, examine_all
 from brain_dist.collection.recipes import Recipe
 from brain_dist.collection.records import Record, find_records
 from brain_dist.common.progress import Progress
@@ -31,14 +31,7 @@ if TYPE_CHECKING:
 # the first of every collection, split and class, so that no count changes.
 CROWD = 64
 TRAIN, TEST = "train", "test"
-_PAIR = {
-    "first": np.int64,
-    "second": np.int64,
-    "exact": bool,
-    "similarity": np.float32,
-    "mirrored": bool,
-    "moved": bool,
-}
+_PAIR = [("first", "i8"), ("second", "i8"), ("exact", "?"), ("similarity", "f4"), ("mirrored", "?"), ("moved", "?")]
 
 
 @dataclass(frozen=True)
@@ -99,17 +92,6 @@ class Survey:
         return (first != second) & ~vague
 
 
-@dataclass
-class _Images:
-    """What was decoded so far, image by image; ``thumbs`` and ``skipped`` have other lengths."""
-
-    collection: list[int]
-    records: list[Record]
-    hashes: list[str]
-    thumbs: list[np.ndarray]
-    skipped: list[dict[str, str]]
-
-
 def survey_collections(sources: Sequence[Source], *, workers: int, skip_bad: bool, progress: Progress) -> Survey:
     """Decode all images of ``sources`` and compare them.
 
@@ -119,28 +101,34 @@ def survey_collections(sources: Sequence[Source], *, workers: int, skip_bad: boo
             start with the collection's name.
     """
     listed, warnings = _list_records(sources)
-    images = _decode(sources, listed, workers, skip_bad, progress)
-    owners = [sources[number] for number in images.collection]
+    decoded = _decode(sources, listed, workers, skip_bad, progress)
+    numbers = [number for number, examination in enumerate(decoded) for _ in examination.records]
+    records = [record for examination in decoded for record in examination.records]
+    owners = [sources[number] for number in numbers]
     columns: dict[str, list[Any]] = {
-        "path": [printable(record.path) for record in images.records],
-        "file": [owner.folder / record.path for owner, record in zip(owners, images.records, strict=True)],
-        "slice": [record.frame for record in images.records],
-        "label": [owner.recipe.classes[record.label] for owner, record in zip(owners, images.records, strict=True)],
-        "split": [record.published for record in images.records],
-        "patient": [record.patient for record in images.records],
+        "path": [printable(record.path) for record in records],
+        "file": [owner.folder / record.path for owner, record in zip(owners, records, strict=True)],
+        "slice": [record.frame for record in records],
+        "label": [owner.recipe.classes[record.label] for owner, record in zip(owners, records, strict=True)],
+        "split": [record.published for record in records],
+        "patient": [record.patient for record in records],
     }
-    no_patients = [("", None)] * len(owners)  # only copies are needed here; the counts use the patients
-    findings = find_copies(
-        concatenated(images.thumbs), images.hashes, no_patients, progress=partial(progress, "comparing")
-    )
-    kinds = list(zip(images.collection, columns["split"], columns["label"], strict=True))
+    hashes = [image.pixel_hash for examination in decoded for image in examination.images]
+    no_patients = [("", None)] * len(records)  # only copies are needed here; the counts use the patients
+    thumbs = concatenated([examination.thumbs for examination in decoded])
+    findings = find_copies(thumbs, hashes, no_patients, progress=partial(progress, "comparing"))
+    kinds = list(zip(numbers, columns["split"], columns["label"], strict=True))
     return Survey(
         names=tuple(source.name for source in sources),
         **{key: np.array(values, dtype=object) for key, values in columns.items()},
-        collection=np.array(images.collection, dtype=np.int64),
-        part=np.array([record.part for record in images.records], dtype=np.int64),
+        collection=np.array(numbers, dtype=np.int64),
+        part=np.array([record.part for record in records], dtype=np.int64),
         **_image_pairs(findings, kinds),
-        skipped=images.skipped,
+        skipped=[
+            {"collection": source.name, **entry}
+            for source, examination in zip(sources, decoded, strict=True)
+            for entry in examination.bad
+        ],
         warnings=warnings,
     )
 
@@ -160,29 +148,25 @@ def _list_records(sources: Sequence[Source]) -> tuple[list[list[Record]], list[s
 
 def _decode(
     sources: Sequence[Source], listed: list[list[Record]], workers: int, skip_bad: bool, progress: Progress
-) -> _Images:
-    """Decode the records of all collections; the error about damaged files lists those of every collection."""
-    images, damaged = _Images([], [], [], [], []), []
+) -> list[Examination]:
+    """The images of each collection; the error about damaged files lists those of all of them."""
+    decoded, damaged = [], []
     with worker_pool(workers) as run:
-        for number, (source, records) in enumerate(zip(sources, listed, strict=True)):
+        for source, records in zip(sources, listed, strict=True):
             try:
-                good, examined, thumbs, bad = examine_all(
-                    records, source.folder, source.recipe, run, skip_bad=skip_bad,
-                    progress=partial(progress, f"decoding {source.name}"),
+                decoded.append(
+                    examine_all(
+                        records, source.folder, source.recipe, run, skip_bad=skip_bad,
+                        progress=partial(progress, f"decoding {source.name}"),
+                    )
                 )  # fmt: skip
             except BadImages as error:
                 damaged += [f"{source.name}: {line}" for line in error.files]
-                continue
             except UserError as error:
                 raise UserError(f"{source.name}: {error}") from None
-            images.collection += [number] * len(good)
-            images.records += good
-            images.hashes += [image.pixel_hash for image in examined]
-            images.thumbs.append(thumbs)
-            images.skipped += [{"collection": source.name, **entry} for entry in bad]
     if damaged:
         raise BadImages(damaged)
-    return images
+    return decoded
 
 
 def _image_pairs(findings: Findings, kinds: Sequence[Hashable]) -> dict[str, np.ndarray]:
@@ -208,8 +192,8 @@ def _image_pairs(findings: Findings, kinds: Sequence[Hashable]) -> dict[str, np.
         ends = (*product(representatives[first], copies[second]), *product(copies[first], representatives[second]))
         pairs = {(min(a, b), max(a, b)) for a, b in ends}
         rows += [(a, b, False, similarity, mirrored, moved) for a, b in pairs]
-    table = np.array(sorted(rows), dtype=list(_PAIR.items()))
-    return {name: table[name].copy() for name in _PAIR}
+    table = np.array(sorted(rows), dtype=_PAIR)
+    return {name: table[name].copy() for name, _ in _PAIR}
 
 
 def pairs_table(survey: Survey) -> pa.Table:

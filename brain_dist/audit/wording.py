@@ -20,13 +20,13 @@ COLLECTION_ROWS = (
     ("pictures with contradicting labels", "label_conflicts", ""),
     ("groups joined by copies and patients", "groups", ""),
 )
-# (text, short text for a terminal, key in :func:`between_rows`)
+# columns of :func:`between_table`: text for the page, short text for a terminal
 BETWEEN_COLUMNS = (
-    ("with an exact copy", "exact\ncopy", "exact"),
-    ("with a near copy", "near\ncopy", "near"),
-    ("with either", "either", "any"),
-    ("pictures with contradicting labels", "label\nconflicts", "label_conflicts"),
-    ("test images whose patient is in the training split", "patient\nleaks", "patients"),
+    ("with an exact copy", "exact\ncopy"),
+    ("with a near copy", "near\ncopy"),
+    ("with either", "either"),
+    ("pictures with contradicting labels", "label\nconflicts"),
+    ("test images whose patient is in the training split", "patient\nleaks"),
 )
 
 
@@ -54,31 +54,38 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def _share_of(count: int, whole: int, noun: str) -> str:
+def _share_of(count: int, whole: int, noun: str, of: str = "") -> str:
     """899, 1311, "test image" → "899 of 1,311 test images (68.6 %)"."""
-    return f"{count:,} of {plural(whole, noun)} ({percent(count / whole)})"
+    return f"{count:,} of {plural(whole, noun)}{of} ({percent(count / whole)})"
 
 
-def between_rows(counts: dict[str, Any]) -> list[dict[str, Any]]:
-    """Two rows for each pair of collections: images of A in B and of B in A.
+def _have(count: int) -> str:
+    return "has" if count == 1 else "have"
 
-    Each row has the names ``of`` and ``in``, and (count, whole or None) under the keys of BETWEEN_COLUMNS.
-    """
+
+def collection_table(counts: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """COLLECTION_ROWS as texts, and the value of each collection."""
+    collections = counts["collections"].values()
+    return [
+        (text, [count_share(c[key], c[whole] if whole else None) for c in collections])
+        for text, key, whole in COLLECTION_ROWS
+    ]
+
+
+def between_table(counts: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
+    """Two rows for each pair of collections, images of A in B and of B in A: both names and BETWEEN_COLUMNS."""
     rows = []
     for pair in counts["between"].values():
         for side, other in (("A", "B"), ("B", "A")):
             collection = counts["collections"][pair[side]]
-            rows.append(
-                {
-                    "of": pair[side],
-                    "in": pair[other],
-                    "exact": (pair[f"exact_images_in_{side}"], None),
-                    "near": (pair[f"near_images_in_{side}"], None),
-                    "any": (pair[f"any_images_in_{side}"], collection["images"]),
-                    "label_conflicts": (pair["label_conflicts"], None),
-                    "patients": (pair[inherited_key(side, other)], collection["test_images"]),
-                }
-            )
+            values = [
+                count_share(pair[f"exact_images_in_{side}"]),
+                count_share(pair[f"near_images_in_{side}"]),
+                count_share(pair[f"any_images_in_{side}"], collection["images"]),
+                count_share(pair["label_conflicts"]),
+                count_share(pair[inherited_key(side, other)], collection["test_images"]),
+            ]
+            rows.append((pair[side], pair[other], values))
     return rows
 
 
@@ -100,11 +107,10 @@ def _copy_leaks(collection: dict[str, Any], has_split: bool) -> Finding:
     exact, near, either = (collection[f"test_images_with_{kind}_train_copy"] for kind in ("exact", "near", "any"))
     if not either:
         return Finding("good", "No test image", "has a copy in the training split.")
-    have = "has" if either == 1 else "have"
     both = f", {exact + near - either:,} both" if exact + near > either else ""
     text = (
-        f"{have} a copy in the training split ({exact:,} exact, {near:,} near{both}). Accuracy on this test split "
-        "partly measures memorisation."
+        f"{_have(either)} a copy in the training split ({exact:,} exact, {near:,} near{both}). Accuracy on this test "
+        "split partly measures memorisation."
     )
     return Finding("bad", _share_of(either, collection["test_images"], "test image"), text)
 
@@ -135,19 +141,16 @@ def _label_conflicts(collection: dict[str, Any]) -> Finding:
     conflicts = collection["label_conflicts"]
     if not conflicts:
         return Finding("good", "No picture", "has copies with contradicting labels.")
-    has, label = ("has", "At least one of its") if conflicts == 1 else ("have", "For each, at least one of the")
-    return Finding(
-        "bad", plural(conflicts, "picture"), f"{has} copies with contradicting labels. {label} labels is wrong."
-    )
+    label = "At least one of its" if conflicts == 1 else "For each, at least one of the"
+    text = f"{_have(conflicts)} copies with contradicting labels. {label} labels is wrong."
+    return Finding("bad", plural(conflicts, "picture"), text)
 
 
 def _groups(collection: dict[str, Any]) -> Finding:
     images, groups, repeats = collection["images"], collection["groups"], collection["exact_redundant"]
     lead = f"{plural(images, 'image')} in {plural(groups, 'group')}:"
-    if repeats:
-        copies = f"{plural(repeats, 'image')} ({percent(repeats / images)}) {'repeats' if repeats == 1 else 'repeat'}"
-    else:
-        copies = "no image repeats"
+    repeat = "repeats" if repeats == 1 else "repeat"
+    copies = f"{plural(repeats, 'image')} ({percent(repeats / images)}) {repeat}" if repeats else "no image repeats"
     text = "A group contains all copies of a picture and all images of an identified patient."
     return Finding("plain", lead, f"{copies} the pixels of another. {text}")
 
@@ -162,17 +165,16 @@ def between_findings(counts: dict[str, Any]) -> list[Finding]:
             findings.append(Finding("good", f"{a} and {b}", "share no picture."))
             continue
         of_a, of_b = (
-            f"{shared:,} of {plural(counts['collections'][name]['images'], 'image')} of {name} "
-            f"({percent(shared / counts['collections'][name]['images'])})"
+            _share_of(shared, counts["collections"][name]["images"], "image", f" of {name}")
             for name, shared in ((a, shared_a), (b, shared_b))
         )
         text = (
-            f"{'has' if shared_a == 1 else 'have'} a copy in {b}, and {of_b} {'has' if shared_b == 1 else 'have'} a "
-            f"copy in {a}. Neither collection is an independent test set for a model trained on the other."
+            f"{_have(shared_a)} a copy in {b}, and {of_b} {_have(shared_b)} a copy in {a}. Neither collection is an "
+            "independent test set for a model trained on the other."
         )
         findings.append(Finding("bad", of_a, text))
         conflicts = pair["label_conflicts"]
         if conflicts:
-            text = f"{'has' if conflicts == 1 else 'have'} contradicting labels in {a} and {b}."
+            text = f"{_have(conflicts)} contradicting labels in {a} and {b}."
             findings.append(Finding("bad", plural(conflicts, "picture"), text))
     return findings

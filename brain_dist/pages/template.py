@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from brain_dist.pages.text import listing, number, percent
+from brain_dist.pages.text import display_name, listing, number, percent
 
 if TYPE_CHECKING:
     import jinja2
@@ -27,6 +27,7 @@ def page_template(name: str) -> jinja2.Template:
         "percent": percent,
         "number": number,
         "listing": listing,
+        "display_name": display_name,
         "thousands": "{:,}".format,
         "json": lambda value: json.dumps(value, indent=1),
     }

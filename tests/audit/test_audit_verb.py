@@ -201,7 +201,7 @@ def test_galleries_spread_over_collections_pictures_and_similarity():
         skipped=[],
         warnings=[],
     )
-    contradicting, exact, near, across, uncertain = galleries(survey)
+    contradicting, exact, near, across, uncertain = galleries(survey).values()
     assert [(len(gallery.pairs), gallery.total) for gallery in (contradicting, exact, across)] == [(0, 0)] * 3
     assert (len(near.pairs), near.total) == (24, 63)
     pictures = [pair // 3 for pair in near.pairs]
