@@ -153,7 +153,7 @@ def reference_run(server: ForkServer, shards: Path, base: Path, setting: str) ->
     trial = Trial(server, shards, base, setting, seed=0)
     codes = trial.start({"count_places": True}).wait(120)
     assert codes == [0] * WORLD_SIZE, trial.output()
-    counts = dict(re.findall(r"executions on rank (\d): (.*)", trial.output()))
+    counts = dict(re.findall(r"executions on rank (\d): (\{[^}]*\})", trial.output()))
     main_rank, second_rank = (json.loads(counts[str(rank)]) for rank in range(WORLD_SIZE))
     # faults are injected into the second rank, except at the marker, which only the main rank writes
     executions = {place: count or main_rank[place] for place, count in second_rank.items()}
