@@ -27,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     from brain_dist.reporting.build import write_report
 
-    report = write_report(args.run, args.name, args.out)
-    if report.images_missing:
-        print(f"brain-dist: note: the report has no images: {report.images_missing}", file=sys.stderr)
-    print(f"{report.path} ({report.path.stat().st_size / 1e6:.1f} MB)")
+    path, images_missing = write_report(args.run, args.name, args.out)
+    if images_missing:
+        print(f"brain-dist: note: the report has no images: {images_missing}", file=sys.stderr)
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
 
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import jinja2
 
 from brain_dist.pages.text import display_name, listing, number, percent
-
-if TYPE_CHECKING:
-    import jinja2
 
 
 def page_template(name: str) -> jinja2.Template:
     """The template at ``name``, a path in this package. Values are escaped, and a missing value is an error."""
-    import jinja2
-
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parents[1]),
         autoescape=True,
@@ -23,12 +20,6 @@ def page_template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "percent": percent,
-        "number": number,
-        "listing": listing,
-        "display_name": display_name,
-        "thousands": "{:,}".format,
-        "json": lambda value: json.dumps(value, indent=1),
-    }
+    environment.filters |= {function.__name__: function for function in (display_name, listing, number, percent)}
+    environment.filters |= {"thousands": "{:,}".format, "json": partial(json.dumps, indent=1)}
     return environment.get_template(name)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,22 +11,17 @@ from brain_dist.common.files import write_atomically
 from brain_dist.errors import UserError
 from brain_dist.judging.examples import confident_errors, typical_hits
 from brain_dist.judging.predictions import Predictions
-from brain_dist.reporting.images import Slice, make_slices
+from brain_dist.reporting.page import Slice, render
 from brain_dist.reporting.run_files import RunFiles, read_run_files
+
+if TYPE_CHECKING:
+    from brain_dist.inference.run import LoadedRun
 
 MISTAKES = 12  # shown on the page
 MISTAKES_PER_GROUP = 2  # a dozen slices of one tumour would teach little
 
 
-@dataclass(frozen=True)
-class Report:
-    """A written report: its file, and why it has no images (None if it has them)."""
-
-    path: Path
-    images_missing: str | None
-
-
-def write_report(run: Path, name: str, out: Path | None = None) -> Report:
+def write_report(run: Path, name: str, out: Path | None = None) -> tuple[Path, str | None]:
     """Write the report page of the predictions ``name`` of a run.
 
     Args:
@@ -34,19 +29,20 @@ def write_report(run: Path, name: str, out: Path | None = None) -> Report:
         name: name of the predictions, a file ``predictions/<name>.parquet``.
         out: file to write; None writes ``report/index.html`` in the run's folder.
 
+    Returns:
+        The file, and why the page has no images (None if it has them).
+
     Raises:
         UserError: the predictions do not exist, or a file of the run cannot be read.
     """
-    from brain_dist.reporting.page import render
-
     files = read_run_files(run, name)
     mistakes, hits = worst_mistakes(files.predictions), typical_hits(files.predictions)
     slices, missing = _slices(run, files, np.concatenate([mistakes, hits]))
-    page = render(files, mistakes, hits, {one.row: one for one in slices}, missing)
+    page = render(files, mistakes, hits, slices, missing)
     path = out or run / "report" / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, page)
-    return Report(path, missing)
+    return path, missing
 
 
 def worst_mistakes(predictions: Predictions) -> np.ndarray:
@@ -54,10 +50,10 @@ def worst_mistakes(predictions: Predictions) -> np.ndarray:
     return confident_errors(predictions, MISTAKES_PER_GROUP)[:MISTAKES]
 
 
-def _slices(run: Path, files: RunFiles, positions: np.ndarray) -> tuple[list[Slice], str | None]:
+def _slices(run: Path, files: RunFiles, positions: np.ndarray) -> tuple[dict[int, Slice], str | None]:
     """The images at ``positions`` of the predictions table, or none and the reason."""
     if files.dataset is None:
-        return [], files.dataset_missing
+        return {}, files.dataset_missing
     from brain_dist.inference.run import load_run
 
     predictions = files.predictions
@@ -65,4 +61,23 @@ def _slices(run: Path, files: RunFiles, positions: np.ndarray) -> tuple[list[Sli
         loaded = load_run(run, step=predictions.step, shards=predictions.shards)
         return make_slices(loaded, predictions, positions), None
     except UserError as error:
-        return [], str(error)
+        return {}, str(error)
+
+
+def make_slices(loaded: LoadedRun, predictions: Predictions, positions: np.ndarray) -> dict[int, Slice]:
+    """The images at these positions [M] of the predictions table, by row of the index.
+
+    ``heat`` is None if :func:`brain_dist.inference.gradcam.target_layer` does not support the network.
+    """
+    from brain_dist.inference.gradcam import gradcam
+
+    if len(positions) == 0:
+        return {}
+    rows = predictions.row[positions].tolist()
+    inputs = loaded.images(rows)
+    images = loaded.display(inputs)
+    try:
+        maps = gradcam(loaded.model, inputs, predictions.predicted[positions].tolist())
+    except UserError:
+        return {row: Slice(image, None) for row, image in zip(rows, images, strict=True)}
+    return {row: Slice(image, heat) for row, image, heat in zip(rows, images, maps, strict=True)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from brain_dist.pages.figures import jpeg_url
 from brain_dist.pages.template import page_template
 from brain_dist.pages.text import display_name, listing
 from brain_dist.reporting import plots
-from brain_dist.reporting.images import Slice, overlay
 from brain_dist.reporting.run_files import RunFiles
 
 TEMPLATE = "reporting/page.html.jinja"
@@ -26,6 +25,13 @@ SHORTCUTS = {
     "majority": "Always the most frequent class",
 }
 OVERCONFIDENT = 0.01  # difference of mean confidence and accuracy
+
+
+class Slice(NamedTuple):
+    """An image as the network saw it, uint8 [H, W], and Grad-CAM of the predicted class, float [H, W] in 0..1."""
+
+    image: np.ndarray
+    heat: np.ndarray | None
 
 
 def render(
@@ -41,6 +47,7 @@ def render(
         images_missing: why there are no images, or None.
     """
     predictions = files.predictions
+    label, prob = predictions.label, predictions.prob
     metrics = predictions.evaluate()
     names = [display_name(name) for name in predictions.classes]
     return page_template(TEMPLATE).render(
@@ -61,7 +68,7 @@ def render(
         mistakes=[card(predictions, position, slices) for position in mistakes],
         hits=[card(predictions, position, slices) for position in hits],
         images_missing=images_missing,
-        has_maps=any(one.heat is not None for one in slices.values()),
+        has_maps=any(shown.heat is not None for shown in slices.values()),
         by_dataset=by_dataset(predictions),
         others=[
             {"name": name, "n": len(other), "step": other.step, **headline(other.evaluate())}
@@ -69,20 +76,10 @@ def render(
         ],
         data=data_counts(files),
         splits=SPLITS,
-        **figures(files, names, metrics),
+        roc=plots.roc(label, prob, names, [values["auc"] for values in metrics["per_class"].values()]),
+        reliability=plots.reliability_diagram(label, prob, metrics["ece"]),
+        curves=plots.learning_curves(files.log),
     )
-
-
-def figures(files: RunFiles, names: list[str], metrics: dict[str, Any]) -> dict[str, Any]:
-    """The plots, as <svg> elements."""
-    label, prob = files.predictions.label, files.predictions.prob
-    train = [row for row in files.log if row.get("kind") == "train"]
-    validation = [row for row in files.log if row.get("kind") == "eval" and row.get("split") == "val"]
-    return {
-        "roc": plots.roc(label, prob, names, [values["auc"] for values in metrics["per_class"].values()]),
-        "reliability": plots.reliability_diagram(label, prob, metrics["ece"]),
-        "curves": plots.learning_curves(train, validation),
-    }
 
 
 def evaluated_on(files: RunFiles) -> str:
@@ -207,6 +204,20 @@ def card(predictions: Predictions, position: int, slices: dict[int, Slice]) -> d
         "overlay": None if shown is None or heat is None else jpeg_url(overlay(shown.image, heat)),
         "empty_map": heat is not None and not heat.any(),
     }
+
+
+def overlay(gray: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Blend a heat map float [H, W] in 0..1 over a gray image uint8 [H, W]; returns uint8 [H, W, 3].
+
+    Cold regions keep the image, hot regions turn from violet to orange. Only the middle of the inferno colour map is
+    used: its brightness alone shows the order, and its pale end would look gray on black.
+    """
+    import matplotlib
+
+    colour = matplotlib.colormaps["inferno"](0.3 + 0.5 * heat)[..., :3]
+    weight = 0.65 * heat[..., None]
+    mixed = (1 - weight) * (gray[..., None] / 255) + weight * colour
+    return np.round(255 * np.clip(mixed, 0, 1)).astype(np.uint8)
 
 
 def data_counts(files: RunFiles) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Rows = Sequence[dict[str, Any]]
 MAX_POINTS = 400  # per line: the log of a long run would otherwise be most of the page
 SMOOTH_POINTS = 40
+DIAGONAL: dict[str, Any] = {"color": "#9aa7b4", "linewidth": 1, "linestyle": (0, (2, 3))}
 SCORES = {"accuracy": "accuracy", "f1_macro": "macro F1", "auc_macro": "macro AUC"}
 
 
@@ -27,13 +28,12 @@ def roc(label: np.ndarray, prob: np.ndarray, names: Sequence[str], auc: Sequence
 
     figure = new_figure(4.6, 4.3)
     axes = figure.subplots()
-    _plot_diagonal(axes)
+    axes.plot([0, 1], [0, 1], **DIAGONAL)
     for c, (name, area) in enumerate(zip(names, auc, strict=True)):
-        if area is None:
-            continue
-        false, true, _ = roc_curve(label == c, prob[:, c])
-        style: dict[str, Any] = {"color": COLOURS[c % len(COLOURS)], "linestyle": STYLES[c % len(STYLES)]}
-        axes.plot(false, true, linewidth=1.8, label=f"{name}  {number(area)}", **style)
+        if area is not None:
+            false, true, _ = roc_curve(label == c, prob[:, c])
+            style: dict[str, Any] = {"color": COLOURS[c % len(COLOURS)], "linestyle": STYLES[c % len(STYLES)]}
+            axes.plot(false, true, linewidth=1.8, label=f"{name}  {number(area)}", **style)
     axes.set(xlim=(-0.01, 1), ylim=(0, 1.01), aspect="equal")
     style_axes(axes, "ROC, one class vs. rest", "1 − specificity", "sensitivity")
     if any(area is not None for area in auc):
@@ -56,7 +56,7 @@ def reliability_diagram(label: np.ndarray, prob: np.ndarray, ece: float) -> str:
     limits = np.array([wilson_interval(round(a * n), int(n)) for a, n in zip(y, count, strict=True)])
     figure = new_figure(4.6, 4.3)
     upper, lower = figure.subplots(2, 1, height_ratios=(3.2, 1), sharex=True)
-    _plot_diagonal(upper)
+    upper.plot([0, 1], [0, 1], **DIAGONAL)
     upper.errorbar(x, y, yerr=np.maximum(np.abs(limits.T - y), 0), fmt="none", ecolor="#8fb8d8", elinewidth=1.3)
     # The area of a point is proportional to its number of images: a bin of three images says little
     upper.scatter(x, y, s=12 + 160 * count / len(label), color=COLOURS[0], zorder=3, clip_on=False)
@@ -69,16 +69,15 @@ def reliability_diagram(label: np.ndarray, prob: np.ndarray, ece: float) -> str:
     return figure_svg(figure, "reliability", text)
 
 
-def learning_curves(train: Rows, validation: Rows) -> list[str]:
+def learning_curves(log: Rows) -> list[str]:
     """Loss, validation scores and learning rate by optimiser step; panels without data are left out."""
-    panels = []
-    if train or validation:
-        panels.append(_loss_panel(train, validation))
-    if validation:
-        panels.append(_scores_panel(validation))
-    if train:
-        panels.append(_learning_rate_panel(train))
-    return panels
+    train = [row for row in log if row.get("kind") == "train"]
+    validation = [row for row in log if row.get("kind") == "eval" and row.get("split") == "val"]
+    return [
+        *([_loss_panel(train, validation)] if train or validation else []),
+        *([_scores_panel(validation)] if validation else []),
+        *([_learning_rate_panel(train)] if train else []),
+    ]
 
 
 def _loss_panel(train: Rows, validation: Rows) -> str:
@@ -99,10 +98,9 @@ def _scores_panel(validation: Rows) -> str:
     figure, axes = _panel("Validation", "")
     for index, (key, name) in enumerate(SCORES.items()):
         step, score = _series(validation, key)
-        if np.isnan(score).all():
-            continue
-        style: dict[str, Any] = {"color": COLOURS[index], "linestyle": STYLES[index], "marker": "o"}
-        axes.plot(step, score, markersize=4, linewidth=1.5, label=name, **style)
+        if not np.isnan(score).all():
+            style: dict[str, Any] = {"color": COLOURS[index], "linestyle": STYLES[index], "marker": "o"}
+            axes.plot(step, score, markersize=4, linewidth=1.5, label=name, **style)
     axes.set_ylim(top=1.005)
     axes.set_xlim(left=0)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right")
@@ -126,10 +124,6 @@ def _panel(title: str, y: str) -> tuple[Figure, Axes]:
     style_axes(axes, title, "optimiser step", y)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     return figure, axes
-
-
-def _plot_diagonal(axes: Axes) -> None:
-    axes.plot([0, 1], [0, 1], color="#9aa7b4", linewidth=1, linestyle=(0, (2, 3)))
 
 
 def _series(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:

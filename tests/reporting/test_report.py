@@ -31,8 +31,7 @@ from brain_dist.judging.predictions import Predictions, read_predictions, write_
 from brain_dist.networks.create import create_network
 from brain_dist.pages.text import number, percent
 from brain_dist.ranks.world import discover
-from brain_dist.reporting.build import worst_mistakes
-from brain_dist.reporting.images import make_slices
+from brain_dist.reporting.build import make_slices, worst_mistakes
 from brain_dist.reporting.page import render
 from brain_dist.reporting.run_files import read_run_files
 from brain_dist.store.dataset import open_dataset
@@ -226,8 +225,8 @@ def test_images_are_the_inputs_of_the_network(finished_run: Path) -> None:
     loaded = load_run(finished_run)
     positions = worst_mistakes(predictions)[:3]
     slices = make_slices(loaded, predictions, positions)
-    assert [shown.row for shown in slices] == predictions.row[positions].tolist()
-    for position, shown in zip(positions, slices, strict=True):
+    assert list(slices) == predictions.row[positions].tolist()
+    for position, shown in zip(positions, slices.values(), strict=True):
         pixels = torch.from_numpy(shown.image)[None, None].expand(1, 3, -1, -1) / 255
         data = loaded.config.data
         inputs = (pixels - torch.tensor(data.mean).view(3, 1, 1)) / torch.tensor(data.std).view(3, 1, 1)
@@ -236,7 +235,7 @@ def test_images_are_the_inputs_of_the_network(finished_run: Path) -> None:
         assert (shown.image.dtype, shown.image.shape) == (np.uint8, (64, 64))
         assert shown.heat is not None
         assert shown.heat.shape == (64, 64)
-    assert make_slices(loaded, predictions, np.array([], dtype=np.int64)) == []
+    assert make_slices(loaded, predictions, np.array([], dtype=np.int64)) == {}
 
 
 def test_page_without_shards(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
