@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from brain_dist.checkpoints.layout import EMA, MODEL, checkpoint_folder, read_marker
 from brain_dist.errors import Fault, UserError
+from brain_dist.training.fragments import Fragment, copy_master_weights, local_fragments, restore_optimizer_counters
 from brain_dist.training.nonfinite import SkippedSteps
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from brain_dist.training.ema import Ema
     from brain_dist.training.engine import Engine
+
+# (parameter, kind) → first element and readable slice of each saved fragment
+Saved = dict[tuple[str, str], list[tuple[int, Any]]]
 
 
 def restore(root: Path, step: int, engine: Engine) -> None:
@@ -33,17 +36,16 @@ def restore(root: Path, step: int, engine: Engine) -> None:
     """
     from safetensors.torch import load_file
 
-    from brain_dist.training.fragments import copy_master_weights, local_fragments, restore_optimizer_counters
-
     path = checkpoint_folder(root, step)
     counters = read_marker(path)["counters"]
     weights = load_file(path / MODEL)
     for name, buffer in engine.module.named_buffers():
         buffer.copy_(weights[name])
-    with FragmentReader(path) as reader:
+    with ExitStack() as open_files:
+        saved = _index_fragments(path, open_files)
         for fragment in local_fragments(engine.deepspeed):
             for kind, tensor in fragment.tensors.items():
-                reader.fill(tensor, fragment.name, kind, fragment.start)
+                _fill(tensor, fragment, kind, saved)
     restore_optimizer_counters(engine.deepspeed, counters)
     copy_master_weights(engine.deepspeed)
     engine.skipped = SkippedSteps(**counters["skips"])
@@ -63,44 +65,29 @@ def _restore_ema(ema: Ema, path: Path) -> None:
             ema.state[name].copy_(tensors.get_tensor(name))
 
 
-class FragmentReader:
-    """Reads elements of any parameter from the optimiser files of all ranks that saved."""
+def _index_fragments(path: Path, open_files: ExitStack) -> Saved:
+    """Open the optimiser files of all ranks that saved, and index their fragments. Only headers are read."""
+    from safetensors import safe_open
 
-    def __init__(self, path: Path) -> None:
-        """Open all optimiser files of the checkpoint folder ``path``; only their headers are read."""
-        from safetensors import safe_open
+    saved: Saved = defaultdict(list)
+    for file_of_rank in sorted(path.glob("optimizer-*.safetensors")):
+        file = open_files.enter_context(safe_open(file_of_rank, framework="pt"))
+        for key in file.keys():  # noqa: SIM118 - not a mapping
+            name, kind, start = key.rsplit(":", 2)
+            saved[name, kind].append((int(start), file.get_slice(key)))
+    return saved
 
-        self._files = ExitStack()
-        self._saved: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = defaultdict(list)
-        for path_of_rank in sorted(path.glob("optimizer-*.safetensors")):
-            file = self._files.enter_context(safe_open(path_of_rank, framework="pt"))
-            for key in file.keys():  # noqa: SIM118 - not a mapping
-                name, kind, start = key.rsplit(":", 2)
-                (count,) = file.get_slice(key).get_shape()
-                self._saved[name, kind].append((int(start), count, file, key))
 
-    def __enter__(self) -> FragmentReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._files.close()
-
-    def fill(self, tensor: torch.Tensor, name: str, kind: str, start: int) -> None:
-        """Copy the elements of parameter ``name`` from ``start`` on into ``tensor``, float32 [count].
-
-        Raises:
-            Fault: the checkpoint does not contain all of them.
-        """
-        end, filled = start + len(tensor), 0
-        for saved_start, count, file, key in self._saved[name, kind]:
-            low, high = max(start, saved_start), min(end, saved_start + count)
-            if low < high:
-                tensor[low - start : high - start].copy_(file.get_slice(key)[low - saved_start : high - saved_start])
-                filled += high - low
-        if filled != len(tensor):
-            raise Fault(
-                f"the checkpoint contains {filled} of {len(tensor)} elements of {name} ({kind}); another network"
-                " saved it"
-            )
+def _fill(tensor: torch.Tensor, fragment: Fragment, kind: str, saved: Saved) -> None:
+    """Copy the saved elements of ``fragment`` into ``tensor``, one of its tensors."""
+    start, end, filled = fragment.start, fragment.start + fragment.count, 0
+    for saved_start, elements in saved[fragment.name, kind]:
+        low, high = max(start, saved_start), min(end, saved_start + elements.get_shape()[0])
+        if low < high:
+            tensor[low - start : high - start].copy_(elements[low - saved_start : high - saved_start])
+            filled += high - low
+    if filled != fragment.count:
+        raise Fault(
+            f"the checkpoint contains {filled} of {fragment.count} elements of {fragment.name} ({kind}); it is of"
+            " another network"
+        )

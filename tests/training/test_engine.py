@@ -21,7 +21,7 @@ from timm.optim import param_groups_layer_decay
 from torch.nn.functional import cross_entropy
 
 from brain_dist.config import AugmentConfig, Balance, ModelConfig
-from brain_dist.errors import UserError
+from brain_dist.errors import Fault, UserError
 from brain_dist.networks.create import create_network
 from brain_dist.ranks.device import enable_determinism
 from brain_dist.ranks.world import World
@@ -159,6 +159,16 @@ def test_layer_decay_equals_plain_adamw_also_after_a_resume(world: World, zero_s
     restore(tmp_path, 1, resumed)
     resumed.step(of_step(batches, 1), lr=1e-2)
     assert all(torch.equal(value, weights[name]) for name, value in resumed.weights().items())
+
+
+def test_restoring_the_checkpoint_of_another_network_is_a_fault(world: World, tmp_path: Path) -> None:
+    engine = Engine(CONFIG, create_network(CONFIG.model, 4, seed=0), world, CPU)
+    saver = Saver(tmp_path, engine, {}, keep=1)
+    saver.begin(0)
+    saver.finish()
+    other = Engine(CONFIG, create_network(CONFIG.model, 5, seed=0), world, CPU)
+    with pytest.raises(Fault, match=r"of another network"):
+        restore(tmp_path, 0, other)
 
 
 def test_frozen_steps_and_evaluations_keep_batchnorm_statistics(world: World) -> None:
