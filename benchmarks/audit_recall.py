@@ -23,20 +23,19 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from benchmarks.common import cores
+from benchmarks.planted import score as score_pairs
 from brain_dist.audit import survey
 from brain_dist.collection.measures import head_box, thumbnails
 from brain_dist.collection.recipes import default_recipe
 from brain_dist.collection.records import find_records
+from brain_dist.common.commands import cpu_cores
 from brain_dist.common.progress import show_progress
 from brain_dist.copies import registration, search
 from brain_dist.copies.candidates import candidate_cosine, windows
 from brain_dist.copies.descriptor import Descriptor
 from brain_dist.copies.registration import REGISTERED_THRESHOLD
 from brain_dist.copies.similarity import ALIGNED_THRESHOLD, structure
-from brain_dist.phantom import planting
-from brain_dist.phantom.generate import generate
-from brain_dist.phantom.settings import PhantomSettings
+from brain_dist.phantom.generate import PhantomSettings, generate
 
 Change = Callable[[Image.Image, float, np.random.Generator], Image.Image]
 SLICES, SIZE = 4, 160  # slices per phantom patient, pixels per side
@@ -128,7 +127,7 @@ def measure_phantoms(patients: int, seed: int, workers: int) -> dict[str, Any]:
             generate(root, settings, workers=workers, progress=progress)
         source = survey.Source("phantoms", root, default_recipe(root))
         pairs = survey.survey_collections([source], workers=workers, skip_bad=False, progress=lambda *_: None)
-        score = planting.score(root, [Path(path).stem for path in pairs.path], pairs.first, pairs.second)
+        score = score_pairs(root, [Path(path).stem for path in pairs.path], pairs.first, pairs.second)
     print(f"\n## Phantoms: {patients} patients, {SLICES} slices each of {SIZE}² pixels, every slice copied once\n")
     print("| kind | planted | found | recall |\n|---|---|---|---|")
     for kind, planted in score.planted.items():
@@ -291,7 +290,7 @@ def main() -> None:
     parser.add_argument("--phantoms", type=int, default=320, metavar="PATIENTS", help="0: no phantoms (default: 320)")
     parser.add_argument("--images", type=int, default=200, metavar="N", help="images to copy per collection")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=cores())
+    parser.add_argument("--workers", type=int, default=cpu_cores())
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     results: dict[str, Any] = {}

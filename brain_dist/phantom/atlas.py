@@ -5,7 +5,6 @@ The template is brain-extracted, so everything outside the brain is synthetic (:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -14,8 +13,7 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-from brain_dist.phantom.head import head_distances
-from brain_dist.phantom.solids import GRID_MAX, GRID_MIN, SPACING
+from brain_dist.phantom.head import GRID_MAX, GRID_MIN, SPACING, head_distances
 
 Array = np.ndarray
 STRUCTURES = ("dura", "skin", "bone", "air", "fat", "fluid", "nerve", "enhancing")  # with distance fields
@@ -53,19 +51,25 @@ class Atlas:
 @lru_cache(maxsize=1)
 def load_atlas() -> Atlas:
     """Read nilearn's MNI152 volumes and build the head around them (about two seconds, once per process)."""
-    t1, affine = _template("t1")
+    t1, origin = _template("t1")
     white_matter, _ = _template("wm")
-    origin = affine[:3, 3]
     axes = [np.arange(a, b + 1, SPACING, dtype=np.float32) for a, b in zip(GRID_MIN, GRID_MAX, strict=True)]
-    grid = np.meshgrid(*axes, indexing="ij", sparse=True)
-    distances = head_distances(_on_grid(t1 > 0, origin, grid), grid)
+
+    def on_grid(mask: Array) -> Array:
+        """A 1 mm mask on the grid of the distance fields; False outside the mask's volume."""
+        shape = tuple(len(axis) for axis in axes)
+        return ndimage.affine_transform(mask, np.full(3, SPACING), GRID_MIN - origin, shape, order=0)
+
+    distances = head_distances(on_grid(t1 > 0), axes)
     dura = distances["dura"]
-    deep = np.argwhere(_on_grid(white_matter > 150, origin, grid) & (dura < -12)) * SPACING + GRID_MIN
+    deep = np.argwhere(on_grid(white_matter > 150) & (dura < -12)) * SPACING + GRID_MIN
     border = np.argwhere(np.abs(dura) < 0.7 * SPACING)
     gradient = np.stack([ndimage.sobel(dura, axis)[tuple(border.T)] for axis in range(3)], -1)
     normals = -gradient / np.maximum(np.linalg.norm(gradient, axis=1, keepdims=True), 1e-6)
+    # make the sulci visible again, which averaging many brains blurred
+    sharp = t1 + 0.9 * (t1 - ndimage.gaussian_filter(t1.astype(np.float32), 1.6))
     return Atlas(
-        t1=_sharpen(t1),
+        t1=np.where(t1 == 0, 0, np.clip(sharp, 0, 255)).astype(np.uint8),
         t1_origin=origin,
         distances=distances,
         textures=_textures(),
@@ -76,32 +80,11 @@ def load_atlas() -> Atlas:
 
 
 def _template(kind: str) -> tuple[Array, Array]:
-    """One of nilearn's MNI152 volumes (uint8, 1 mm) and its affine; nilearn's loaders take seconds."""
+    """One of nilearn's MNI152 volumes (uint8, 1 mm) and the position of its first voxel; nilearn's loaders are slow."""
     name = f"datasets/data/mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"
     with resources.as_file(resources.files("nilearn").joinpath(name)) as path:
         image = nibabel.Nifti1Image.from_filename(path)
-        return np.asarray(image.dataobj), image.affine
-
-
-def _sharpen(t1: Array) -> Array:
-    """Make the sulci visible again, which averaging many brains blurred."""
-    sharp = t1.astype(np.float32)
-    sharp += 0.9 * (sharp - ndimage.gaussian_filter(sharp, 1.6))
-    sharp[t1 == 0] = 0
-    return np.clip(sharp, 0, 255).astype(np.uint8)
-
-
-def _on_grid(mask: Array, origin: Array, grid: Sequence[Array]) -> Array:
-    """Nearest values of a 1 mm mask on the grid of the distance fields; False outside the mask's volume."""
-    result = np.zeros([axis.size for axis in grid], bool)
-    inside, index = [], []
-    for axis, start, size in zip(grid, origin, mask.shape, strict=True):
-        voxel = np.rint(axis.ravel() - start).astype(int)
-        valid = (voxel >= 0) & (voxel < size)
-        inside.append(np.flatnonzero(valid))
-        index.append(voxel[valid])
-    result[np.ix_(*inside)] = mask[np.ix_(*index)]
-    return result
+        return np.asarray(image.dataobj), image.affine[:3, 3]
 
 
 def _textures() -> Array:

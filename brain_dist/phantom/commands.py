@@ -7,7 +7,6 @@ from pathlib import Path
 
 from brain_dist.common.commands import cpu_cores
 from brain_dist.common.progress import show_progress
-from brain_dist.phantom.settings import PLANES, PhantomSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,24 +33,17 @@ class Phantom:
     slices: int = 8
     size: int = 256
     seed: int = 0
-    planes: str = ",".join(PLANES)
+    planes: str = "axial,coronal,sagittal"
     plant: float = 0.0
     published: bool = False
     workers: int = field(default_factory=cpu_cores)
 
     def run(self) -> int:
         """Generate the collection; return the exit code."""
-        from brain_dist.phantom.generate import generate
+        from brain_dist.phantom.generate import PhantomSettings, generate
 
-        settings = PhantomSettings(
-            seed=self.seed,
-            patients=self.patients,
-            slices=self.slices,
-            size=self.size,
-            planes=tuple(self.planes.split(",")),
-            plant=self.plant,
-            published=self.published,
-        )
+        settings = {**vars(self), "planes": tuple(self.planes.split(","))}
+        out, workers = settings.pop("out"), settings.pop("workers")
         with show_progress() as progress:
-            generate(self.out, settings, workers=self.workers, progress=progress)
+            generate(out, PhantomSettings(**settings), workers=workers, progress=progress)
         return 0

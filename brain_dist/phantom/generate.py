@@ -21,8 +21,10 @@ import csv
 import json
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -32,8 +34,55 @@ from brain_dist.common.files import partial_folder
 from brain_dist.common.progress import Progress, no_progress
 from brain_dist.common.workers import worker_pool
 from brain_dist.errors import UserError
+from brain_dist.phantom.patients import draw_patient
 from brain_dist.phantom.planting import QUALITY, TEST, TRAIN, Row, image_path, plant
-from brain_dist.phantom.settings import PhantomSettings, check_range
+from brain_dist.phantom.slices import PLANES, render
+
+GENERATOR = 2  # increase it whenever the same settings give other bytes
+
+
+@dataclass(frozen=True)
+class PhantomSettings:
+    """What decides the bytes of a phantom collection.
+
+    Attributes:
+        seed: seed of everything that is drawn.
+        patients: number of patients.
+        slices: number of slices of each patient.
+        size: pixels per side.
+        planes: planes of the slices.
+        plant: number of planted copies, as a fraction of the slices.
+        published: divide the patients between two folders, as published collections do.
+
+    Raises:
+        UserError: a setting is out of range.
+    """
+
+    seed: int
+    patients: int
+    slices: int
+    size: int
+    planes: tuple[str, ...] = PLANES
+    plant: float = 0.0
+    published: bool = False
+
+    def __post_init__(self) -> None:
+        _check_range("patients", self.patients, 8 if self.published else 4, 1_000_000)  # each folder has each class
+        _check_range("slices", self.slices, 1, 1000)
+        _check_range("size", self.size, 64, 1024)
+        _check_range("seed", self.seed, 0, 2**63)
+        _check_range("plant", self.plant, 0, 1)
+        if not self.planes or not set(self.planes) <= set(PLANES):
+            raise UserError(f"--planes {','.join(self.planes)} must be one or more of {', '.join(PLANES)}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as ``phantom.json`` stores them."""
+        return {"generator": GENERATOR, **asdict(self), "planes": list(self.planes)}
+
+
+def _check_range(name: str, value: float, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise UserError(f"--{name} {value} must be from {low} to {high}")
 
 
 def generate(out: Path, settings: PhantomSettings, *, workers: int, progress: Progress = no_progress) -> None:
@@ -48,7 +97,7 @@ def generate(out: Path, settings: PhantomSettings, *, workers: int, progress: Pr
     Raises:
         UserError: ``workers`` is out of range, ``out`` contains something else, or it cannot be written.
     """
-    check_range("workers", workers, 1, 1024)
+    _check_range("workers", workers, 1, 1024)
     if _exists(out, settings):
         print(f"{out} already contains this phantom collection: nothing to do", flush=True)
         return
@@ -65,13 +114,11 @@ def generate(out: Path, settings: PhantomSettings, *, workers: int, progress: Pr
 
 def _exists(out: Path, settings: PhantomSettings) -> bool:
     """Whether ``out`` contains exactly this collection; raises :class:`UserError` if it contains anything else."""
-    if not out.exists():
-        return False
-    if not out.is_dir():
+    if out.is_file():
         raise UserError(f"{out} is a file; choose another folder for the phantoms")
     record = out / "phantom.json"
     if not record.exists():
-        if any(out.iterdir()):
+        if out.exists() and any(out.iterdir()):
             raise UserError(
                 f"{out} is not empty and is not a complete phantom collection; choose another folder or delete it"
             )
@@ -79,9 +126,7 @@ def _exists(out: Path, settings: PhantomSettings) -> bool:
     try:
         stored = json.loads(record.read_text())
         differences = [
-            f"{name} {stored.get(name)} instead of {value}"
-            for name, value in settings.as_dict().items()
-            if stored.get(name) != value
+            f"{k} {stored.get(k)} instead of {v}" for k, v in settings.as_dict().items() if stored.get(k) != v
         ]
     except (ValueError, AttributeError) as error:
         raise UserError(f"{record} is damaged; delete {out} and generate it again") from error
@@ -96,7 +141,10 @@ def _write_collection(folder: Path, settings: PhantomSettings, workers: int, pro
     patients, slices = settings.patients, settings.slices
     images = patients * slices
     planted = round(settings.plant * images)
-    ids = _ids(images + planted, settings.seed)
+    total = images + planted
+    # in random order, so that an id reveals neither the class nor the patient
+    order = np.random.default_rng([settings.seed, 6]).permutation(total) + 1
+    ids = [f"ph{number:0{max(6, len(str(total)))}d}" for number in order]
     parts = _published_parts(settings)
     for name in (Path("masks"), *(Path(part, label) for part in set(parts) for label in CLASSES)):
         (folder / name).mkdir(parents=True)
@@ -116,16 +164,10 @@ def _write_collection(folder: Path, settings: PhantomSettings, workers: int, pro
         "kind": "phantom",
         "about": "Made-up slices of the MNI152 template, drawn lesions: they prove the machinery, not the medicine.",
         **settings.as_dict(),
-        "images": images + planted,
+        "images": total,
         "classes": list(CLASSES),
     }
     (folder / "phantom.json").write_text(json.dumps(record, indent=1) + "\n")
-
-
-def _ids(count: int, seed: int) -> list[str]:
-    """Ids with numbers in random order, so that an id reveals neither the class nor the patient."""
-    order = np.random.default_rng([seed, 6]).permutation(count) + 1
-    return [f"ph{number:0{max(6, len(str(count)))}d}" for number in order]
 
 
 def _published_parts(settings: PhantomSettings) -> list[str]:
@@ -142,9 +184,6 @@ def _published_parts(settings: PhantomSettings) -> list[str]:
 
 def _write_patient(folder: Path, settings: PhantomSettings, job: tuple[int, str, list[str]]) -> list[Row]:
     """Render and write all slices of a patient, given its number, its part and the slices' ids; returns their rows."""
-    from brain_dist.phantom.patients import draw_patient
-    from brain_dist.phantom.slices import render
-
     number, part, ids = job
     patient = draw_patient(settings.seed, number)
     rows: list[Row] = []

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from brain_dist.phantom.atlas import Atlas
-from brain_dist.phantom.solids import ellipsoid, smooth_min
+from brain_dist.phantom.head import ellipsoid, smooth_min
 
 Array = np.ndarray
 SELLA = np.array([0.0, 3.0, -33.0])  # mm, centre of the normal pituitary gland
@@ -51,12 +51,12 @@ class Lesion:
     texture_offset: Array
     signal: float
     heterogeneity: float
-    ring_width: float
-    core_signal: float
-    enhances: bool
-    oedema_width: float
     border_width: float
     mass_effect: float
+    ring_width: float = 0.0
+    core_signal: float = 0.0
+    enhances: bool = True
+    oedema_width: float = 0.0
     attachment: Array | None = None
     falcine: bool = False
     suprasellar_radius: float = 0.0
@@ -82,11 +82,13 @@ def _glioma(atlas: Atlas, rng: np.random.Generator) -> Lesion:
     centre = candidates[rng.integers(len(candidates))] + rng.uniform(-1, 1, 3)
     ring = rng.random() < 0.85
     enhances = ring or rng.random() < 0.6  # the others are low-grade: dark and homogeneous
+    radii = radius * np.exp(rng.normal(0, 0.18, 3))
+    axes, r = np.linalg.qr(rng.standard_normal((3, 3)))
     return Lesion(
         kind="glioma",
         centre=centre,
-        radii=radius * np.exp(rng.normal(0, 0.18, 3)),
-        axes=_rotation(rng),
+        radii=radii,
+        axes=axes * np.sign(np.diag(r)),
         irregularity=rng.uniform(0.15, 0.4),
         texture_offset=rng.uniform(0, 64, 3),
         signal=rng.uniform(1.9, 2.5),
@@ -98,12 +100,6 @@ def _glioma(atlas: Atlas, rng: np.random.Generator) -> Lesion:
         border_width=rng.uniform(1.5, 4.0),
         mass_effect=rng.uniform(0.15, 0.6),
     )
-
-
-def _rotation(rng: np.random.Generator) -> Array:
-    """A random rotation or reflection matrix [3, 3]."""
-    q, r = np.linalg.qr(rng.standard_normal((3, 3)))
-    return q * np.sign(np.diag(r))
 
 
 def _meningioma(atlas: Atlas, rng: np.random.Generator) -> Lesion:
@@ -122,9 +118,6 @@ def _meningioma(atlas: Atlas, rng: np.random.Generator) -> Lesion:
         texture_offset=rng.uniform(0, 64, 3),
         signal=rng.uniform(1.7, 2.4),
         heterogeneity=rng.uniform(0.04, 0.18),
-        ring_width=0.0,
-        core_signal=0.0,
-        enhances=True,
         oedema_width=rng.uniform(3, 12) if rng.random() < 0.35 else 0.0,
         border_width=rng.uniform(1.0, 2.2),
         mass_effect=rng.uniform(0.55, 0.95),
@@ -163,10 +156,6 @@ def _pituitary(atlas: Atlas, rng: np.random.Generator) -> Lesion:
         texture_offset=rng.uniform(0, 64, 3),
         signal=rng.uniform(1.4, 2.1),
         heterogeneity=rng.uniform(0.08, 0.3),
-        ring_width=0.0,
-        core_signal=0.0,
-        enhances=True,
-        oedema_width=0.0,
         border_width=rng.uniform(1.0, 2.5),
         mass_effect=rng.uniform(0.6, 0.95),
         suprasellar_radius=radius * rng.uniform(0.6, 0.95) if radius > 9 and rng.random() < 0.6 else 0.0,
@@ -199,8 +188,7 @@ def lesion_distance(lesion: Lesion, points: Array, dura: Array, bumps: Array) ->
         if lesion.falcine:  # it stays on its side of the falx
             body = np.maximum(body, 0.4 - np.sign(lesion.centre[0]) * points[0])
         return body
-    radius = lesion.suprasellar_radius
-    if radius:
+    if radius := lesion.suprasellar_radius:
         top = (0.0, 0.0, float(lesion.radii[2] + 0.4 * radius))
         suprasellar = ellipsoid(list(shift), top, (1.15 * radius, 0.95 * radius, 0.9 * radius))
         body = smooth_min(body, suprasellar + lesion.irregularity * radius * bumps, 2.5)

@@ -14,8 +14,8 @@ from scipy import ndimage
 
 from brain_dist.collection.recipes import CLASSES
 from brain_dist.phantom.atlas import TEXTURE_SIZE, load_atlas
+from brain_dist.phantom.head import GRID_MAX, GRID_MIN
 from brain_dist.phantom.lesions import Lesion, draw_lesion
-from brain_dist.phantom.solids import GRID_MAX, GRID_MIN
 
 Array = np.ndarray
 KNOT_SPACING = 9.0  # mm between the knots of the elastic deformation
@@ -23,6 +23,13 @@ KNOT_SPACING = 9.0  # mm between the knots of the elastic deformation
 TEXTURES = {
     "fine": (0, (1.7, 1.7, 1.7)), "other": (0, (2.6, 2.6, 2.6)), "coarse": (1, (2.2, 2.2, 2.2)),
     "wide": (1, (6.0, 6.0, 6.0)), "fibres": (0, (1.5, 2.6, 5.0)), "patches": (1, (4.0, 4.0, 6.0)),
+}  # fmt: skip
+_INTENSITIES = np.array([0, 70, 110, 165, 205, 230, 255.0])  # of the template, with a signal each
+# Ranges of a head's signals relative to white matter, of the thickness of skull and scalp (mm), of the width of
+# cortical veins (in units of the texture), and of the amplitude of the brain's local displacement (gyri, mm)
+_TISSUE = {
+    "fat": (1.7, 2.8), "marrow": (0.3, 1.4), "muscle": (0.6, 0.85), "mucosa": (1.2, 1.9), "vessel": (1.2, 1.8),
+    "dura": (0.4, 1.2), "skull": (5.0, 8.0), "scalp": (2.5, 6.0), "veins": (0.06, 0.16), "gyri": (0.6, 1.6),
 }  # fmt: skip
 
 
@@ -52,31 +59,6 @@ class Scanner:
 
 
 @dataclass(frozen=True)
-class Tissue:
-    """Signals relative to white matter, and thicknesses.
-
-    Attributes:
-        fat: signal of fat; likewise ``marrow``, ``muscle``, ``fluid``, ``mucosa``, ``vessel`` and ``dura``.
-        skull: thickness of the skull, mm.
-        scalp: thickness of the scalp, mm.
-        veins: width of the cortical veins, in units of the texture.
-        gyri: amplitude of the brain's local displacement, mm.
-    """
-
-    fat: float
-    marrow: float
-    muscle: float
-    fluid: float
-    mucosa: float
-    vessel: float
-    dura: float
-    skull: float
-    scalp: float
-    veins: float
-    gyri: float
-
-
-@dataclass(frozen=True)
 class Patient:
     """Everything about one phantom patient that all slices share.
 
@@ -88,7 +70,7 @@ class Patient:
         shift: [3], mm.
         warp: float32 [3, knots…], spline coefficients of the elastic displacement, mm.
         intensity_curve: template intensities, and their signals relative to white matter.
-        tissue: signals and thicknesses.
+        tissue: see ``_TISSUE``, and ``fluid``, the signal of cerebrospinal fluid.
         scanner: the scanner's settings.
         target: the tumour, or the site of the slices of a patient without one.
         texture_offsets: texture → [3] shift into its cube, voxels.
@@ -101,7 +83,7 @@ class Patient:
     shift: Array
     warp: Array = field(repr=False)
     intensity_curve: tuple[Array, Array]
-    tissue: Tissue
+    tissue: dict[str, float]
     scanner: Scanner
     target: Lesion
     texture_offsets: dict[str, Array]
@@ -120,81 +102,53 @@ class Patient:
 def draw_patient(seed: int, number: int) -> Patient:
     """Draw patient ``number`` (from 0). Each four consecutive patients have the four classes, in random order."""
     label = CLASSES[np.random.default_rng([seed, 1, number // 4]).permutation(4)[number % 4]]
+    target_rng = np.random.default_rng([seed, 4, number])
+    kind = str(target_rng.choice(["glioma", "meningioma", "pituitary"]))  # gives the slices' site if there is no tumour
     # The order of the draws decides the pixels of every phantom: a new draw belongs at the end.
     rng = np.random.default_rng([seed, 2, number])
     affine, warp = _draw_affine(rng), _draw_warp(rng)
     grey, fluid = rng.uniform(0.76, 0.9), rng.uniform(0.25, 0.42)
+    signals = np.array([fluid, fluid, fluid + 0.35 * (grey - fluid), grey, 0.35 * grey + 0.65, 1.0, 1.04])
     return Patient(
         seed=seed,
         number=number,
         label=label,
         affine=affine,
         warp=warp,
-        intensity_curve=_intensity_curve(grey, fluid),
-        tissue=_draw_tissue(fluid, rng),
+        intensity_curve=(_INTENSITIES, signals),
+        tissue={"fluid": fluid, **{name: rng.uniform(*limits) for name, limits in _TISSUE.items()}},
         shift=rng.normal(0, 3, 3),
         scanner=_draw_scanner(np.random.default_rng([seed, 3, number])),
-        target=_draw_target(label, np.random.default_rng([seed, 4, number])),
+        target=draw_lesion(kind if label == "notumor" else label, load_atlas(), target_rng),
         texture_offsets={name: rng.uniform(0, TEXTURE_SIZE, 3) for name in TEXTURES},
     )
 
 
 def _draw_affine(rng: np.random.Generator) -> Array:
     """Rotation, scaling and shear [3, 3]."""
-    rotation = _rotation(np.deg2rad(rng.normal(0, 5, 3).clip(-11, 11)))
-    scaling = np.diag(rng.normal(1.0, 0.045, 3).clip(0.9, 1.1))
-    return rotation @ (scaling + np.triu(rng.normal(0, 0.025, (3, 3)), 1))
-
-
-def _rotation(angles: Array) -> Array:
-    """Rotation matrix [3, 3] of three Euler angles (radians)."""
     rotation = np.eye(3)
-    for axis, angle in enumerate(angles):
+    for axis, angle in enumerate(np.deg2rad(rng.normal(0, 5, 3).clip(-11, 11))):
         i, j = [k for k in range(3) if k != axis]
         step = np.eye(3)
         step[i, i] = step[j, j] = np.cos(angle)
         step[i, j], step[j, i] = -np.sin(angle), np.sin(angle)
         rotation = rotation @ step
-    return rotation
+    scaling = np.diag(rng.normal(1.0, 0.045, 3).clip(0.9, 1.1))
+    return rotation @ (scaling + np.triu(rng.normal(0, 0.025, (3, 3)), 1))
 
 
 def _draw_warp(rng: np.random.Generator) -> Array:
     """Cubic spline coefficients [3, knots…] of the elastic displacement (mm): a wide field plus a narrow one."""
     knots = np.ceil((GRID_MAX - GRID_MIN) / KNOT_SPACING).astype(int) + 1
-    components = []
-    for _ in range(3):
-        wide = _smooth_field(rng, knots, 4.0, rng.uniform(1.5, 3.5))
-        narrow = _smooth_field(rng, knots, 1.2, rng.uniform(0.3, 0.7))
-        components.append(wide + narrow)
-    return np.stack(components)
 
+    def smooth_field(sigma: float, amplitude: float) -> Array:
+        """A smooth random field with standard deviation ``amplitude``."""
+        values = ndimage.gaussian_filter(rng.standard_normal(knots), sigma)
+        return ndimage.spline_filter((values * (amplitude / values.std())).astype(np.float32), 3, output=np.float32)
 
-def _smooth_field(rng: np.random.Generator, shape: Array, sigma: float, amplitude: float) -> Array:
-    """Cubic spline coefficients of a smooth random field with standard deviation ``amplitude``."""
-    values = ndimage.gaussian_filter(rng.standard_normal(shape), sigma)
-    return ndimage.spline_filter((values * (amplitude / values.std())).astype(np.float32), 3, output=np.float32)
-
-
-def _intensity_curve(grey: float, fluid: float) -> tuple[Array, Array]:
-    """Template intensities and their signals, given the signals of grey matter and fluid."""
-    intensities = np.array([0, 70, 110, 165, 205, 230, 255.0])
-    return intensities, np.array([fluid, fluid, fluid + 0.35 * (grey - fluid), grey, 0.35 * grey + 0.65, 1.0, 1.04])
-
-
-def _draw_tissue(fluid: float, rng: np.random.Generator) -> Tissue:
-    return Tissue(
-        fat=rng.uniform(1.7, 2.8),
-        marrow=rng.uniform(0.3, 1.4),
-        muscle=rng.uniform(0.6, 0.85),
-        fluid=fluid,
-        mucosa=rng.uniform(1.2, 1.9),
-        vessel=rng.uniform(1.2, 1.8),
-        dura=rng.uniform(0.4, 1.2),
-        skull=rng.uniform(5.0, 8.0),
-        scalp=rng.uniform(2.5, 6.0),
-        veins=rng.uniform(0.06, 0.16),
-        gyri=rng.uniform(0.6, 1.6),
-    )
+    return np.stack([
+        smooth_field(4.0, rng.uniform(1.5, 3.5)) + smooth_field(1.2, rng.uniform(0.3, 0.7)) for _ in range(3)
+    ])  # fmt: skip
 
 
 def _draw_scanner(rng: np.random.Generator) -> Scanner:
@@ -208,9 +162,3 @@ def _draw_scanner(rng: np.random.Generator) -> Scanner:
         coil_gain=rng.uniform(0, 0.35),
         coil_end=(rng.uniform(-150, -95), rng.uniform(8, 22)),
     )
-
-
-def _draw_target(label: str, rng: np.random.Generator) -> Lesion:
-    """The tumour of a patient; for a patient without one, a tumour of a random kind that gives the slices' site."""
-    kind = str(rng.choice(["glioma", "meningioma", "pituitary"]))
-    return draw_lesion(kind if label == "notumor" else label, load_atlas(), rng)

@@ -16,11 +16,10 @@ from scipy import ndimage
 from brain_dist.collection.recipes import CLASSES
 from brain_dist.errors import UserError
 from brain_dist.phantom.atlas import load_atlas
-from brain_dist.phantom.generate import generate
+from brain_dist.phantom.generate import PhantomSettings, generate
 from brain_dist.phantom.lesions import SELLA, Lesion, lesion_distance
 from brain_dist.phantom.patients import draw_patient
 from brain_dist.phantom.planting import KINDS
-from brain_dist.phantom.settings import PhantomSettings
 from brain_dist.phantom.slices import render
 
 SMALL = PhantomSettings(patients=5, slices=3, size=96, seed=3, plant=0.5)

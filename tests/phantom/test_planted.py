@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from helpers import in_process
 
+from benchmarks.planted import score
 from brain_dist.audit.counts import summary
 from brain_dist.audit.survey import Source, Survey, survey_collections
 from brain_dist.collection.recipes import default_recipe
-from brain_dist.phantom.planting import KINDS, score
+from brain_dist.phantom.planting import KINDS
 from brain_dist.store.dataset import open_dataset
 
 PATIENTS, SLICES = 64, 3
