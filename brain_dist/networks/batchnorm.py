@@ -64,13 +64,10 @@ class SyncBatchNorm(_BatchNorm):
 
     def _update_running_statistics(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
         """Momentum None is the plain average of all batches, as in torch."""
-        assert self.num_batches_tracked is not None
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        self.num_batches_tracked.add_(1)
-        weight = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, weight)
-        self.running_var.lerp_(variance, weight)
+        batches = self.get_buffer("num_batches_tracked").add_(1)
+        weight = 1 / float(batches) if self.momentum is None else self.momentum
+        self.get_buffer("running_mean").lerp_(mean, weight)
+        self.get_buffer("running_var").lerp_(variance, weight)
 
 
 class _AllReduce(torch.autograd.Function):

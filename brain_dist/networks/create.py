@@ -51,16 +51,11 @@ def _create(config: ModelConfig, classes: int, *, pretrained: bool) -> Any:
     """``timm.create_model``, with its errors in one line."""
     import timm
 
-    arguments: dict[str, Any] = {
-        "num_classes": classes,
-        "in_chans": config.in_chans,
-        "drop_rate": config.drop,
-        **config.options,
-    }
+    arguments: dict[str, Any] = {"num_classes": classes, "in_chans": config.in_chans, "drop_rate": config.drop}
     if config.drop_path:
         arguments["drop_path_rate"] = config.drop_path
     try:
-        return timm.create_model(config.name, pretrained=pretrained, **arguments)
+        return timm.create_model(config.name, pretrained=pretrained, **arguments, **config.options)
     except TypeError as error:
         raise UserError(
             f"model.name={config.name} does not accept these settings ({error});"

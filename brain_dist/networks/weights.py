@@ -30,11 +30,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise UserError(f"model.weights={path}: no such file")
     try:
-        state = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        is_safetensors = path.suffix == ".safetensors"
+        state = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"model.weights={path} is not a plain file of tensors; only such files are read") from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -66,9 +63,7 @@ def apply_weights(model: torch.nn.Module, state: Mapping[str, torch.Tensor], *, 
     if set(state) != set(target):
         # other names: the order of registration is the order of the layers, and every shape is checked below
         if len(state) != len(target):
-            raise UserError(
-                f"{source} has {len(state)} tensors, but the model has {len(target)}: another model's weights?"
-            )
+            raise UserError(f"{source} has {len(state)} tensors, the model has {len(target)}: another model's weights?")
         state = dict(zip(target, state.values(), strict=True))
     classifier = {f"{module}.{kind}" for module in classifier_names(model) for kind in ("weight", "bias")}
     fitting = {}

@@ -9,9 +9,8 @@ from brain_dist.config import Config
 from brain_dist.errors import UserError
 from brain_dist.profiling.measure import measure_loaders, measure_profile
 from brain_dist.profiling.report import report_profile
-from brain_dist.ranks.agreement import run_on_main
 from brain_dist.ranks.device import choose_device
-from brain_dist.ranks.group import process_group
+from brain_dist.ranks.group import process_group, run_on_main
 from brain_dist.ranks.world import discover
 from brain_dist.store.access import check_shards, open_data
 

@@ -1,4 +1,4 @@
-"""The process group: rendezvous, collectives on Python objects, and the detection of lost connections."""
+"""The process group: rendezvous, collectives on Python objects, and work that one rank does for all."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import datetime
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from brain_dist.errors import UserError
+from brain_dist.errors import Fault, UserError
 from brain_dist.ranks.world import World
 
 if TYPE_CHECKING:
@@ -110,3 +110,30 @@ def gather_objects(item: Any, world: World) -> list[Any]:
     items: list[Any] = [None] * world.size
     dist.all_gather_object(items, item)
     return items
+
+
+def run_on_main(world: World, work: Callable[[], None]) -> None:
+    """Run ``work`` on the main rank once all ranks have arrived. Every rank must call.
+
+    Raises:
+        UserError, Fault: ``work`` failed; raised on every rank, so that no rank is left waiting.
+    """
+    gather_objects(None, world)
+    error = gather_objects(capture_error(work) if world.is_main else None, world)[0]
+    if error:
+        raise error
+
+
+def capture_error(work: Callable[[], None]) -> UserError | Fault | None:
+    """Run ``work``. Return its error as one line (a full disk, a missing permission, a bad file), or None."""
+    from safetensors import SafetensorError
+
+    try:
+        work()
+    except OSError as error:
+        return Fault(f"{error.filename or 'a file'} could not be written: {error.strerror or error}")
+    except (UserError, Fault) as error:
+        return error
+    except (RuntimeError, SafetensorError) as error:
+        return Fault(str(error))
+    return None

@@ -86,26 +86,18 @@ class Watch:
         heartbeats = self._read_heartbeats()
         if earlier is None or heartbeats is None:
             return "rank 0, which serves the rendezvous, does not answer: it was killed, stopped or disconnected"
-        silent = [
-            rank
-            for rank in range(self.world.size)
-            if rank != self.world.rank and (rank not in heartbeats or heartbeats[rank] == earlier.get(rank))
-        ]
+
+        def names(ranks: list[int]) -> str:
+            return ", ".join(_describe(rank, heartbeats.get(rank)) for rank in ranks)
+
+        others = [rank for rank in range(self.world.size) if rank != self.world.rank]
+        silent = [rank for rank in others if rank not in heartbeats or heartbeats[rank] == earlier.get(rank)]
         if silent:
-            names = ", ".join(
-                f"{_rank_name(rank, heartbeats)} (last seen {heartbeats[rank].activity})"
-                if rank in heartbeats
-                else f"{_rank_name(rank, heartbeats)} (not started)"
-                for rank in silent
-            )
-            return f"no heartbeat from {names}: killed, stopped or disconnected"
+            return f"no heartbeat from {names(silent)}: killed, stopped or disconnected"
         least = min(heartbeat.progress for heartbeat in heartbeats.values())
         behind = [rank for rank, heartbeat in heartbeats.items() if heartbeat.progress == least]
         if len(behind) < len(heartbeats):
-            names = ", ".join(
-                f"{_rank_name(rank, heartbeats)}, which is {heartbeats[rank].activity}" for rank in behind
-            )
-            return f"the others wait for {names}"
+            return f"the others wait for {names(behind)}"
         return f"every rank is alive and {self.activity}; check the network between them"
 
     def _read_heartbeats(self) -> dict[int, Heartbeat] | None:
@@ -144,8 +136,10 @@ def _key(rank: int) -> str:
     return f"heartbeat/{rank}"
 
 
-def _rank_name(rank: int, heartbeats: dict[int, Heartbeat]) -> str:
-    return f"rank {rank} on {heartbeats[rank].host}" if rank in heartbeats else f"rank {rank}"
+def _describe(rank: int, heartbeat: Heartbeat | None) -> str:
+    if heartbeat is None:
+        return f"rank {rank} (not started)"
+    return f"rank {rank} on {heartbeat.host} ({heartbeat.activity})"
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from brain_dist.common.files import write_atomically
 from brain_dist.common.locks import Busy, take_lock
 from brain_dist.config import Config, dump
 from brain_dist.errors import UserError
-from brain_dist.ranks.agreement import run_on_main
+from brain_dist.ranks.group import run_on_main
 from brain_dist.ranks.world import World
 
 if TYPE_CHECKING:

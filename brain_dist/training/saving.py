@@ -29,8 +29,7 @@ from brain_dist.checkpoints.layout import (
 )
 from brain_dist.common.files import sha256_bytes, sync_folder, write_durably
 from brain_dist.errors import Fault
-from brain_dist.ranks.agreement import capture_error, run_on_main
-from brain_dist.ranks.group import gather_objects
+from brain_dist.ranks.group import capture_error, gather_objects, run_on_main
 from brain_dist.training.fragments import local_fragments
 
 if TYPE_CHECKING:

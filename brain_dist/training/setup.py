@@ -13,7 +13,7 @@ import numpy as np
 from brain_dist.config import Config
 from brain_dist.errors import UserError
 from brain_dist.networks.create import create_network
-from brain_dist.ranks.agreement import run_on_main
+from brain_dist.ranks.group import run_on_main
 from brain_dist.ranks.stopping import StepAgreement, StopRequest
 from brain_dist.ranks.watch import Watch
 from brain_dist.ranks.world import World

@@ -19,7 +19,7 @@ from brain_dist.checkpoints.newest import newest_checkpoint
 from brain_dist.common.files import sha256_file
 from brain_dist.config import Config
 from brain_dist.errors import Fault, UserError
-from brain_dist.ranks.agreement import run_on_main
+from brain_dist.ranks.group import run_on_main
 from brain_dist.ranks.world import discover
 from brain_dist.training.resume import resume_step, settings_to_match
 
