@@ -87,6 +87,7 @@ def test_stop_on_two_hosts_and_resume(ssh: str, phantom_shards: Path, tmp_path: 
     finally:
         launcher.kill()
     assert launcher.returncode == 75, output
+    assert "run the same command to resume" in output
     steps = len(losses(tmp_path / "far"))
     assert 5 <= steps < STEPS
     resumed = command(train)
