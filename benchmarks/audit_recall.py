@@ -34,7 +34,7 @@ from brain_dist.copies import registration, search
 from brain_dist.copies.candidates import candidate_cosine, windows
 from brain_dist.copies.descriptor import Descriptor
 from brain_dist.copies.registration import REGISTERED_THRESHOLD
-from brain_dist.copies.similarity import ALIGNED_THRESHOLD, structure
+from brain_dist.copies.similarity import ALIGNED_THRESHOLD, NearPairs, structure
 from brain_dist.phantom.generate import PhantomSettings, generate
 
 Change = Callable[[Image.Image, float, np.random.Generator], Image.Image]
@@ -178,7 +178,7 @@ def measure_collection(root: Path, count: int, seed: int) -> dict[str, Any]:
     return result
 
 
-def components(count: int, pairs: search.NearPairs, selection: np.ndarray | slice = slice(None)) -> np.ndarray:
+def components(count: int, pairs: NearPairs, selection: np.ndarray | slice = slice(None)) -> np.ndarray:
     """int64 [count]: the first image that the selected pairs connect each image to."""
     return search.connected(count, np.column_stack([pairs.first[selection], pairs.second[selection]]))
 

@@ -7,21 +7,19 @@ is either even or odd from left to right, so mirroring a head only flips the sig
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from brain_dist.common.workers import in_threads
-from brain_dist.copies.similarity import even_and_odd, kernel_matrix, local_structure, unit_vectors
+from brain_dist.copies.similarity import chunks, even_and_odd, kernel_matrix, local_structure, unit_vectors
 
 SIDE = 20  # pixels per side of the described field: finds as much as 32, in half the time
 WHOLE = np.array([0.0, 0.0, 1.0, 1.0])  # the window that covers the whole head
 _DIMENSIONS = 48
 _MAX_FITTED = 3000  # images used for the fit
 _VERSIONS, _MOVES = 6, 24  # moved versions per image, drawn from this many different moves
-_CHUNK = 128  # heads processed at once: intermediate results stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -118,11 +116,6 @@ def window_structure(heads: np.ndarray, window: np.ndarray, side: int) -> np.nda
     for chunk in chunks(len(heads)):
         result[chunk] = smooth @ local_structure(down @ heads[chunk].astype(np.float32) @ across) @ smooth.T
     return result
-
-
-def chunks(count: int) -> Iterator[slice]:
-    """Slices that cover ``count`` heads and are small enough for the processor's cache."""
-    return (slice(low, low + _CHUNK) for low in range(0, count, _CHUNK))
 
 
 @lru_cache(maxsize=256)

@@ -23,8 +23,8 @@ from brain_dist.collection.measures import THUMB
 from brain_dist.common.scratch import scratch
 from brain_dist.common.workers import in_threads
 from brain_dist.copies.candidates import BLOCK, candidate_cosine, candidates, windows
-from brain_dist.copies.descriptor import WHOLE, Descriptor, chunks, window_structure
-from brain_dist.copies.similarity import Pairs
+from brain_dist.copies.descriptor import WHOLE, Descriptor, window_structure
+from brain_dist.copies.similarity import Block, NearPairs, best_of_each, chunks
 
 REGISTERED_THRESHOLD = 0.90  # correlation after registration from which two images are copies
 _SMALL = 32
@@ -34,7 +34,7 @@ _REGISTERED_AT_ONCE = 256  # pairs
 _MIN_OVERLAP = 0.75  # share of the frame that must lie inside the other image
 
 
-def moved_pairs(heads: np.ndarray, joined: np.ndarray, progress: Callable[[int, int], None] | None = None) -> Pairs:
+def moved_pairs(heads: np.ndarray, joined: np.ndarray, progress: Callable[[int, int], None] | None = None) -> NearPairs:
     """Pairs (i < j) among head thumbnails uint8 [N, 64, 64] that agree after registration.
 
     Args:
@@ -43,51 +43,32 @@ def moved_pairs(heads: np.ndarray, joined: np.ndarray, progress: Callable[[int, 
         progress: called with (done, total).
     """
     if len(heads) < 2:
-        return _sorted_pairs({})
+        return best_of_each([], moved=True)
     descriptor, fields = Descriptor.fit(heads), whole_fields(heads)
     starts = range(0, len(heads), BLOCK)
     straight = np.concatenate(list(in_threads(lambda low: descriptor(heads[low : low + BLOCK]), starts)))
     whole = straight, descriptor.mirrored(straight)
     cosine = candidate_cosine(heads, descriptor)
 
-    def compare(low: int) -> list[tuple[int, int, float, bool]]:
+    def compare(low: int) -> list[Block]:
         i, j, window, mirrored = candidates(heads, descriptor, whole, low, cosine)
         fresh = joined[i] != joined[j]
-        return _confirmed(fields, i[fresh], j[fresh], window[fresh], mirrored[fresh])
+        i, j, window, mirrored = i[fresh], j[fresh], window[fresh], mirrored[fresh]
+        blocks = []
+        for start in range(0, len(i), _REGISTERED_AT_ONCE):
+            part = slice(start, start + _REGISTERED_AT_ONCE)
+            similarity = confirm(fields, i[part], j[part], window[part], mirrored[part])
+            keep = similarity >= REGISTERED_THRESHOLD
+            ends = np.sort([i[part][keep], j[part][keep]], axis=0)
+            blocks.append((ends[0], ends[1], similarity[keep], mirrored[part][keep]))
+        return blocks
 
-    best: dict[tuple[int, int], tuple[float, bool]] = {}
+    blocks: list[Block] = []
     for done, block in enumerate(in_threads(compare, starts), 1):
-        for first, second, similarity, mirrored in block:
-            best[first, second] = max(best.get((first, second), (0.0, False)), (similarity, mirrored))
+        blocks += block
         if progress is not None:
             progress(done, len(starts))
-    return _sorted_pairs(best)
-
-
-def _confirmed(
-    fields: dict[int, np.ndarray], i: np.ndarray, j: np.ndarray, window: np.ndarray, mirrored: np.ndarray
-) -> list[tuple[int, int, float, bool]]:
-    """(first, second, similarity, mirrored) of the candidates that agree after registration."""
-    agreeing: list[tuple[int, int, float, bool]] = []
-    for low in range(0, len(i), _REGISTERED_AT_ONCE):
-        part = slice(low, low + _REGISTERED_AT_ONCE)
-        similarity = confirm(fields, i[part], j[part], window[part], mirrored[part])
-        columns = (np.minimum(i[part], j[part]), np.maximum(i[part], j[part]), similarity, mirrored[part])
-        keep = similarity >= REGISTERED_THRESHOLD
-        agreeing += zip(*(column[keep].tolist() for column in columns), strict=True)
-    return agreeing
-
-
-def _sorted_pairs(best: dict[tuple[int, int], tuple[float, bool]]) -> Pairs:
-    """(first, second) → (similarity, mirrored) as :class:`Pairs`."""
-    ends = np.array(sorted(best), dtype=np.int64).reshape(-1, 2)
-    values = [best[first, second] for first, second in ends.tolist()]
-    return Pairs(
-        ends[:, 0],
-        ends[:, 1],
-        np.array([similarity for similarity, _ in values], dtype=np.float32),
-        np.array([mirrored for _, mirrored in values], dtype=bool),
-    )
+    return best_of_each(blocks, moved=True)
 
 
 def whole_fields(heads: np.ndarray) -> dict[int, np.ndarray]:
@@ -98,7 +79,7 @@ def whole_fields(heads: np.ndarray) -> dict[int, np.ndarray]:
         for side, field in fields.items():
             field[chunk] = window_structure(heads[chunk], WHOLE, side)
 
-    for _ in in_threads(fill, list(chunks(len(heads)))):
+    for _ in in_threads(fill, chunks(len(heads))):
         pass
     return fields
 
@@ -164,7 +145,9 @@ def _gauss_newton(
         a *= gain[:, None]
         a -= b
         slope = np.concatenate([(part * a) @ points.T for part in (across, down)], axis=1)
-        affine = affine @ _inverse_update(np.clip((inverse @ slope[..., None])[..., 0], -0.1, 0.1))
+        update = np.tile(np.eye(3, dtype=np.float32), (len(image), 1, 1))
+        update[:, :2] += np.clip((inverse @ slope[..., None])[..., 0], -0.1, 0.1).reshape(-1, 2, 3)
+        affine = affine @ np.linalg.inv(update)
     return best, best_affine
 
 
@@ -177,13 +160,6 @@ def _template_gradients(template: np.ndarray, pixels: slice) -> tuple[np.ndarray
     down = (template[:, after, pixels] - template[:, before, pixels]) * spacing
     fixed, across, down = (part.reshape(count, -1) for part in (template[:, pixels, pixels], across, down))
     return fixed, across, down
-
-
-def _inverse_update(parameters: np.ndarray) -> np.ndarray:
-    """The inverse of the affine maps [M, 3, 3] with parameters float32 [M, 6]."""
-    change = np.tile(np.eye(3, dtype=np.float32), (len(parameters), 1, 1))
-    change[:, :2] += parameters.reshape(-1, 2, 3)
-    return np.linalg.inv(change)
 
 
 @lru_cache(maxsize=4)

@@ -28,36 +28,14 @@ tables and commands):
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from brain_dist.common.scratch import gathered
 from brain_dist.copies.registration import moved_pairs
-from brain_dist.copies.similarity import aligned_pairs
-
-
-@dataclass(frozen=True, eq=False)
-class NearPairs:
-    """M pairs of images with different pixels that show one picture, sorted.
-
-    Attributes:
-        first: int64 [M], position in the audited list; less than ``second``.
-        second: int64 [M].
-        similarity: float32 [M], from the threshold to 1.
-        mirrored: bool [M], the pair agrees better when one of the two is flipped left to right.
-        moved: bool [M], the pair agrees only after registration: one is cropped, shifted or rotated.
-    """
-
-    first: np.ndarray
-    second: np.ndarray
-    similarity: np.ndarray
-    mirrored: np.ndarray
-    moved: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.first)
+from brain_dist.copies.similarity import NearPairs, aligned_pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +70,7 @@ def find_copies(
     copy_of = np.array(_first_equal(list(hashes)), dtype=np.int64)
     distinct = np.flatnonzero(copy_of == np.arange(len(copy_of)))
     among = near_pairs(gathered(thumbs, distinct), progress=progress)
-    near = NearPairs(distinct[among.first], distinct[among.second], among.similarity, among.mirrored, among.moved)
+    near = replace(among, first=distinct[among.first], second=distinct[among.second])
     # an image without a patient is a patient of its own
     persons = [known if known[1] is not None else position for position, known in enumerate(patients)]
     images = np.arange(len(copy_of))
@@ -114,13 +92,9 @@ def near_pairs(thumbs: np.ndarray, progress: Callable[[int, int], None] | None =
     aligned = aligned_pairs(thumbs, progress=stage_progress(0, 300))
     joined = connected(len(thumbs), np.column_stack([aligned.first, aligned.second]))
     moved = moved_pairs(thumbs[:, 1], joined, progress=stage_progress(300, 1000))
-    first, second, similarity, mirrored = (
-        np.concatenate([getattr(part, name) for part in (aligned, moved)])
-        for name in ("first", "second", "similarity", "mirrored")
-    )
-    is_moved = np.arange(len(first)) >= len(aligned.first)
-    order = np.lexsort((second, first))
-    return NearPairs(*(column[order] for column in (first, second, similarity, mirrored, is_moved)))
+    columns = [np.concatenate(column) for column in zip(vars(aligned).values(), vars(moved).values(), strict=True)]
+    order = np.lexsort((columns[1], columns[0]))
+    return NearPairs(*(column[order] for column in columns))
 
 
 def _first_equal(values: Sequence[object]) -> list[int]:

@@ -9,9 +9,9 @@ whole image and on the head alone, straight and mirrored; the highest of the fou
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 
 import numpy as np
@@ -27,25 +27,33 @@ _CHUNK = 128  # thumbnails processed at once: intermediate results stay in the p
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
-    """M pairs, sorted.
+class NearPairs:
+    """M pairs of images with different pixels that show one picture, sorted.
 
     Attributes:
-        first: int64 [M], less than ``second``.
+        first: int64 [M], position among the compared images; less than ``second``.
         second: int64 [M].
-        similarity: float32 [M].
+        similarity: float32 [M], from the threshold to 1.
         mirrored: bool [M], the pair agrees better when one of the two is flipped left to right.
+        moved: bool [M], the pair agrees only after registration: one is cropped, shifted or rotated.
     """
 
     first: np.ndarray
     second: np.ndarray
     similarity: np.ndarray
     mirrored: np.ndarray
+    moved: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+
+Block = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # first, second, similarity and mirrored of some pairs
 
 
 def aligned_pairs(
     thumbs: np.ndarray, *, threshold: float = ALIGNED_THRESHOLD, progress: Callable[[int, int], None] | None = None
-) -> Pairs:
+) -> NearPairs:
     """All pairs among thumbnails uint8 [N, 2, 64, 64] (whole image, head alone) with at least this similarity.
 
     Comparing all pairs at full length would cost 4 x N² x 4096 products. Each unit vector is therefore projected onto
@@ -54,7 +62,7 @@ def aligned_pairs(
     with them miss nothing, and only candidates are compared at full length.
     """
     count = len(thumbs)
-    blocks: list[tuple[np.ndarray, ...]] = []
+    blocks: list[Block] = []
     starts = range(0, count, _BLOCK)
     done, total = 0, 2 * len(starts)
     # Full structures take 8 KB per thumbnail. They are kept in a file, so that memory stays small.
@@ -62,47 +70,49 @@ def aligned_pairs(
     frames = [thumbs[:, frame] for frame in range(thumbs.shape[1])]
     for frame, bases in zip(frames, list(in_threads(_basis, frames)), strict=True):
         short = _shortened(frame, bases, full)
-
-        def compare(low: int, short: tuple[np.ndarray, np.ndarray] = short) -> list[tuple[np.ndarray, ...]]:
-            return list(_block_pairs(full, short, low, threshold))
-
+        compare = partial(_block_pairs, full, short, threshold)
         for block in in_threads(compare, starts):
             blocks += block
             done += 1
             if progress is not None:
                 progress(done, total)
-    return _best_of_each(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
+    return best_of_each(blocks, moved=False)
 
 
-def _best_of_each(first: np.ndarray, second: np.ndarray, similarity: np.ndarray, mirrored: np.ndarray) -> Pairs:
-    """Keep the best of up to four matches of each pair."""
+def best_of_each(blocks: Sequence[Block], *, moved: bool) -> NearPairs:
+    """Sorted pairs of ``blocks`` of arrays [M] each; of several matches of a pair, the best is kept."""
+    empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, bool))
+    first, second, similarity, mirrored = (np.concatenate(column) for column in zip(empty, *blocks, strict=True))
     order = np.lexsort((mirrored, -similarity, second, first))
-    first, second, similarity, mirrored = first[order], second[order], similarity[order], mirrored[order]
-    best = np.ones(len(first), dtype=bool)
-    best[1:] = (np.diff(first) != 0) | (np.diff(second) != 0)
-    return Pairs(first[best].astype(np.int64), second[best].astype(np.int64), similarity[best], mirrored[best])
+    repeated = (np.diff(first[order]) == 0) & (np.diff(second[order]) == 0)
+    order = np.delete(order, np.flatnonzero(repeated) + 1)
+    return NearPairs(first[order], second[order], similarity[order], mirrored[order], np.full(len(order), moved))
 
 
-def _block_pairs(
-    full: np.ndarray, short: tuple[np.ndarray, np.ndarray], low: int, threshold: float
-) -> Iterator[tuple[np.ndarray, ...]]:
+def _block_pairs(full: np.ndarray, short: tuple[np.ndarray, np.ndarray], threshold: float, low: int) -> list[Block]:
     """(i, j, similarity, mirrored) of the pairs i < j with i in the block that starts at ``low``."""
+    blocks = []
     for start, mirrored in product(range(low, len(full), _BLOCK), (False, True)):
         i, j = pairs_above(short[0][low : low + _BLOCK], short[mirrored][start : start + _BLOCK], threshold - 1e-3)
         i, j = i + low, j + start
         i, j = i[i < j], j[i < j]
         similarity = _similarity(full, i, j, mirrored=mirrored)
         keep = similarity >= threshold
-        yield i[keep], j[keep], similarity[keep], np.full(int(keep.sum()), mirrored)
+        blocks.append((i[keep], j[keep], similarity[keep], np.full(int(keep.sum()), mirrored)))
+    return blocks
 
 
 def structure(thumbs: np.ndarray) -> np.ndarray:
     """Local structure of thumbnails uint8 [N, 64, 64]: float32 [N, 4096] of length 1, or all 0 for a flat image."""
     vectors = np.empty((len(thumbs), thumbs.shape[1] * thumbs.shape[2]), dtype=np.float32)
-    for low in range(0, len(thumbs), _CHUNK):
-        chunk = slice(low, low + _CHUNK)
+    for chunk in chunks(len(thumbs)):
         vectors[chunk] = unit_vectors(local_structure(thumbs[chunk].astype(np.float32)))
     return vectors
+
+
+def chunks(count: int) -> list[slice]:
+    """Slices that cover ``count`` thumbnails, each small enough for the processor's cache."""
+    return [slice(low, low + _CHUNK) for low in range(0, count, _CHUNK)]
 
 
 def local_structure(pixels: np.ndarray) -> np.ndarray:
@@ -181,8 +191,7 @@ def _shortened(
     even = bases[0].shape[1] + 1
     short = np.empty((2, len(thumbs), even + bases[1].shape[1] + 1), dtype=np.float32)
 
-    def fill(low: int) -> None:
-        chunk = slice(low, low + _CHUNK)
+    def fill(chunk: slice) -> None:
         fields = structure(thumbs[chunk]).reshape(-1, *thumbs.shape[1:])
         full[chunk] = fields
         columns = short[0, chunk, :even], short[0, chunk, even:]
@@ -193,7 +202,7 @@ def _shortened(
         short[1, chunk, :even], short[1, chunk, even:] = short[0, chunk, :even], -short[0, chunk, even:]
         short[1, chunk, -1] *= -1  # a residual norm has no sign: the residuals may agree either way
 
-    for _ in in_threads(fill, range(0, len(thumbs), _CHUNK)):
+    for _ in in_threads(fill, chunks(len(thumbs))):
         pass
     return short[0], short[1]
 
@@ -220,8 +229,7 @@ _thread_buffers = threading.local()
 def _similarity(full: np.ndarray, i: np.ndarray, j: np.ndarray, *, mirrored: bool) -> np.ndarray:
     """float32 [len(i)]: correlation of full[i] with full[j] or its mirror image; ``full`` [N, 64, 64]."""
     result = np.zeros(len(i), dtype=np.float32)
-    for low in range(0, len(i), _CHUNK):
-        chunk = slice(low, low + _CHUNK)
+    for chunk in chunks(len(i)):
         first, second = full[i[chunk]].astype(np.float32), full[j[chunk]].astype(np.float32)
         result[chunk] = np.einsum("nyx,nyx->n", first, second[:, :, ::-1] if mirrored else second)
     return result

@@ -9,7 +9,7 @@ from PIL import Image
 
 from brain_dist.collection.measures import head_box, thumbnails
 from brain_dist.copies.registration import REGISTERED_THRESHOLD, moved_pairs
-from brain_dist.copies.similarity import Pairs, aligned_pairs
+from brain_dist.copies.similarity import NearPairs, aligned_pairs
 
 SIDE = 160
 COUNT = 32  # originals: the descriptor is fitted to the images themselves and needs more than a few
@@ -45,7 +45,7 @@ def thumbs_of(images: list[Image.Image]) -> np.ndarray:
     return np.stack([thumbnails(image, head_box(np.asarray(image))) for image in images])
 
 
-def as_tuples(pairs: Pairs) -> list[tuple[int, int]]:
+def as_tuples(pairs: NearPairs) -> list[tuple[int, int]]:
     return list(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))
 
 

@@ -142,7 +142,7 @@ def png(image: Image.Image) -> bytes:
 
 def test_counts_combine_exact_and_near_copies():
     # 0 and 1 are exact copies, 2 is a near copy of 0 (and so of 1), 3 and 4 share a patient, 5 has no copies
-    near = search.NearPairs(*(np.array([value]) for value in (0, 2, np.float32(0.9), True, False)))
+    near = similarity.NearPairs(*(np.array([value]) for value in (0, 2, np.float32(0.9), True, False)))
     copy_of = np.array([0, 0, 2, 3, 4, 5])
     groups = np.array([0, 0, 0, 3, 3, 5])
     patients = [("d", None), ("d", None), ("d", None), ("d", "p"), ("d", "p"), ("d", "q")]
