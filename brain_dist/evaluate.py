@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from brain_dist.errors import UserError, leave
-from brain_dist.inference.evaluate import EvaluationOptions, evaluate
+from brain_dist.inference.evaluate import evaluate
 from brain_dist.ranks.world import command_line
 
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
     )
-    evaluate(EvaluationOptions(**vars(parser.parse_args(command_line(argv)))))
+    evaluate(**vars(parser.parse_args(command_line(argv))))
     return 0
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from brain_dist.errors import Fault, UserError
-from brain_dist.inference.merged_classes import class_groups, merge_logits
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +22,9 @@ if TYPE_CHECKING:
     from brain_dist.store.dataset import Dataset
     from brain_dist.stream.batch import Batch
     from brain_dist.stream.normalize import Normalize
+
+
+NO_TUMOUR, TUMOUR = "notumor", "tumor"  # the two classes of shards on which runs of several tumours can be evaluated
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class LoadedRun:
         """
         from brain_dist.inference.logits import predict_logits
         from brain_dist.judging.predictions import predictions_from_logits
-        from brain_dist.ranks.agreement import run_on_main
+        from brain_dist.ranks.group import run_on_main
         from brain_dist.ranks.world import discover
         from brain_dist.store.access import check_shards
 
@@ -208,3 +210,30 @@ def _load_network(path: Path, settings: Config, step: int, classes: int, weights
     model = create_network(settings.model, classes, seed=0, load_weights=False)
     model.load_state_dict({key: value.float() for key, value in read_weights(folder / name).items()})
     return model
+
+
+def class_groups(classes: tuple[str, ...], dataset: Dataset) -> list[list[int]]:
+    """For each class of ``dataset``, the indices of the run's ``classes`` that it covers; empty if both are the same.
+
+    Raises:
+        UserError: the classes of the dataset do not fit the run.
+    """
+    if dataset.classes == classes:
+        return []
+    if NO_TUMOUR not in classes or set(dataset.classes) != {NO_TUMOUR, TUMOUR}:
+        binary = f", or shards of {NO_TUMOUR} and {TUMOUR} (its probability is the sum over the other classes)"
+        raise UserError(
+            f"the run has the classes {', '.join(classes)}, but {dataset.root} has {', '.join(dataset.classes)}; use"
+            f" shards of the same classes in the same order{binary if NO_TUMOUR in classes else ''}"
+        )
+    no_tumour = classes.index(NO_TUMOUR)
+    tumours = [index for index in range(len(classes)) if index != no_tumour]
+    return [[no_tumour] if name == NO_TUMOUR else tumours for name in dataset.classes]
+
+
+def merge_logits(logits: torch.Tensor, groups: list[list[int]]) -> torch.Tensor:
+    """Logits [B, K] → log-probabilities [B, len(groups)], whose softmax is the sum of each group's probabilities."""
+    import torch
+
+    log_prob = torch.log_softmax(logits.float(), dim=1)
+    return torch.stack([log_prob[:, group].logsumexp(dim=1) for group in groups], dim=1)

@@ -5,8 +5,10 @@ All functions return positions in the predictions table. Confidence is the proba
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 
@@ -32,12 +34,12 @@ class Example:
     probability: float
 
 
-def choose_examples(predictions: Predictions, count: int) -> np.ndarray:
-    """Table positions [≤ count]: errors by falling confidence, then correct predictions by rising confidence."""
+def choose_examples(predictions: Predictions, most: int) -> np.ndarray:
+    """Table positions [≤ most]: errors by falling confidence, then correct predictions by rising confidence."""
     correct = np.flatnonzero(predictions.predicted == predictions.label)
     confidence = predictions.prob[correct].max(axis=1)
     uncertain = correct[np.argsort(confidence, kind="stable")]
-    return np.concatenate([confident_errors(predictions), uncertain])[:count]
+    return np.concatenate([confident_errors(predictions), uncertain])[:most]
 
 
 def confident_errors(predictions: Predictions, per_group: int | None = None) -> np.ndarray:
@@ -46,13 +48,8 @@ def confident_errors(predictions: Predictions, per_group: int | None = None) -> 
     errors = errors[np.argsort(-predictions.prob[errors].max(axis=1), kind="stable")]
     if per_group is None:
         return errors
-    counter: Counter[str] = Counter()
-    kept = []
-    for position, group in zip(errors.tolist(), predictions.group[errors].tolist(), strict=True):
-        counter[group] += 1
-        if counter[group] <= per_group:
-            kept.append(position)
-    return np.array(kept, dtype=np.int64)
+    counters: defaultdict[str, Iterator[int]] = defaultdict(count)
+    return errors[[next(counters[group]) < per_group for group in predictions.group[errors]]]
 
 
 def typical_hits(predictions: Predictions) -> np.ndarray:

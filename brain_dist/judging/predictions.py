@@ -86,7 +86,6 @@ def predictions_from_logits(
 
     order = np.argsort(rows, kind="stable")
     rows, logits = np.asarray(rows, dtype=np.int64)[order], np.asarray(logits, dtype=np.float32)[order]
-    text = {name: dataset.columns[name][rows] for name in _TEXT_COLUMNS}
     return Predictions(
         row=rows,
         label=dataset.columns["label"][rows].astype(np.int64),
@@ -98,7 +97,7 @@ def predictions_from_logits(
         dataset_version=dataset.version,
         shards=dataset.origin or str(dataset.root.resolve()),
         fold=dataset.fold,
-        **text,
+        **{name: dataset.columns[name][rows] for name in _TEXT_COLUMNS},
     )
 
 
@@ -158,20 +157,13 @@ def _to_table(predictions: Predictions) -> pa.Table:
     import pyarrow as pa
 
     columns: dict[str, Any] = {"row": pa.array(predictions.row, pa.int64())}
-    for name in _TEXT_COLUMNS:
-        columns[name] = pa.array(getattr(predictions, name).tolist(), pa.string())
-    columns["label"] = pa.array(predictions.label, pa.int16())
-    columns["predicted"] = pa.array(predictions.predicted, pa.int16())
+    columns |= {name: pa.array(getattr(predictions, name).tolist(), pa.string()) for name in _TEXT_COLUMNS}
+    columns |= {name: pa.array(getattr(predictions, name), pa.int16()) for name in ("label", "predicted")}
     for kind in ("prob", "logit"):
-        for c, name in enumerate(predictions.classes):
-            columns[f"{kind}_{name}"] = pa.array(getattr(predictions, kind)[:, c], pa.float32())
-    metadata = {
-        "run": predictions.run,
-        "step": str(predictions.step),
-        "dataset_version": predictions.dataset_version,
-        "classes": json.dumps(list(predictions.classes)),
-        "shards": predictions.shards,
-    }
+        values = getattr(predictions, kind)
+        columns |= {f"{kind}_{name}": pa.array(values[:, c]) for c, name in enumerate(predictions.classes)}
+    metadata = {name: str(getattr(predictions, name)) for name in ("run", "step", "dataset_version", "shards")}
+    metadata["classes"] = json.dumps(predictions.classes)
     if predictions.fold is not None:
         metadata["fold"] = str(predictions.fold)
     return pa.table(columns).replace_schema_metadata(metadata)
@@ -180,11 +172,10 @@ def _to_table(predictions: Predictions) -> pa.Table:
 def _from_table(table: pa.Table) -> Predictions:
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     classes = tuple(json.loads(metadata["classes"]))
-    matrices = {
-        kind: np.stack([table[f"{kind}_{name}"].to_numpy() for name in classes], axis=1).astype(np.float32)
-        for kind in ("prob", "logit")
-    }
-    text = {name: np.array(table[name].to_pylist(), dtype=object) for name in _TEXT_COLUMNS}
+    columns = {name: np.array(table[name].to_pylist(), dtype=object) for name in _TEXT_COLUMNS}
+    for kind in ("prob", "logit"):
+        values = [table[f"{kind}_{name}"].to_numpy() for name in classes]
+        columns[kind] = np.stack(values, axis=1).astype(np.float32)
     return Predictions(
         row=table["row"].to_numpy(),
         label=table["label"].to_numpy().astype(np.int64),
@@ -194,20 +185,16 @@ def _from_table(table: pa.Table) -> Predictions:
         dataset_version=metadata["dataset_version"],
         shards=metadata["shards"],
         fold=int(metadata["fold"]) if "fold" in metadata else None,
-        **text,
-        **matrices,
+        **columns,
     )
 
 
 def _row_problem(rows: np.ndarray, expected: np.ndarray) -> str | None:
     """Why the rows of a table are not exactly the expected rows, or None."""
     unique, count = np.unique(rows, return_counts=True)
-    repeated = unique[count > 1]
-    if len(repeated):
-        return f"{len(repeated)} rows appear more than once, first {repeated[0]}"
-    missing, unexpected = np.setdiff1d(expected, unique), np.setdiff1d(unique, expected)
-    if len(missing):
-        return f"{len(missing)} rows are missing, first {missing[0]}"
-    if len(unexpected):
-        return f"{len(unexpected)} rows are unexpected, first {unexpected[0]}"
-    return None
+    problems = {
+        "appear more than once": unique[count > 1],
+        "are missing": np.setdiff1d(expected, unique),
+        "are unexpected": np.setdiff1d(unique, expected),
+    }
+    return next((f"{len(some)} rows {what}, first {some[0]}" for what, some in problems.items() if len(some)), None)

@@ -17,6 +17,7 @@ import numpy as np
 
 from brain_dist.common.files import write_atomically
 from brain_dist.errors import UserError
+from brain_dist.judging.metrics import cluster_interval, wilson_interval
 from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.store.reader import ShardReader
 
@@ -46,44 +47,58 @@ def report_shortcuts(shards: str, fold: int | None = None, out: Path | None = No
     dataset = open_dataset(shards).of_fold(fold, "--fold")
     result = shortcut_baselines(dataset)
     part = "" if dataset.fold is None else f", fold {dataset.fold} of {dataset.folds}"
-    print(f"{dataset.name}{part}: trained on {result['train']} images, tested on {result['test']}; accuracy %")
-    print(f"{'':18}{'all':>8}{'balanced':>10}" + "".join(f"{name:>12}" for name in dataset.classes))
+    print(
+        f"{dataset.name}{part}: trained on all {result['train']:,} training images, tested on all {result['test']:,}"
+        f" test images of {result['groups']:,} groups; accuracy in % with its 95 % interval"
+    )
+    print(f"{'':18}{'all':>8}{'interval':>16}{'balanced':>10}" + "".join(f"{name:>12}" for name in dataset.classes))
     for name, score in result["baselines"].items():
-        values = [score["accuracy"], score["balanced_accuracy"], *score["sensitivity"].values()]
-        texts = ["-" if value is None else f"{100 * value:.1f}" for value in values]
-        print(f"{name:18}{texts[0]:>8}{texts[1]:>10}" + "".join(f"{text:>12}" for text in texts[2:]))
+        low, high = score["interval"]
+        values = [score["balanced_accuracy"], *score["sensitivity"].values()]
+        balanced, *texts = ("-" if value is None else f"{100 * value:.1f}" for value in values)
+        interval = f"{100 * low:.1f} to {100 * high:.1f}"
+        columns = "".join(f"{text:>12}" for text in texts)
+        print(f"{name:18}{100 * score['accuracy']:>8.1f}{interval:>16}{balanced:>10}{columns}")
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, json.dumps(result, indent=1) + "\n")
 
 
-def shortcut_baselines(dataset: Dataset, seed: int = 0, max_images: int = 2000) -> dict[str, Any]:
+def shortcut_baselines(dataset: Dataset, seed: int = 0) -> dict[str, Any]:
     """Train each baseline on the training split and score it on the test split.
 
     The classifier is scikit-learn's random forest (Breiman 2001) with 200 trees.
 
     Args:
         dataset: the shards.
-        seed: seed of the forest and of the choice of images.
-        max_images: images used of each split, drawn at random.
+        seed: seed of the forest.
 
     Returns:
         ``dataset_version``; ``fold`` (None if the shards have no folds); ``seed``; ``train`` and ``test`` (numbers of
-        images used); ``chance`` (1 / number of classes); ``baselines``: name → ``what`` the baseline sees, and on the
-        test images its ``accuracy``, ``balanced_accuracy`` and ``sensitivity`` by class (None without test images).
+        images); ``groups`` (of the test images); ``chance`` (1 / number of classes that occur); ``baselines``: name →
+        ``what`` the baseline sees, and on the test images its ``accuracy`` with its 95 % ``interval`` over groups,
+        ``balanced_accuracy`` and ``sensitivity`` by class (None without test images).
 
     Raises:
-        UserError: a split is empty, or the bytes of an image are damaged.
+        UserError: a split has images of fewer than two classes.
+        Fault: the bytes of an image are damaged.
     """
     from sklearn.ensemble import RandomForestClassifier
 
-    rng = np.random.default_rng(seed)
-    train, test = (_sample(dataset, split, max_images, rng) for split in ("train", "test"))
-    label = dataset.columns["label"]
-    features = _features(dataset, np.concatenate([train, test]))
-    majority = np.bincount(label[train]).argmax()
-    predictions = {"majority": np.full(len(test), majority)}
-    for name, x in features.items():
+    train, test = (dataset.rows(split) for split in ("train", "test"))
+    label, rows = dataset.columns["label"], np.concatenate([train, test])
+    for split, part in (("train", train), ("test", test)):
+        present = [dataset.classes[c] for c in np.unique(label[part])]
+        if len(present) < 2:  # of one class, every guess is right
+            raise UserError(
+                f"{dataset.root}: split {split} has images of {' and '.join(present) or 'no class'} only; the baselines"
+                " need two classes in train and in test: build the shards again with other --fractions or --source"
+            )
+    group = dataset.columns["group"][test]
+    border, border_head_crop = _borders(ShardReader(dataset), dataset.columns, rows)
+    properties = _file_properties(dataset.columns, rows)
+    predictions = {"majority": np.full(len(test), np.bincount(label[train]).argmax())}
+    for name, x in (("file_properties", properties), ("border", border), ("border_head_crop", border_head_crop)):
         forest = RandomForestClassifier(TREES, random_state=seed, n_jobs=-1)
         predictions[name] = forest.fit(x[: len(train)], label[train]).predict(x[len(train) :])
     return {
@@ -92,35 +107,12 @@ def shortcut_baselines(dataset: Dataset, seed: int = 0, max_images: int = 2000) 
         "seed": seed,
         "train": len(train),
         "test": len(test),
-        "chance": 1 / len(dataset.classes),
+        "groups": len(set(group)),
+        "chance": 1 / len(np.unique(label[rows])),
         "baselines": {
-            name: {"what": BASELINES[name], **_score(label[test], predicted, dataset.classes)}
+            name: {"what": BASELINES[name], **_score(label[test], predicted, group, dataset.classes)}
             for name, predicted in predictions.items()
         },
-    }
-
-
-def _sample(dataset: Dataset, split: str, most: int, rng: np.random.Generator) -> np.ndarray:
-    rows = dataset.rows(split)
-    if len(rows) == 0:
-        raise UserError(
-            f"{dataset.root} has no images in split {split}; the baselines need train and test: rebuild it with other"
-            " --fractions"
-        )
-    return np.sort(rng.permutation(rows)[:most])
-
-
-def _features(dataset: Dataset, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Baseline → features [N, F] of ``rows`` [N]."""
-    reader = ShardReader(dataset)
-    try:
-        border, border_head_crop = _borders(reader, dataset.columns, rows)
-    finally:
-        reader.close()
-    return {
-        "file_properties": _file_properties(dataset.columns, rows),
-        "border": border,
-        "border_head_crop": border_head_crop,
     }
 
 
@@ -153,11 +145,13 @@ def _borders(reader: ShardReader, columns: dict[str, np.ndarray], rows: np.ndarr
     return whole, cropped
 
 
-def _score(label: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+def _score(label: np.ndarray, predicted: np.ndarray, group: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    correct = predicted == label
     masks = [label == c for c in range(len(classes))]
     recall = [float((predicted[mask] == c).mean()) if mask.any() else None for c, mask in enumerate(masks)]
     return {
-        "accuracy": float((predicted == label).mean()),
+        "accuracy": float(correct.mean()),
+        "interval": cluster_interval(correct, group) or wilson_interval(int(correct.sum()), len(correct)),
         "balanced_accuracy": float(np.mean([value for value in recall if value is not None])),
         "sensitivity": dict(zip(classes, recall, strict=True)),
     }

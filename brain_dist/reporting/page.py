@@ -146,7 +146,7 @@ def shortcut_comparison(files: RunFiles, accuracy: float) -> dict[str, Any] | No
         return None
     baselines = shortcut["baselines"]
     rows = [
-        {"name": name, **{column: baselines[key][column] for column in ("accuracy", "balanced_accuracy", "what")}}
+        {"name": name, "interval": None, **baselines[key]}  # older files have no intervals
         for key, name in SHORTCUTS.items()
     ]
     rows.sort(key=lambda row: -row["accuracy"])

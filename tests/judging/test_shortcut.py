@@ -64,7 +64,6 @@ def test_finds_nothing_without_a_shortcut(unmarked: Dataset) -> None:
     assert all(score["accuracy"] < 0.45 for score in result["baselines"].values())
     assert (result["train"], result["test"]) == (len(unmarked.rows("train")), len(unmarked.rows("test")))
     assert (result["chance"], result["dataset_version"]) == (0.25, unmarked.version)
-    assert shortcut_baselines(unmarked, max_images=30)["train"] == 30
 
 
 def test_finds_sizes_that_reveal_the_label(sized: Dataset) -> None:
@@ -100,10 +99,43 @@ def test_the_command_line_writes_the_same_result(sized: Dataset, tmp_path: Path)
     assert refused.err.count("\n") == 1
 
 
-def test_an_empty_split_is_named(unmarked: Dataset) -> None:
+def test_an_empty_split_is_refused(unmarked: Dataset) -> None:
     columns = {**unmarked.columns, "split": np.full(len(unmarked), "train", dtype=object)}
-    with pytest.raises(UserError, match="no images in split test"):
+    with pytest.raises(UserError, match="split test has images of no class only"):
         shortcut_baselines(replace(unmarked, columns=columns))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_of_one_class_is_refused(unmarked: Dataset, split: str) -> None:
+    """Every guess would be right."""
+    columns = unmarked.columns
+    other = {"train": "test", "test": "train"}[split]
+    split_of = np.where((columns["label"] > 0) & (columns["split"] == split), other, columns["split"]).astype(object)
+    with pytest.raises(UserError, match=f"split {split} has images of glioma only"):
+        shortcut_baselines(replace(unmarked, columns=columns | {"split": split_of}))
+
+
+def test_chance_does_not_count_classes_without_images(unmarked: Dataset) -> None:
+    label = np.where(unmarked.columns["label"] == 3, 2, unmarked.columns["label"])
+    result = shortcut_baselines(replace(unmarked, columns=unmarked.columns | {"label": label}))
+    assert result["chance"] == pytest.approx(1 / 3)
+
+
+def test_intervals_resample_groups_and_no_image_is_left_out(unmarked: Dataset) -> None:
+    """Ten images of a patient are not ten patients."""
+    rows = unmarked.rows("test")
+    single = shortcut_baselines(unmarked)
+    group = unmarked.columns["group"].copy()
+    group[rows] = [f"patient {number // 10}" for number in range(len(rows))]
+    grouped = shortcut_baselines(replace(unmarked, columns=unmarked.columns | {"group": group}))
+    assert (single["groups"], grouped["groups"]) == (len(set(unmarked.columns["group"][rows])), -(-len(rows) // 10))
+    for name, score in single["baselines"].items():
+        low, high = score["interval"]
+        assert low < score["accuracy"] < high
+        assert grouped["baselines"][name]["accuracy"] == score["accuracy"]
+        assert grouped["baselines"][name]["interval"] != score["interval"]
+    size = len(unmarked.columns["split"])
+    assert single["train"] + single["test"] + len(unmarked.rows("val")) == size
 
 
 def test_a_fold_is_scored_by_forests_trained_on_neither_it_nor_the_next(tmp_path: Path, sized: Dataset) -> None:
