@@ -25,9 +25,9 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from benchmarks.planted import score as score_pairs
 from brain_dist.audit import survey
+from brain_dist.collection.discovery import find_records
 from brain_dist.collection.measures import head_box, thumbnails
 from brain_dist.collection.recipes import default_recipe
-from brain_dist.collection.records import find_records
 from brain_dist.common.commands import cpu_cores
 from brain_dist.common.progress import show_progress
 from brain_dist.copies import registration, search

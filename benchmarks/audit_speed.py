@@ -17,10 +17,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.common import cores
+from brain_dist.collection.discovery import find_records
 from brain_dist.collection.examination import examine_all
 from brain_dist.collection.recipes import default_recipe
-from brain_dist.collection.records import find_records
+from brain_dist.common.commands import cpu_cores
 from brain_dist.common.scratch import concatenated
 from brain_dist.common.workers import worker_pool
 from brain_dist.copies import registration, search, similarity
@@ -35,10 +35,10 @@ def main() -> int:
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR")
     parser.add_argument("--images", type=int, default=20000, metavar="N", help="maximum (default: 20000)")
     arguments = parser.parse_args()
-    thumbs = decode(arguments.folders, cores())[: arguments.images]
+    thumbs = decode(arguments.folders, cpu_cores())[: arguments.images]
     if len(thumbs) < 8:
         raise UserError("fewer than 8 images; give larger collections")
-    table = Table(title=f"all pairs of {len(thumbs):,} images, {cores()} cores", title_justify="left")
+    table = Table(title=f"all pairs of {len(thumbs):,} images, {cpu_cores()} cores", title_justify="left")
     for column in ("images", "aligned s", "cropped and rotated s", "together s", "pairs found", "plain product s"):
         table.add_column(column, justify="right")
     for count in sorted({min(PLAIN, len(thumbs)), len(thumbs) // 2, len(thumbs)}):

@@ -22,9 +22,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.common import PEERS, cores, phantom_shards, require_peers, run_child
+from benchmarks.common import PEERS, phantom_shards, require_peers, run_child
 from benchmarks.loader_contestants import CONTESTANTS, PEER_MODULES, LoaderSetup
 from benchmarks.processes import cpu_seconds
+from brain_dist.common.commands import cpu_cores
 from brain_dist.errors import Fault, run
 
 WARMUP = 4  # batches before the clock starts
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loaders", description=__doc__.split("\n\n")[0])
     parser.add_argument("shards", type=Path, nargs="?", help="a folder of `shard build`; default: phantoms")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=cores(), help="default: one per core")
+    parser.add_argument("--workers", type=int, default=cpu_cores(), help="default: one per core")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--model", default="convnext_atto", help="network for the comparison of training rates")
@@ -175,7 +176,7 @@ def compare(arguments: argparse.Namespace) -> int:
     images = int(rounds["ours gray warm"][0]["images"])
     print(
         f"{images:,} images, {arguments.size}² out, batches of {arguments.batch}, {arguments.workers} workers or"
-        f" threads on {cores()} cores; medians of {arguments.rounds} interleaved rounds\n"
+        f" threads on {cpu_cores()} cores; medians of {arguments.rounds} interleaved rounds\n"
     )
     if arguments.out:
         arguments.out.write_text(json.dumps(rounds, indent=1) + "\n")

@@ -26,9 +26,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import PEERS, ROOT, cores, integers, require_peers
+from benchmarks.common import PEERS, ROOT, integers, require_peers
 from benchmarks.processes import cpu_seconds, descendants_cpu_seconds, machine_cpu_seconds, wait_and_watch
 from benchmarks.shard_contestants import CONTESTANTS, STAGES, list_images
+from brain_dist.common.commands import cpu_cores
 from brain_dist.errors import Fault, UserError, run
 
 Result = dict[str, Any]  # measurements of one round
@@ -59,7 +60,9 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shard_build", description=__doc__.split("\n\n")[0])
     parser.add_argument("source", type=Path, nargs="?", help="a folder of images")
     parser.add_argument("--recipe", type=Path, metavar="YAML", help="recipe of the folder, as for `shard build`")
-    parser.add_argument("--workers", type=int, default=cores(), metavar="N", help="processes (default: one per core)")
+    parser.add_argument(
+        "--workers", type=int, default=cpu_cores(), metavar="N", help="processes (default: one per core)"
+    )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: 3")
     parser.add_argument("--without-peers", action="store_true", help="leave out litdata and mosaicml-streaming")
     parser.add_argument("--memory", metavar="N1,N2", help="measure memory, on these numbers of synthetic images")
@@ -143,7 +146,7 @@ def compare(arguments: argparse.Namespace) -> int:
             rounds[name].append(measure(name, arguments.source, arguments.recipe, arguments.workers))
     print(
         f"{arguments.source.resolve().name}: {len(files):,} images, {size / MB:.1f} MB, {arguments.workers} workers on "
-        f"{cores()} cores, {arguments.rounds} rounds; Python {platform.python_version()}\n"
+        f"{cpu_cores()} cores, {arguments.rounds} rounds; Python {platform.python_version()}\n"
     )
     print_table(rounds, arguments.workers)
     print(f"\n{NOTES}\n")
@@ -263,7 +266,7 @@ def save(arguments: argparse.Namespace, rounds: Mapping[str, Any]) -> None:
         return
     source = arguments.source and arguments.source.resolve().name
     document = {"source": source, "workers": arguments.workers, "memory": arguments.memory,
-                "python": platform.python_version(), "cores": cores(), "rounds": rounds}  # fmt: skip
+                "python": platform.python_version(), "cores": cpu_cores(), "rounds": rounds}  # fmt: skip
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(document, indent=1) + "\n")
 

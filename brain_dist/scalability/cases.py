@@ -91,3 +91,18 @@ def _strong(config: Config, ranks: int, all_ranks: Sequence[int]) -> Config:
             f" {max(1, round(global_batch / multiple)) * multiple}"
         )
     return replace(config, train=replace(config.train, micro_batch=sizes[0]))
+
+
+def integers(option: str, text: str, *, minimum: int) -> list[int]:
+    """Parse ``1,2,4`` into a sorted list without duplicates.
+
+    Raises:
+        UserError: ``text`` has another format or a value below ``minimum``; the message names ``option``.
+    """
+    try:
+        values = sorted({int(word) for word in text.split(",")})
+    except ValueError:
+        raise UserError(f"{option} {text}: must be integers separated by commas, such as 1,2,4") from None
+    if values[0] < minimum:
+        raise UserError(f"{option} {text}: must be ≥ {minimum}")
+    return values

@@ -1,15 +1,27 @@
-"""The folder of a scaling experiment: its settings, its table, its page and its plot."""
+"""The folder of a scaling experiment: its settings, the files of its cases, its table, its page and its plot."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from brain_dist.config import dump
 from brain_dist.errors import UserError
+from brain_dist.scalability.board import Board
+from brain_dist.scalability.cases import Case
 
 EXPERIMENT, PARQUET, PAGE, PLOT = "experiment.json", "scaling.parquet", "scaling.md", "scaling.png"
+# The most informative lines of a log, best first: the program's own error, an exception, SLURM's error, any line
+ERROR_LINES = (
+    r"(brain-dist: )?error\b.*: |launch: process",
+    r"(\[rank\d+\]: )?[\w.]*(Error|Exception)\b",
+    r"(srun|slurmstepd|sbatch): error",
+    r".",
+)
 
 
 def claim_folder(out: Path, experiment: Mapping[str, Any]) -> None:
@@ -53,6 +65,68 @@ def _first_difference(stored: Any, current: Any, name: str = "") -> str:
     return f"its {name} is {stored}, now it is {current}"
 
 
+@dataclass(frozen=True)
+class CaseFolder:
+    """Settings, profile and log of each case. A case with a complete profile is done and never run again.
+
+    Attributes:
+        path: The folder ``cases`` of the experiment.
+        steps: Number of steps that each profile measures.
+    """
+
+    path: Path
+    steps: int
+
+    def settings(self, case: Case) -> Path:
+        """File with the settings of a case."""
+        return self.path / f"{case.name}.yaml"
+
+    def profile(self, case: Case) -> Path:
+        """File with the profile of a case."""
+        return self.path / f"{case.name}.json"
+
+    def log(self, case: Case) -> Path:
+        """Log file of a case."""
+        return self.path / f"{case.name}.log"
+
+    def arguments(self, case: Case) -> list[str]:
+        """Arguments of ``brain-dist profile`` for a case."""
+        return ["--config", str(self.settings(case)), "--steps", str(self.steps), "--out", str(self.profile(case))]
+
+    def prepare(self, case: Case) -> None:
+        """Write the settings of a case and delete an incomplete profile."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.profile(case).unlink(missing_ok=True)
+        self.settings(case).write_text(dump(case.config))
+
+    def read_profile(self, case: Case) -> dict[str, Any] | None:
+        """The profile of a case; None if it is missing or incomplete."""
+        try:
+            profile = json.loads(self.profile(case).read_text())
+        except (OSError, ValueError):
+            return None
+        return profile if isinstance(profile, dict) and "images_per_s" in profile else None
+
+    def finish(self, case: Case, succeeded: bool, board: Board) -> None:
+        """Report the end of a case on the board; delete the profile if the case failed."""
+        profile = self.read_profile(case)
+        if succeeded and profile:
+            board.update(case, "done", rate=profile["images_per_s"])
+            return
+        self.profile(case).unlink(missing_ok=True)
+        board.update(case, "failed", note=last_error(self.log(case)))
+
+
+def last_error(log: Path) -> str:
+    """The line of a log that describes the failure best."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()] if log.is_file() else []
+    for pattern in ERROR_LINES:
+        matches = [line for line in lines if re.match(pattern, line)]
+        if matches:
+            return matches[-1].removeprefix("brain-dist: error: ")
+    return f"it ended without a message; its log is {log}"
+
+
 def write_results(
     out: Path, rows: Sequence[dict[str, Any]], *, command: str, note: str, failed: Mapping[str, str]
 ) -> None:
@@ -60,15 +134,14 @@ def write_results(
 
     Args:
         out: Folder of the experiment.
-        rows: Rows of :func:`results.profile_row`.
+        rows: Rows of :func:`~brain_dist.scalability.results.profile_row`.
         command: The command that ran, for the page.
         note: What a node is, for the page.
         failed: Name of each failed case → its last error.
     """
     from brain_dist.scalability import page, plot, results
-    from brain_dist.scalability.curves import measured_curves
 
-    curves = measured_curves(rows)
+    curves = results.measured_curves(rows)
     (out / PAGE).write_text(page.markdown(curves, command=command, note=note, plot=PLOT, failed=failed))
     written = [out / PAGE]
     if rows:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from brain_dist.scalability.curves import Curve, Point
-from brain_dist.scalability.results import STAGES
+from brain_dist.scalability.results import STAGES, Curve
 
 COLUMNS = ("nodes", "ranks", "batch = micro × accumulated × ranks", "images/s", "speed-up", "efficiency", "step, ms",
            "communication", "sent, MB a step", "optimiser, MB a rank", "peak, MB a rank")  # fmt: skip
@@ -33,43 +33,38 @@ def markdown(curves: Sequence[Curve], *, command: str, note: str, plot: str, fai
     if curves:
         parts += [f"![speed-up against the ideal, and where a step's time goes]({plot})", EXPLANATION]
     for curve in curves:
-        parts += [_heading(curve), _rates_table(curve), _stages_table(curve)]
+        first, repeats = curve.first, f"{curve.repeats} repeat{'s' if curve.repeats > 1 else ''}"
+        parts.append(
+            f"## {curve.mode.capitalize()} scaling: {curve.label}\n{first['size']}², {first['precision']},"
+            f" {first['device']}, loader {first['loader']}, {repeats}"
+        )
+        parts.append(_table(COLUMNS, [_rates(point, curve.repeats) for point in curve.points]))
+        parts.append(_stages_table(curve))
     if failed:
         parts.append("## Failed\n" + "\n".join(f"- {name}: {error}" for name, error in failed.items()))
     return "\n\n".join(parts) + "\n"
 
 
-def _heading(curve: Curve) -> str:
-    return (
-        f"## {curve.mode.capitalize()} scaling: {curve.label}\n{curve.size}², {curve.precision}, {curve.device},"
-        f" loader {curve.loader}, {curve.repeats} repeat{'s' if curve.repeats > 1 else ''}"
-    )
-
-
-def _rates_table(curve: Curve) -> str:
-    return _table(COLUMNS, [_rates(point, curve.repeats) for point in curve.points])
-
-
-def _rates(point: Point, repeats: int) -> tuple[str, ...]:
+def _rates(point: dict[str, Any], repeats: int) -> tuple[str, ...]:
     """Cells of :data:`COLUMNS`; ``repeats`` is the number of repeats of the curve."""
-    incomplete = f" [{point.repeats} of {repeats} repeats]" if point.repeats < repeats else ""
+    incomplete = f" [{point['repeats']} of {repeats} repeats]" if point["repeats"] < repeats else ""
     return (
-        str(point.nodes), str(point.ranks),
-        f"{point.global_batch} = {point.micro_batch} × {point.micros} × {point.ranks}",
-        point.rate.format(1) + incomplete,
-        point.speedup.format(2) if point.speedup else "no baseline",
-        point.efficiency.format(0, 100, " %") if point.efficiency else "no baseline",
-        point.step.format(1, 1e3), point.communication.format(0, 100, " %"), f"{point.bytes_sent / 1e6:,.1f}",
-        f"{point.memory_optimiser / 1e6:,.1f}", f"{point.memory_peak / 1e6:,.0f}",
+        str(point["nodes"]), str(point["ranks"]),
+        "{global_batch} = {micro_batch} × {micros} × {ranks}".format(**point),
+        point["rate"].format(1) + incomplete,
+        point["speedup"].format(2) if point["speedup"] else "no baseline",
+        point["efficiency"].format(0, 100, " %") if point["efficiency"] else "no baseline",
+        point["step"].format(1, 1e3), point["communication"].format(0, 100, " %"), f"{point['bytes_sent'] / 1e6:,.1f}",
+        f"{point['memory_optimiser'] / 1e6:,.1f}", f"{point['memory_peak'] / 1e6:,.0f}",
     )  # fmt: skip
 
 
 def _stages_table(curve: Curve) -> str:
     rows = []
     for point in curve.points:
-        total = sum(point.stages.values())
-        stages = [f"{1e3 * seconds:.1f} ({100 * seconds / total:.0f} %)" for seconds in point.stages.values()]
-        rows.append((str(point.ranks), *stages, f"{1e3 * total:.1f}"))
+        total = sum(point["stages"].values())
+        stages = [f"{1e3 * seconds:.1f} ({100 * seconds / total:.0f} %)" for seconds in point["stages"].values()]
+        rows.append((str(point["ranks"]), *stages, f"{1e3 * total:.1f}"))
     return _table(("ranks", *(f"{stage}, ms" for stage in STAGES.values()), "sum, ms"), rows)
 
 
@@ -85,7 +80,7 @@ def print_tables(curves: Sequence[Curve]) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 140)
     for curve in curves:
-        table = Table(title=f"{curve.mode} scaling: {curve.label}, {curve.device}", title_justify="left")
+        table = Table(title=f"{curve.mode} scaling: {curve.label}, {curve.first['device']}", title_justify="left")
         for name in TERMINAL_COLUMNS:
             table.add_column(name, justify="right", no_wrap=True)
         for point in curve.points:

@@ -1,12 +1,15 @@
-"""Rows of a scaling experiment and their Parquet file, ``scaling.parquet``.
+"""Rows of a scaling experiment, their Parquet file ``scaling.parquet``, and the curves over their repeats.
 
-Times are seconds per optimiser step, memory is in bytes per rank, traffic in bytes per rank and step.
+Times are seconds per optimiser step, memory is in bytes per rank, traffic in bytes per rank and step. Speed-up and
+efficiency compare a case with the smallest number of ranks of the same repeat, so that drift between repeats cancels:
+speed-up = rate / rate of the fewest ranks; efficiency = speed-up / (ranks / fewest ranks).
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ PROFILE_COLUMNS = (
     "joules_per_image", "verdict", "hosts", "cores", "threads",
 )  # fmt: skip
 MEMORY = ("weights", "optimiser", "gradients", "peak")
+MEDIANS = ("bytes_sent", "memory_optimiser", "memory_peak")  # over the repeats
 
 TEXT_COLUMNS = ("name", "model", "mode", "precision", "device", "loader", "verdict")
 INT_COLUMNS = ("nodes", "ranks", "ranks_per_node", "zero_stage", "repeat", "global_batch", "micro_batch", "micros",
@@ -39,6 +43,9 @@ FLOAT_COLUMNS = (
     *("memory_weights", "memory_optimiser", "memory_gradients", "memory_peak"),
     *("flops_per_image", "matrix_rate", "mfu", "joules_per_image"),
 )
+
+
+Row = Mapping[str, Any]
 
 
 def profile_row(case: Case, profile: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,3 +102,80 @@ def read(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise UserError(f"{path} has no rows; measure with `python -m brain_dist.scaling run`")
     return rows
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, smallest and largest value over the repeats."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Spread of some values."""
+        return cls(statistics.median(values), min(values), max(values))
+
+    def format(self, digits: int, scale: float = 1.0, unit: str = "") -> str:
+        """``12.3 (12.0–12.9)``; only the median if all values are equal."""
+        median, low, high = (f"{scale * value:,.{digits}f}" for value in (self.median, self.low, self.high))
+        return f"{median}{unit}" if low == high else f"{median}{unit} ({low}–{high})"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Measurements of one model at one ZeRO stage in one mode.
+
+    Attributes:
+        mode: weak or strong.
+        label: Name in plots and tables.
+        repeats: Largest number of repeats of a point.
+        first: A row of the curve, for what all rows share.
+        points: One per number of ranks, from the fewest to the most; see :func:`_point`.
+    """
+
+    mode: str
+    label: str
+    repeats: int
+    first: Row
+    points: tuple[dict[str, Any], ...]
+
+
+def measured_curves(rows: Sequence[Row]) -> list[Curve]:
+    """Group rows by model, ZeRO stage and mode."""
+    groups: dict[tuple[str, int, bool], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["model"], row["zero_stage"], row["mode"] == "strong"), []).append(row)
+    return [_curve(groups[key]) for key in sorted(groups)]
+
+
+def _curve(rows: Sequence[Row]) -> Curve:
+    first, fewest = rows[0], min(row["ranks"] for row in rows)
+    baseline = {row["repeat"]: row["images_per_s"] for row in rows if row["ranks"] == fewest}
+    by_ranks = [[row for row in rows if row["ranks"] == ranks] for ranks in sorted({row["ranks"] for row in rows})]
+    points = tuple(_point(group, baseline, fewest) for group in by_ranks)
+    label = f"{first['model']}, ZeRO {first['zero_stage']}"
+    return Curve(first["mode"], label, max(map(len, by_ranks)), first, points)
+
+
+def _point(rows: Sequence[Row], baseline: Mapping[int, float], fewest: int) -> dict[str, Any]:
+    """Reduce the repeats of one number of ranks; ``baseline`` has the images/s of the ``fewest`` ranks by repeat.
+
+    Returns:
+        Numbers of a case, medians, and a :class:`Spread` each of rate [images/s], step [s], share of communication in
+        the step, speed-up and efficiency (None if no repeat has a baseline).
+    """
+    first = rows[0]
+    speedups = [row["images_per_s"] / baseline[row["repeat"]] for row in rows if row["repeat"] in baseline]
+    return {
+        **{name: first[name] for name in ("nodes", "ranks", "global_batch", "micro_batch", "micros")},
+        "repeats": len(rows),
+        "rate": Spread.of([row["images_per_s"] for row in rows]),
+        "step": Spread.of([row["step"] for row in rows]),
+        "communication": Spread.of([row["t_communication"] / row["measured_step"] for row in rows]),
+        "speedup": Spread.of(speedups) if speedups else None,
+        "efficiency": Spread.of([value * fewest / first["ranks"] for value in speedups]) if speedups else None,
+        "stages": {name: statistics.median(row[f"t_{name}"] for row in rows) for name in STAGES},
+        **{name: statistics.median(row[name] for row in rows) for name in MEDIANS},
+    }

@@ -13,11 +13,9 @@ from typing import Any
 from brain_dist.config import Config, load, to_dict
 from brain_dist.errors import Fault, UserError
 from brain_dist.scalability.board import Board
-from brain_dist.scalability.case_files import CaseFolder
-from brain_dist.scalability.cases import MODES, Case, plan
-from brain_dist.scalability.experiment import claim_folder, write_results
-from brain_dist.scalability.launchers import Launcher, choose_launcher, run_cases
-from brain_dist.scalability.options import Parser, integers
+from brain_dist.scalability.cases import MODES, Case, integers, plan
+from brain_dist.scalability.experiment import CaseFolder, claim_folder, write_results
+from brain_dist.scalability.launchers import Launcher, choose_launcher
 from brain_dist.scalability.results import profile_row
 
 PROG = "brain-dist scaling run"
@@ -135,7 +133,7 @@ def _run_missing(cases: Sequence[Case], launcher: Launcher, folder: CaseFolder) 
         missing = [case for case in cases if board.state[case.name] == "waiting"]
         print(f"{launcher.note}: {len(cases)} cases, {board.ended()} kept", file=sys.stderr, flush=True)
         try:
-            run_cases(missing, launcher, folder, board)
+            launcher.run(missing, folder, board)
         except KeyboardInterrupt:
             kept = f"{board.ended() - len(board.failed)} of {len(cases)} cases are kept"
             print(f"interrupted: {kept}; the same command runs the others", file=sys.stderr)

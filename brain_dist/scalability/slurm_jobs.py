@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
+import signal
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
 
 from brain_dist.errors import UserError
 from brain_dist.scalability.board import Board
-from brain_dist.scalability.case_files import CaseFolder
 from brain_dist.scalability.cases import Case
-from brain_dist.scalability.process import signals_blocked
+from brain_dist.scalability.experiment import CaseFolder
 
 SCRIPT = Path("slurm/profile.sh")
 ACTIVE_STATES = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING",
@@ -24,35 +23,31 @@ POLL = 2.0  # seconds between queries to SLURM, which all users share
 SYNC_TIME = 60.0  # seconds until a network file system shows what another node wrote
 
 
-@dataclass(frozen=True)
-class JobsLauncher:
-    """Launcher on a login node; ``note`` describes the jobs for the report."""
+def run(cases: Sequence[Case], folder: CaseFolder, board: Board) -> None:
+    """Submit all cases and wait for them; a failure is reported on the board, an exception cancels the jobs.
 
-    kind: ClassVar[Literal["jobs"]] = "jobs"
-    ranks_per_node: int
-    note: str
-
-    def run(self, cases: Sequence[Case], folder: CaseFolder, board: Board) -> None:
-        """Submit all cases and wait for them; a failure is reported on the board, an exception cancels the jobs."""
-        if not cases:
-            return
-        queue = _Queue(list(cases), folder, board)
-        queue.check(max(cases, key=lambda case: case.nodes))
-        try:
-            while queue.jobs or queue.cases:
-                queue.submit()
-                time.sleep(POLL)
-                queue.update()
-        except BaseException:
-            queue.cancel()
-            raise
+    Raises:
+        UserError: SLURM rejects a job.
+    """
+    if not cases:
+        return
+    queue = _Queue(list(cases), folder, board)
+    queue.check(max(cases, key=lambda case: case.nodes))
+    try:
+        while queue.jobs or queue.cases:
+            queue.submit()
+            time.sleep(POLL)
+            queue.update()
+    except BaseException:
+        if queue.jobs:
+            subprocess.run(["scancel", *queue.jobs], check=False)
+        raise
 
 
-def jobs_launcher(ranks_per_node: int | None) -> JobsLauncher:
-    """The launcher; without ``ranks_per_node`` a node has as many ranks as slurm/profile.sh requests GPUs."""
+def requested_gpus() -> int:
+    """GPUs per node that slurm/profile.sh requests."""
     gpus = re.search(r"^#SBATCH --gpus-per-node=(\d+)", SCRIPT.read_text(), re.MULTILINE)
-    ranks = ranks_per_node or int(gpus[1] if gpus else 1)
-    return JobsLauncher(ranks, f"one job of {SCRIPT} per case, one at a time")
+    return int(gpus[1]) if gpus else 1
 
 
 class _Queue:
@@ -75,7 +70,7 @@ class _Queue:
         while self.cases:
             case = self.cases[0]
             try:
-                with signals_blocked():  # a job whose number is not stored cannot be cancelled
+                with _signals_blocked():  # a job whose number is not stored cannot be cancelled
                     job = self._sbatch(case, "--parsable", "--dependency=singleton").split(";")[0]
                     self.jobs[job] = self.cases.pop(0)
             except UserError:
@@ -101,10 +96,6 @@ class _Queue:
                 del self.jobs[job]
                 self.folder.finish(case, succeeded, self.board)
 
-    def cancel(self) -> None:
-        if self.jobs:
-            subprocess.run(["scancel", *self.jobs], check=False)
-
     def _sbatch(self, case: Case, *options: str) -> str:
         name = f"--job-name=scaling-{self.folder.path.parent.name}"
         size = [f"--nodes={case.nodes}", f"--gpus-per-node={case.ranks_per_node}"]
@@ -127,3 +118,13 @@ def _run(*command: str) -> str:
         errors = [line for line in done.stderr.splitlines() if "error" in line] or [f"exit code {done.returncode}"]
         raise UserError(f"`{shlex.join(command[:6])} …` failed: {errors[-1]}")
     return done.stdout
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Delay SIGINT and SIGTERM until the end of the block."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
