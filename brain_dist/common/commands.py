@@ -1,4 +1,4 @@
-"""Subcommands whose options are the fields of dataclasses."""
+"""Command lines: errors of one line, and subcommands whose options are the fields of dataclasses."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any, Protocol, get_args, get_origin, get_type_hints
 from brain_dist.errors import UserError
 
 _METAVARS = {int: "N", float: "X", Path: "PATH"}
+_MAX_ERROR = 400  # characters
 
 
 class Command(Protocol):
@@ -34,6 +35,27 @@ def cpu_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def new_parser(advice: str, **settings: Any) -> Any:
+    """A ``jsonargparse.ArgumentParser`` whose errors are a :class:`UserError` of one line.
+
+    Args:
+        advice: end of the line.
+        settings: arguments of the parser.
+    """
+    import jsonargparse
+
+    class Parser(jsonargparse.ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> Any:
+            cause: BaseException | None = ex
+            while cause is not None:
+                if isinstance(cause, UserError):
+                    raise cause
+                cause = cause.__cause__ or cause.__context__
+            raise UserError(f"{_plain(message)}; {advice}")
+
+    return Parser(**settings)
+
+
 def parse_command(
     prog: str, description: str, commands: Mapping[str, type[Command]], argv: Sequence[str] | None, *, epilog: str = ""
 ) -> Command:
@@ -49,19 +71,15 @@ def parse_command(
     Raises:
         UserError: an unknown or missing option, or a value of the wrong type; one line.
     """
-    import jsonargparse
     from docstring_parser import parse as parse_docstring
 
-    class Parser(jsonargparse.ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> Any:
-            raise UserError(f"{_one_line(message)}; see `{prog} --help`")
-
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog=prog, description=description, epilog=epilog, formatter_class=layout)
+    advice, layout = f"see `{prog} --help`", argparse.RawDescriptionHelpFormatter
+    parser = new_parser(advice, prog=prog, description=description, epilog=epilog, formatter_class=layout)
     subcommands = parser.add_subcommands(dest="command", title="commands", description=None)
     for name, options in commands.items():
         text = parse_docstring(options.__doc__ or "")
-        subparser = Parser(description=f"{text.short_description}\n\n{text.long_description}", formatter_class=layout)
+        about = f"{text.short_description}\n\n{text.long_description}"
+        subparser = new_parser(advice, description=about, formatter_class=layout)
         help_texts = {param.arg_name: " ".join((param.description or "").split()) for param in text.params}
         types = get_type_hints(options)
         for field in dataclasses.fields(options):  # type: ignore[arg-type]
@@ -77,9 +95,7 @@ def parse_command(
 
 def _add_field(parser: Any, field: dataclasses.Field[Any], annotation: Any, help_text: str) -> None:
     """Add an argument for a field of a dataclass."""
-    default = field.default
-    if field.default_factory is not dataclasses.MISSING:
-        default = field.default_factory()
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     is_required = default is dataclasses.MISSING
     is_positional = is_required and not field.kw_only
     if isinstance(default, str | float) or type(default) is int:
@@ -94,21 +110,20 @@ def _add_field(parser: Any, field: dataclasses.Field[Any], annotation: Any, help
         settings |= {"nargs": "+"} if is_positional else {"action": "append"}
     if settings.get("type") in _METAVARS:
         settings["metavar"] = _METAVARS[settings["type"]]
-    if is_positional:
-        parser.add_argument(field.name, **settings)
-    elif is_required:
-        parser.add_argument(_flag(field.name), required=True, **settings)
-    else:
-        parser.add_argument(_flag(field.name), default=default, **settings)
+    if not is_positional:
+        settings |= {"required": True} if is_required else {"default": default}
+    parser.add_argument(field.name if is_positional else _flag(field.name), **settings)
+
+
+def _plain(message: str) -> str:
+    """jsonargparse's message on one line, with options and types named as the user writes them."""
+    text = " ".join(message.split()).rstrip(".")
+    text = re.sub(r'^Parser key "(\w+)":', lambda match: f"{_flag(match[1])}:", text)
+    text = re.sub(r'^Parser key "([\w.]+)":', r"\1:", text)
+    text = re.sub(r"Expected a (?:<class '(\w+)'>|typing\.(\S))", r"expected \1\2", text)
+    text = re.sub(r"\b[a-z]+\.(?=[a-z_]+\b)", "", text) if "are required" in text else text
+    return text if len(text) < _MAX_ERROR else f"{text[:_MAX_ERROR]}…"
 
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def _one_line(message: str) -> str:
-    """jsonargparse's message on one line, with flags and types named as on the command line."""
-    text = " ".join(message.split()).rstrip(".")
-    text = re.sub(r'^Parser key "([\w.]+)":', lambda match: f"{_flag(match[1])}:", text)
-    text = re.sub(r"Expected a (?:<class '(\w+)'>|typing\.(\S))", r"expected \1\2", text)
-    return re.sub(r"\b[a-z]+\.(?=[a-z_]+\b)", "", text) if "are required" in text else text

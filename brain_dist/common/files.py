@@ -1,7 +1,7 @@
 """Durable writes and checksums: a file or folder is complete and on disk, or it does not exist.
 
 Use :func:`write_atomically` for a file that other processes may read at any time. Use :func:`write_durably` and
-:class:`HashedFile` for the files of a folder that gets its final name last (:func:`partial_folder`).
+:func:`durable_file` for the files of a folder that gets its final name last (:func:`partial_folder`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from typing import BinaryIO, Literal
 
 from brain_dist.common.locks import Busy, take_lock
 from brain_dist.errors import UserError
-
-_BLOCK = 1 << 20  # bytes read at a time
 
 
 @contextmanager
@@ -61,12 +59,19 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file and wait until its bytes are on disk."""
-    with path.open("wb") as file:
-        file.write(data)
+@contextmanager
+def durable_file(path: Path, mode: Literal["wb", "ab"] = "wb") -> Iterator[BinaryIO]:
+    """Open a file for writing; its bytes are on disk when the ``with`` block ends without an error."""
+    with path.open(mode) as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file and wait until its bytes are on disk."""
+    with durable_file(path) as file:
+        file.write(data)
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
@@ -83,47 +88,6 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(path.parent)
-
-
-class HashedFile:
-    """A file that is hashed while it is written, and is on disk when its ``with`` block ends without an error.
-
-    Args:
-        path: the file to write.
-        keep: bytes at the start of an existing file to keep (and to hash); the rest is overwritten. With 0 the file is
-            written from the start.
-    """
-
-    def __init__(self, path: Path, keep: int = 0) -> None:
-        self._digest = hashlib.sha256()
-        self._file = path.open("r+b" if keep else "wb")
-        for start in range(0, keep, _BLOCK):
-            self._digest.update(self._file.read(min(_BLOCK, keep - start)))
-
-    def write(self, data: bytes) -> None:
-        """Append bytes to the file and to the hash."""
-        self._digest.update(data)
-        self._file.write(data)
-
-    def tell(self) -> int:
-        """Position in bytes."""
-        return self._file.tell()
-
-    @property
-    def sha256(self) -> str:
-        """sha256 (hex) of the bytes so far, including the kept ones."""
-        return self._digest.hexdigest()
-
-    def __enter__(self) -> HashedFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._file:
-            if error is None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
 
 
 def sha256_file(path: Path) -> str:

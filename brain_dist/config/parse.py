@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from brain_dist.common.commands import new_parser
 from brain_dist.config.config import Config
 from brain_dist.errors import UserError
 
@@ -52,21 +53,8 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def _create_parser(prog: str, description: str) -> Any:
-    """A jsonargparse parser of :class:`Config` that reports errors as a :class:`UserError` of one line."""
-    import jsonargparse
-
-    class Parser(jsonargparse.ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> Any:
-            cause: BaseException | None = ex
-            while cause is not None:
-                if isinstance(cause, UserError):
-                    raise cause
-                cause = cause.__cause__ or cause.__context__
-            text = " ".join(message.split())
-            text = text if len(text) < 400 else text[:397] + "…"
-            raise UserError(f"{text}; `{prog} --help` lists all settings")
-
-    parser = Parser(prog=prog, description=description)
+    """A jsonargparse parser of :class:`Config`."""
+    parser = new_parser(f"`{prog} --help` lists all settings", prog=prog, description=description)
     parser.add_argument(
         "--config", action="config", help="YAML file of settings; later files and flags override earlier ones."
     )

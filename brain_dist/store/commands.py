@@ -91,7 +91,7 @@ class Build:
         """Build the shard folder and print a summary; return the exit code."""
         from brain_dist.collection.examination import BadImages
         from brain_dist.collection.recipes import default_recipe, read_recipe
-        from brain_dist.common.listing import print_list
+        from brain_dist.common.text import print_list
         from brain_dist.common.progress import show_progress
         from brain_dist.store.build import build
         from brain_dist.store.summary import print_build

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import resource
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,18 +22,31 @@ def shard_path(root: Path, sources: Sequence[Path], shard: str) -> Path:
     return sources[int(number)] / name
 
 
+class _OpenFile:
+    """A descriptor that is closed when the last thread that uses it has finished."""
+
+    def __init__(self, root: Path, sources: Sequence[Path], shard: str) -> None:
+        self.descriptor = -1
+        self.descriptor = os.open(shard_path(root, sources, shard), os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
 class ShardReader:
     """Reads the encoded image of one sample at a time, by row, in any order and from several threads.
 
-    Files are opened when they are first needed and stay open. A pickled copy (in a worker process) opens its own.
+    The files that were used last stay open, up to a quarter of what the process may open. A pickled copy (in a worker
+    process) opens its own.
     """
 
     def __init__(self, dataset: Dataset) -> None:
-        self._files: dict[str, int] = {}
         columns = dataset.columns
         self._root, self._sources = dataset.root, dataset.sources
         self._keys, self._shards = columns["key"], columns["shard"]
         self._offsets, self._sizes, self._crcs = columns["offset"], columns["size"], columns["crc32"]
+        self._open = self._cached_open()
 
     def read(self, row: int) -> bytes:
         """Bytes of the encoded image of a row.
@@ -42,7 +57,8 @@ class ShardReader:
         shard, offset, size = self._shards[row], int(self._offsets[row]), int(self._sizes[row])
         place = f"{shard_path(self._root, self._sources, shard)}, sample {self._keys[row]} at byte {offset}"
         try:
-            data = os.pread(self._descriptor(shard), size, offset)
+            file = self._open(shard)  # keeps the file open while this thread reads
+            data = os.pread(file.descriptor, size, offset)
         except OSError as error:
             raise Fault(
                 f"{place}: cannot be read ({error.strerror}); check with `python -m brain_dist.shard verify`"
@@ -53,23 +69,18 @@ class ShardReader:
             raise Fault(f"{place}: the bytes are damaged (crc32 differs); copy or build the shard again")
         return data
 
-    def _descriptor(self, shard: str) -> int:
-        descriptor = self._files.get(shard)
-        if descriptor is None:
-            opened = os.open(shard_path(self._root, self._sources, shard), os.O_RDONLY | os.O_CLOEXEC)
-            # If two threads open it at the same time, the first descriptor stays and the other is closed
-            descriptor = self._files.setdefault(shard, opened)
-            if descriptor != opened:
-                os.close(opened)
-        return descriptor
-
     def close(self) -> None:
         """Close the files; the next read opens them again."""
-        while self._files:
-            os.close(self._files.popitem()[1])
+        self._open.cache_clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": {}}
+        return self.__dict__ | {"_open": None}
 
-    def __del__(self) -> None:
-        self.close()
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._open = self._cached_open()
+
+    def _cached_open(self) -> functools._lru_cache_wrapper[_OpenFile]:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        size = 1024 if limit == resource.RLIM_INFINITY else min(1024, max(1, limit // 4))
+        return functools.lru_cache(maxsize=size)(functools.partial(_OpenFile, self._root, self._sources))

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from brain_dist.common.files import HashedFile, sha256_bytes, sha256_file, sync_folder, write_durably
+from brain_dist.common.files import durable_file, sha256_bytes, sha256_file, sync_folder, write_durably
 from brain_dist.common.locks import locked
 from brain_dist.common.progress import show_progress
 from brain_dist.errors import Fault, UserError
@@ -235,11 +235,11 @@ def _append(origin: Remote, file: _File, part: Path, start: int, count: Callable
     """Read from byte ``start`` on into ``part``, durably; returns the sha256 of the whole file."""
     absent = f"{origin.url} lacks {file.name}, which its {MANIFEST} lists; copy or build it again"
     start, blocks = origin.blocks(file.name, start, absent=absent)
-    with HashedFile(part, keep=start) as output:
+    with durable_file(part, "ab" if start else "wb") as output:
         for block in blocks:
             output.write(block)
             count(len(block))
-    return output.sha256
+    return sha256_file(part)
 
 
 def _print(text: str) -> None:

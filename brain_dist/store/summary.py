@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from brain_dist.common.listing import LISTED
+from brain_dist.common.text import LISTED
 from brain_dist.store.dataset import Dataset
 from brain_dist.store.manifest import BuiltManifest, JoinedManifest, Manifest
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from brain_dist.common.files import HashedFile, write_durably
+from brain_dist.common.files import durable_file, sha256_file, write_durably
 from brain_dist.errors import UserError
 from brain_dist.store.manifest import ShardEntry
 
@@ -97,7 +97,7 @@ def write_shard(shard: Shard, folder: Path) -> tuple[ShardEntry, list[int]]:
     path = folder / shard.name
     offsets: list[int] = []
     lines: list[str] = []
-    with HashedFile(path) as file:
+    with durable_file(path) as file:
         for sample in shard.samples:
             entries = []
             offsets.append(file.tell() + tarfile.BLOCKSIZE)
@@ -110,7 +110,7 @@ def write_shard(shard: Shard, folder: Path) -> tuple[ShardEntry, list[int]]:
         file.write(bytes(end + (-file.tell() - end) % tarfile.RECORDSIZE))
         size = file.tell()
     write_durably(path.with_suffix(".idx"), idx_text(lines).encode())
-    return ShardEntry(shard.name, file.sha256, size, len(lines)), offsets
+    return ShardEntry(shard.name, sha256_file(path), size, len(lines)), offsets
 
 
 def _members(sample: Sample) -> dict[str, bytes]:

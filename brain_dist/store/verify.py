@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tarfile
+import zlib
 from functools import partial
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from brain_dist.common.files import sha256_bytes
+from brain_dist.common.files import sha256_bytes, sha256_file
 from brain_dist.common.progress import Progress, no_progress
 from brain_dist.common.workers import worker_pool
 from brain_dist.errors import UserError
-from brain_dist.store.crosscheck import Columns, contradictions, index_problems, missing_entries
+from brain_dist.store.crosscheck import SHOWN, Columns, contradictions, index_problems, missing_entries
 from brain_dist.store.dataset import open_dataset
 from brain_dist.store.index import INDEX, read_columns
-from brain_dist.store.manifest import JoinedManifest, Manifest, load_manifest
-from brain_dist.store.verify_shard import Row, ShardJob, idx_name, shard_problems
+from brain_dist.store.manifest import JoinedManifest, Manifest, ShardEntry, load_manifest
+from brain_dist.store.tar import idx_text
+
+_Job = tuple[ShardEntry, "list[dict[str, Any]] | None"]  # a shard and its rows; None if the index is damaged
 
 
 def verify(root: Path, *, workers: int = 1, progress: Progress = no_progress) -> list[str]:
@@ -67,6 +73,34 @@ def _read_index(root: Path, manifest: Manifest) -> tuple[Columns | None, list[st
         return None, [f"{INDEX}: cannot be read ({error})"]
 
 
+def _joined_problems(root: Path, columns: Columns | None, workers: int, progress: Progress) -> list[str]:
+    """Problems of the folders that ``root`` joins, and rows that differ from theirs."""
+    try:
+        sources = open_dataset(root).sources
+    except UserError as error:
+        return [] if columns is None else [str(error)]  # a damaged index is reported already
+    problems = []
+    images: set[tuple[Any, ...]] = set()
+    for number, source in enumerate(sources):
+        try:
+            problems += [f"{source}: {problem}" for problem in verify(source, workers=workers, progress=progress)]
+            images |= {(f"{number}/{shard}", *rest) for shard, *rest in _images(open_dataset(source).columns)}
+        except UserError as error:
+            problems.append(str(error))
+    if problems or columns is None:
+        return problems
+    return [
+        f"{INDEX}: the image at byte {image[1]} of {image[0]} is not the image of its source"
+        for image in _images(columns)
+        if image not in images
+    ]
+
+
+def _images(columns: Columns) -> list[tuple[Any, ...]]:
+    """Shard, offset, size and crc32 of every row."""
+    return list(zip(*(columns[name].tolist() for name in ("shard", "offset", "size", "crc32")), strict=True))
+
+
 def _built_problems(
     root: Path, manifest: Manifest, columns: Columns | None, workers: int, progress: Progress
 ) -> list[str]:
@@ -75,58 +109,106 @@ def _built_problems(
     with os.scandir(root) as entries:
         existing = {entry.name for entry in entries if entry.name.endswith((".tar", ".idx"))}
     is_staged = not any(name.endswith(".idx") for name in existing)
-    expected = names if is_staged else names | {idx_name(name) for name in names}
+    expected = names if is_staged else names | {str(Path(name).with_suffix(".idx")) for name in names}
     problems = [f"{name}: missing" for name in sorted(expected - existing)]
     problems += [f"{name}: not in the manifest" for name in sorted(existing - expected)]
-    jobs = [
-        ShardJob(entry, None if columns is None else _rows_of(columns, entry.name, manifest.classes))
+    jobs: list[_Job] = [
+        (entry, None if columns is None else _rows_of(columns, entry.name, manifest.classes))
         for entry in manifest.shards
         if entry.name in existing
     ]
     with worker_pool(workers) as run:
-        for done, found in enumerate(run(partial(shard_problems, root=root), jobs, 1), 1):
+        for done, found in enumerate(run(partial(_shard_problems, root=root), jobs, 1), 1):
             problems += found
             progress("reading", done, len(jobs))
     return problems
 
 
-def _rows_of(columns: Columns, shard: str, classes: list[str]) -> list[Row]:
+def _rows_of(columns: Columns, shard: str, classes: list[str]) -> list[dict[str, Any]]:
     """The index rows of a shard, with the class's name (None if the label is outside the classes)."""
     names = ("key", "offset", "size", "crc32", "label", "dataset", "patient", "group", "source", "split")
-    rows = []
-    for number in np.flatnonzero(columns["shard"] == shard):
-        row = {name: columns[name][number] for name in names}
-        label = int(row["label"])
-        rows.append(row | {"class": classes[label] if 0 <= label < len(classes) else None})
-    return rows
-
-
-def _joined_problems(root: Path, columns: Columns | None, workers: int, progress: Progress) -> list[str]:
-    """Problems of the folders that ``root`` joins, and rows that differ from theirs."""
-    try:
-        sources = open_dataset(root).sources
-    except UserError as error:
-        return [] if columns is None else [str(error)]  # a damaged index is reported already
-    problems = []
-    source_images: dict[tuple[str, int], tuple[int, int]] = {}
-    for number, source in enumerate(sources):
-        try:
-            problems += [f"{source}: {problem}" for problem in verify(source, workers=workers, progress=progress)]
-            images = _image_table(open_dataset(source).columns)
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        source_images |= {(f"{number}/{shard}", offset): image for (shard, offset), image in images.items()}
-    if problems or columns is None:
-        return problems
+    class_of = dict(enumerate(classes))
     return [
-        f"{INDEX}: the image at byte {offset} of {shard} is not the image of its source"
-        for (shard, offset), image in _image_table(columns).items()
-        if source_images.get((shard, offset)) != image
+        {name: columns[name][row] for name in names} | {"class": class_of.get(columns["label"][row])}
+        for row in np.flatnonzero(columns["shard"] == shard)
     ]
 
 
-def _image_table(columns: Columns) -> dict[tuple[str, int], tuple[int, int]]:
-    """(shard, offset) → (size, crc32) of every row."""
-    shard, *numbers = (columns[name].tolist() for name in ("shard", "offset", "size", "crc32"))
-    return {(name, offset): (size, crc) for name, offset, size, crc in zip(shard, *numbers, strict=True)}
+def _shard_problems(job: _Job, root: Path) -> list[str]:
+    """Problems of a shard and its .idx, one line each; at most :data:`SHOWN` and their number."""
+    entry, rows = job
+    name, problems = entry.name, []
+    path = root / name
+    try:
+        size = path.stat().st_size
+        if size != entry.size:
+            problems.append(f"{name}: {size} bytes, the manifest says {entry.size}")
+        if sha256_file(path) != entry.sha256:
+            problems.append(f"{name}: the bytes are not those that were built (sha256 differs)")
+        if rows is not None:
+            problems += _member_problems(path, rows)
+    except OSError as error:
+        problems.append(f"{name}: cannot be read ({error.strerror})")
+    if len(problems) > SHOWN:
+        problems = [*problems[:SHOWN], f"{name}: {len(problems) - SHOWN} more problems"]
+    return problems
+
+
+def _member_problems(path: Path, rows: list[dict[str, Any]]) -> list[str]:
+    """Compare the members of a tar, in order, with the index rows, and with the .idx if there is one."""
+    problems, lines, name = [], [], path.name
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = tar.getmembers()
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header can raise anything
+        return [f"{name}: not a complete tar ({error})"]
+    if len(members) != 3 * len(rows):
+        problems.append(f"{name}: {len(members)} members, {3 * len(rows)} expected for {len(rows)} samples")
+    with path.open("rb") as file:
+        for row, start in zip(rows, range(0, len(members) - 2, 3), strict=False):
+            line, found = _sample_problems(file, members[start : start + 3], row)
+            problems += [f"{name}: sample {row['key']}: {problem}" for problem in found]
+            lines.append(line)
+    idx = path.with_suffix(".idx")
+    try:
+        if idx.read_bytes() != idx_text(lines).encode():
+            problems.append(f"{idx.name}: does not describe {name}; build again")
+    except FileNotFoundError:
+        pass  # the caller reports missing files
+    except OSError as error:
+        problems.append(f"{idx.name}: cannot be read ({error.strerror})")
+    return problems
+
+
+def _sample_problems(file: BinaryIO, members: list[tarfile.TarInfo], row: dict[str, Any]) -> tuple[str, list[str]]:
+    """The line of the .idx for a sample's three members, and the sample's problems."""
+    key, names = row["key"], [member.name for member in members]
+    if names not in ([f"{key}.{extension}", f"{key}.cls", f"{key}.json"] for extension in ("jpg", "png")):
+        return "", [f"found {', '.join(map(ascii, names))} instead"]
+    end = os.fstat(file.fileno()).st_size  # a damaged header may state any size
+    image, label, metadata = (
+        os.pread(file.fileno(), max(0, min(member.size, end - member.offset_data)), member.offset_data)
+        for member in members
+    )
+    line = " ".join(f"{m.name.removeprefix(key + '.')} {m.offset_data} {m.size} {m.name}" for m in members)
+    problems, offset, size = [], members[0].offset_data, members[0].size
+    if (offset, size) != (row["offset"], row["size"]):
+        problems.append(f"{size} bytes at {offset}, in the index {row['size']} at {row['offset']}")
+    if zlib.crc32(image) != row["crc32"]:
+        problems.append("the image's bytes are damaged (crc32 differs)")
+    if label != str(row["label"]).encode():
+        problems.append(f".cls is {label[:20]!r}, in the index {row['label']}")
+    return line, problems + _metadata_problems(metadata, row)
+
+
+def _metadata_problems(data: bytes, row: dict[str, Any]) -> list[str]:
+    """Problems of the .json member."""
+    try:
+        metadata = json.loads(data)
+    except (ValueError, RecursionError):
+        return [".json cannot be parsed"]
+    keys = ("dataset", "class", "patient", "group", "source", "split")
+    differing = [key for key in keys if not isinstance(metadata, dict) or metadata.get(key) != row[key]]
+    return [f".json and the index differ in {', '.join(differing)}"] if differing else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pty
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from brain_dist.common import locks
-from brain_dist.common.files import HashedFile, partial_folder, write_atomically
+from brain_dist.common.files import partial_folder, write_atomically
 from brain_dist.common.progress import show_progress
 from brain_dist.errors import UserError
 
@@ -46,18 +45,6 @@ def test_without_file_system_locks_only_an_optional_lock_succeeds(tmp_path, monk
     with pytest.raises(OSError, match="no locks available"):
         locks.take_lock(tmp_path / "lock")
     locks.take_lock(tmp_path / "lock", required=False).close()
-
-
-@pytest.mark.parametrize("keep", [0, 1, 700])
-def test_hashed_file_includes_the_bytes_that_it_keeps(tmp_path, keep):
-    path = tmp_path / "file"
-    path.write_bytes(b"a" * keep + b"old")
-    with HashedFile(path, keep) as file:
-        file.write(b"new bytes")
-        file.write(b"!")
-        assert file.tell() == keep + 10
-    assert path.read_bytes() == b"a" * keep + b"new bytes!"
-    assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_partial_folder_appears_complete_or_not_at_all(tmp_path):
