@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from brain_dist.collection.discovery import find_records
 from brain_dist.collection.examination import BadImages, Examination, examine_all
 from brain_dist.collection.recipes import Recipe
-from brain_dist.collection.records import Record, find_records
+from brain_dist.collection.records import Record
 from brain_dist.common.progress import Progress
 from brain_dist.common.scratch import concatenated
 from brain_dist.common.text import printable

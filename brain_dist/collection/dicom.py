@@ -7,8 +7,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from brain_dist.collection.contents import Contents, SlicePixels
-from brain_dist.collection.pixels import BadImage, check_size, to_8_bit
+from brain_dist.collection.pixels import BadImage, Contents, SlicePixels, check_size, to_8_bit
 from brain_dist.collection.recipes import RecipePart
 
 SUFFIXES = (".dcm",)

@@ -90,42 +90,36 @@ def examine_all(
         if slices[0].header_error is None
     ]
     results = run(work, readable, max(1, 16 * len(files) // len(records)))
-    usable = Examination([], [], scratch((len(records), 2, THUMB, THUMB), np.uint8), [])
+    thumbs = scratch((len(records), 2, THUMB, THUMB), np.uint8)
+    usable: list[Record] = []
+    images: list[MeasuredImage] = []
+    bad: list[dict[str, str]] = []
     done = 0
     for slices in files:
         error = slices[0].header_error
-        _collect(usable, slices, next(results) if error is None else [error])
+        measured = next(results) if error is None else [error] * len(slices)
+        path = printable(slices[0].path)
+        if isinstance(measured[0], str) and all(result == measured[0] for result in measured):
+            bad.append({"source": path, "reason": measured[0]})
+        else:
+            for record, image in zip(slices, measured, strict=True):
+                if isinstance(image, str):
+                    bad.append({"source": f"{path}, slice {record.frame}", "reason": image})
+                    continue
+                thumbs[len(usable)] = image.thumbs
+                usable.append(record)
+                images.append(replace(image, thumbs=_NO_THUMBS))
         done += len(slices)
         progress(done, len(records))
-    if usable.bad and not skip_bad:
-        raise BadImages([f"{entry['source']}: {entry['reason']}" for entry in usable.bad])
-    _check_classes(records, usable.records, recipe.classes)
-    return usable._replace(thumbs=usable.thumbs[: len(usable.records)])
-
-
-def _collect(usable: Examination, slices: list[Record], results: list[MeasuredImage | str]) -> None:
-    """Add the slices of one file to the examination; an error that all of them share is added once, for the file."""
-    path = printable(slices[0].path)
-    if isinstance(results[0], str) and all(result == results[0] for result in results):
-        usable.bad.append({"source": path, "reason": results[0]})
-        return
-    for record, result in zip(slices, results, strict=True):
-        if isinstance(result, str):
-            usable.bad.append({"source": f"{path}, slice {record.frame}", "reason": result})
-        else:
-            usable.thumbs[len(usable.records)] = result.thumbs
-            usable.records.append(record)
-            usable.images.append(replace(result, thumbs=_NO_THUMBS))
-
-
-def _check_classes(records: list[Record], usable: list[Record], classes: tuple[str, ...]) -> None:
-    """Raise :class:`UserError` if a class of ``records`` has no usable image."""
+    if bad and not skip_bad:
+        raise BadImages([f"{entry['source']}: {entry['reason']}" for entry in bad])
     if not usable:
         raise UserError("--skip-bad would leave no image at all; repair the files")
     lost = {record.label for record in records if record.label >= 0} - {record.label for record in usable}
     if lost:
-        names = ", ".join(classes[label] for label in sorted(lost))
+        names = ", ".join(recipe.classes[label] for label in sorted(lost))
         raise UserError(f"--skip-bad would leave no image of class {names}; repair its files")
+    return Examination(usable, images, thumbs[: len(usable)], bad)
 
 
 def _examine_one(

@@ -8,8 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from brain_dist.collection.contents import Contents, SlicePixels, check_numeric
-from brain_dist.collection.pixels import BadImage, check_size, to_8_bit
+from brain_dist.collection.pixels import BadImage, Contents, SlicePixels, check_numeric, check_size, to_8_bit
 from brain_dist.collection.recipes import RecipePart, SliceRange
 
 SUFFIXES = (".nii", ".nii.gz")

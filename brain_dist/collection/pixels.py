@@ -12,7 +12,9 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -69,13 +71,23 @@ class MeasuredImage:
 
 
 @dataclass(frozen=True)
-class _Decoded:
-    """An upright image in mode L or RGB, the mode of its source, and its encoding if that can be stored."""
+class Contents:
+    """What the header of a MATLAB, DICOM or NIfTI file says.
 
-    image: Image.Image
-    mode: str
-    ext: str
-    encoded: bytes | None
+    Attributes:
+        slices: for each slice its number, None if the file has only one, and its attributes.
+        label: class name, if the file states it.
+        patient: patient, if the file states it.
+        volume: whether the slices belong to one scan, so that they must stay together even if no patient is known.
+    """
+
+    slices: list[tuple[int | None, dict[str, Any]]]
+    label: str | None = None
+    patient: str | None = None
+    volume: bool = False
+
+
+SlicePixels = Callable[[int | None], tuple[np.ndarray, str]]  # slice number → uint8 [H, W], type of the stored values
 
 
 def examine(data: bytes, max_side: int | None = None, window: Window = DEFAULT_WINDOW) -> MeasuredImage:
@@ -90,18 +102,17 @@ def examine(data: bytes, max_side: int | None = None, window: Window = DEFAULT_W
     Raises:
         BadImage: ``data`` is not exactly one complete image of a usable size.
     """
-    return _measure(_decode(data, window), max_side)
+    return _measure(*_decode(data, window), max_side)
 
 
 def examine_values(pixels: np.ndarray, mode: str, max_side: int | None = None) -> MeasuredImage:
     """Measure a slice uint8 [H, W] that has no encoding, to be stored as gray PNG; ``mode`` is its source's type."""
-    return _measure(_Decoded(Image.fromarray(pixels), mode, "png", None), max_side)
+    return _measure(Image.fromarray(pixels), mode, "png", None, max_side)
 
 
-def _measure(decoded: _Decoded, max_side: int | None) -> MeasuredImage:
-    """Encode the image unless its encoding can be kept, and measure what is stored."""
-    ext, encoded = decoded.ext, decoded.encoded
-    gray = decoded.image if decoded.image.mode == "L" else decoded.image.convert("L")
+def _measure(image: Image.Image, mode: str, ext: str, encoded: bytes | None, max_side: int | None) -> MeasuredImage:
+    """Encode an image in mode L or RGB unless its encoding can be kept, and measure what is stored."""
+    gray = image if image.mode == "L" else image.convert("L")
     if max_side is not None and max(gray.size) > max_side:
         gray.thumbnail((max_side, max_side), Image.Resampling.LANCZOS, reducing_gap=None)
         encoded = None
@@ -121,7 +132,7 @@ def _measure(decoded: _Decoded, max_side: int | None) -> MeasuredImage:
         crc32=zlib.crc32(encoded),
         width=gray.width,
         height=gray.height,
-        mode=decoded.mode,
+        mode=mode,
         pixel_hash=pixel_hash(pixels),
         phash=perceptual_hash(thumbs[0]),
         head=head,
@@ -139,7 +150,8 @@ def _encode(gray: Image.Image, ext: str) -> tuple[Image.Image, bytes]:
     return Image.open(io.BytesIO(buffer.getvalue())), buffer.getvalue()
 
 
-def _decode(data: bytes, window: Window) -> _Decoded:
+def _decode(data: bytes, window: Window) -> tuple[Image.Image, str, str, bytes | None]:
+    """Upright image in mode L or RGB, mode of its source, jpg or png, and its encoding if that can be stored."""
     if not data:
         raise BadImage("is empty (0 bytes)")
     try:
@@ -149,7 +161,8 @@ def _decode(data: bytes, window: Window) -> _Decoded:
     except Image.DecompressionBombError as error:
         raise BadImage("is far larger than any MRI slice (decompression bomb)") from error
     except Image.UnidentifiedImageError as error:
-        raise BadImage(f"is not an image{_looks_like(data)}") from error
+        page = data[:512].lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml"))
+        raise BadImage(f"is not an image{' but a web page' if page else ''}") from error
     except _DECODE_ERRORS as error:
         raise BadImage(f"cannot be decoded ({error})") from error
     jpeg = image.format in ("JPEG", "MPO")
@@ -157,12 +170,8 @@ def _decode(data: bytes, window: Window) -> _Decoded:
     other_depth = image.format == "PNG" and data[24] != 8
     plain = (jpeg or image.format == "PNG") and mode in ("L", "RGB") and "transparency" not in image.info
     keep = plain and not rotated and not other_depth
-    return _Decoded(
-        upright if plain and upright.mode in ("L", "RGB") else _to_gray(upright, window),
-        mode,
-        "jpg" if jpeg else "png",
-        data if keep else None,
-    )
+    decoded = upright if plain and upright.mode in ("L", "RGB") else _to_gray(upright, window)
+    return decoded, mode, "jpg" if jpeg else "png", data if keep else None
 
 
 def _load(data: bytes) -> tuple[Image.Image, str]:
@@ -190,6 +199,12 @@ def check_size(width: int, height: int) -> None:
         raise BadImage(f"is {width} x {height} pixels; a slice has at least {MIN_SIDE} on each side")
 
 
+def check_numeric(dtype: np.dtype) -> None:
+    """Raise :class:`BadImage` unless values of this type are real numbers."""
+    if dtype.kind not in "biuf":
+        raise BadImage(f"contains values of type {dtype}, which are not real numbers")
+
+
 def to_8_bit(values: np.ndarray, window: Window) -> np.ndarray:
     """Map values [H, W] of any number type to gray uint8 [H, W], linearly within the window and clipped outside it.
 
@@ -212,8 +227,3 @@ def _to_gray(image: Image.Image, window: Window) -> Image.Image:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("L")
     return image.convert("RGB").convert("L")
-
-
-def _looks_like(data: bytes) -> str:
-    start = data[:512].lstrip().lower()
-    return " but a web page" if start.startswith((b"<!doctype html", b"<html", b"<?xml")) else ""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,50 +122,31 @@ class RecipePart:
 
     def __post_init__(self) -> None:
         _check_name("dataset", self.dataset)
-        for name, count in self.expected.items():
-            if count < 0:
-                raise ValueError(f"expected: {name} must be a number of images ≥ 0, got {count}")
         if self.attributes_from_name is not None:
             _check_pattern(self.attributes_from_name)
-        self._check_format()
-        self._check_table()
-        for path in self._paths():
-            if leads_outside(path):
-                raise ValueError(f"{path!r} must be inside the source folder (no leading / and no ..)")
-
-    def _check_format(self) -> None:
-        if self.slices is not None and self.format != "nifti":
-            raise ValueError("slices is only for format: nifti")
-        if self.folds is not None and self.format != "mat":
-            raise ValueError("folds is only for format: mat")
-        if self.window.file and self.format != "dicom":
-            raise ValueError("window: file is only for format: dicom; other files state no window")
-        for key in ("folders", "aliases", "ignore", "table") if self.format == "mat" else ():
-            if getattr(self, key):
-                raise ValueError(f"{key} cannot be used with format: mat, whose files contain their labels")
-
-    def _check_table(self) -> None:
-        if self.table is None:
-            return
-        repeated = {
-            "folders": self.folders,
-            "ignore": self.ignore,
-            "patients": self.patients and self.table.patient,
-            "published": self.published and self.table.split,
-        }
-        for key, value in repeated.items():
-            if value:
-                raise ValueError(f"{key} cannot be used with this table, which says the same; keep one of them")
-
-    def _paths(self) -> Iterator[str]:
-        yield self.root
-        for folders in self.folders.values():
-            yield from folders
-        for table in (self.table, self.patients):
-            if table is not None:
-                yield table.file
-        if self.folds is not None:
-            yield self.folds
+        mistakes: list[tuple[str, object]] = [
+            ("slices is only for format: nifti", self.slices and self.format != "nifti"),
+            ("folds is only for format: mat", self.folds and self.format != "mat"),
+            (
+                "window: file is only for format: dicom; other files state no window",
+                self.window.file and self.format != "dicom",
+            ),
+        ]
+        for key in ("folders", "aliases", "ignore", "table"):
+            message = f"{key} cannot be used with format: mat, whose files contain their labels"
+            mistakes.append((message, self.format == "mat" and getattr(self, key)))
+        for key, column in {"folders": "label", "ignore": "label", "patients": "patient", "published": "split"}.items():
+            message = f"{key} cannot be used with this table, which says the same; keep one of them"
+            mistakes.append((message, self.table and getattr(self.table, column) and getattr(self, key)))
+        files = [entry.file for entry in (self.table, self.patients) if entry]
+        for path in (self.root, *chain(*self.folders.values()), *files, self.folds or "."):
+            message = f"{path!r} must be inside the source folder (no leading / and no ..)"
+            mistakes.append((message, leads_outside(path)))
+        for name, count in self.expected.items():
+            mistakes.append((f"expected: {name} must be a number of images ≥ 0, got {count}", count < 0))
+        for message, wrong in mistakes:
+            if wrong:
+                raise ValueError(message)
 
     def as_dict(self) -> dict[str, Any]:
         """The part with a recipe's keys and with its defaults, as the manifest stores it."""
@@ -227,45 +208,45 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def parse_recipe(content: object, name: str) -> Recipe:
-    """The YAML content of a recipe → :class:`Recipe`; ``name`` is the recipe's name in messages."""
+    """The YAML content of a recipe → :class:`Recipe`; ``name`` is the recipe's name in messages.
+
+    ``window: file`` is short for ``window: {file: true}``.
+    """
     if isinstance(content, dict) and isinstance(content.get("parts"), list):
-        content = {**content, "parts": [_expand_window(part) for part in content["parts"]]}
+        parts = [
+            {**part, "window": {"file": True}} if isinstance(part, dict) and part.get("window") == "file" else part
+            for part in content["parts"]
+        ]
+        content = {**content, "parts": parts}
     return read_dataclass(Recipe, content, name)
-
-
-def _expand_window(part: object) -> object:
-    """``window: file`` is short for ``window: {file: true}``."""
-    return {**part, "window": {"file": True}} if isinstance(part, dict) and part.get("window") == "file" else part
 
 
 def default_recipe(source: Path) -> Recipe:
     """The recipe without ``--recipe``: a folder per class, or the phantom's recipe if ``source`` is a phantom.
 
     A ``patients.csv`` with the columns ``id`` and ``patient`` is used; an image without a row has no known patient.
+
+    Raises:
+        UserError: ``patients.csv`` cannot be read.
     """
-    columns = ("patients.csv", "id", "patient")
+    patients = PatientTable("patients.csv", "id", "patient", partial=True)
     if os.path.isfile(source / "phantom.json"):  # noqa: PTH113 (False in a folder that cannot be read)
-        part = RecipePart(dataset="phantom", ignore=["masks"], patients=PatientTable(*columns))
         return Recipe(
             name="phantom",
             title="Made-up brain-MRI slices (phantoms)",
             source="brain_dist.shard phantom",
             licence="CC0-1.0",
-            parts=(part,),
+            parts=(RecipePart(dataset="phantom", ignore=["masks"], patients=replace(patients, partial=False)),),
         )
-    has_patients = {"id", "patient"} <= set(_header(source / "patients.csv"))
-    return Recipe(parts=(RecipePart(patients=PatientTable(*columns, partial=True) if has_patients else None),))
-
-
-def _header(table: Path) -> list[str]:
-    """Column names of a CSV file; empty if there is no such file."""
-    if not os.path.isfile(table):  # noqa: PTH113
-        return []
+    table = source / patients.file
+    header: list[str] = []
     try:
-        with table.open(newline="", encoding="utf-8-sig") as stream:
-            return next(csv.reader(stream), [])
+        if os.path.isfile(table):  # noqa: PTH113
+            with table.open(newline="", encoding="utf-8-sig") as stream:
+                header = next(csv.reader(stream), [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"the table of patients {table} cannot be read ({error}); repair or remove it") from None
+    return Recipe(parts=(RecipePart(patients=patients if {"id", "patient"} <= set(header) else None),))
 
 
 def leads_outside(path: str) -> bool:

@@ -23,16 +23,11 @@ class _StrictLoader(yaml.SafeLoader):
     """YAML in which a repeated key is an error, not a silent override."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                continue
-            key = self.construct_object(key_node)
-            if key in keys:
-                raise UserError(
-                    f"{key_node.start_mark.name}, line {key_node.start_mark.line + 1}: {key!r} is given twice"
-                )
-            keys.add(key)
+        nodes = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        keys = [self.construct_object(key) for key in nodes]
+        for number, (key, mark) in enumerate(zip(keys, (key.start_mark for key in nodes), strict=True)):
+            if key in keys[:number]:
+                raise UserError(f"{mark.name}, line {mark.line + 1}: {key!r} is given twice")
         return super().construct_mapping(node, deep)
 
 
@@ -108,14 +103,14 @@ def _read(kind: Any, value: object, location: str) -> Any:
     return read_dataclass(kind, value, location)
 
 
-def _scalar(kind: type, value: object, location: str) -> Any:
+def _scalar(kind: type, value: Any, location: str) -> Any:
     text = value.strip() if isinstance(value, str) else value
     if type(value) not in ((int, float) if kind is float else (kind,)) or text == "":
         hint = " (put it in quotes)" if kind is str and text not in (None, "") else ""
         if kind is str and isinstance(value, bool):
             hint = " (put it in quotes: YAML reads yes, no, on and off as true and false)"
         raise UserError(f"{location} must be {_DESCRIPTIONS[kind]}, got {value!r}{hint}")
-    return text
+    return kind(text)  # an integer may stand for a float
 
 
 def _mapping(value: object, location: str) -> dict[Any, Any]:

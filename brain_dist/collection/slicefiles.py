@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from brain_dist.collection import dicom, matlab, nifti
-from brain_dist.collection.contents import Contents
-from brain_dist.collection.pixels import IMAGE_SUFFIXES, BadImage, MeasuredImage, examine, examine_values
+from brain_dist.collection.pixels import IMAGE_SUFFIXES, BadImage, Contents, MeasuredImage, examine, examine_values
 from brain_dist.collection.recipes import RecipePart
 
 _READERS = {"mat": matlab, "dicom": dicom, "nifti": nifti}  # format → module with SUFFIXES and two functions
@@ -40,14 +39,14 @@ def examine_file(
     try:
         with _opened(path) as file:
             if part.format == "images":
-                data = file.read()
+                image = examine(file.read(), max_side, part.window)
             else:
                 pixels = _READERS[part.format].read_pixels(file, part)
-        if part.format == "images":
-            yield examine(data, max_side, part.window)
-            return
     except BadImage as error:
         yield from [str(error)] * len(frames)
+        return
+    if part.format == "images":
+        yield image
         return
     for frame in frames:
         try:

@@ -6,31 +6,13 @@ import csv
 import os
 import posixpath
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from brain_dist.collection.recipes import PatientTable, RecipePart, leads_outside
+from brain_dist.collection.records import Record
 from brain_dist.collection.spellings import SPLIT_OF, binary_hint, class_of, normalize
 from brain_dist.errors import UserError
-
-
-@dataclass(frozen=True)
-class Row:
-    """An image file as a table describes it.
-
-    Attributes:
-        path: path of the file, relative to the source folder.
-        label: class name.
-        patient: patient, or None if unknown.
-        split: published split, or None.
-        attributes: column → cell, for the columns that the recipe does not name.
-    """
-
-    path: str
-    label: str
-    patient: str | None
-    split: str | None
-    attributes: dict[str, str]
 
 
 def read_patients(table: PatientTable, root: Path) -> dict[str, str | None]:
@@ -48,8 +30,8 @@ def read_patients(table: PatientTable, root: Path) -> dict[str, str | None]:
     return patients
 
 
-def read_files(part: RecipePart, classes: tuple[str, ...], source: Path) -> list[Row]:
-    """The rows of the part's table of files.
+def read_files(part: RecipePart, classes: tuple[str, ...], source: Path) -> list[Record]:
+    """The files that the part's table lists; columns that the recipe does not name are their attributes.
 
     Raises:
         UserError: the table cannot be read or lists no files; or, with the line number, a file is missing, listed twice
@@ -60,17 +42,25 @@ def read_files(part: RecipePart, classes: tuple[str, ...], source: Path) -> list
     root = source / part.root
     spellings = class_of(classes, part.aliases)
     columns = [column for key, column in asdict(table).items() if key != "file" and column is not None]
-    rows: dict[str, Row] = {}
+    rows: dict[str, Record] = {}
     for line, cells in _read_rows(root / table.file, columns, "table of files"):
         location = f"{root / table.file}, line {line}"
         path = _image_path(cells[table.path], root, location)
         if path in rows:
             raise UserError(f"{location}: {path!r} is listed a second time; keep one row per file")
-        rows[path] = Row(
+        label, split = normalize(cells[table.label]), cells[table.split] if table.split else ""
+        if label not in spellings:
+            raise UserError(
+                f"{location}: {cells[table.label]!r} is not one of the classes {', '.join(classes)}; correct it, or "
+                f"list it under `aliases`{binary_hint(label, spellings)}"
+            )
+        if split and normalize(split) not in SPLIT_OF:
+            raise UserError(f"{location}: {split!r} is not a split; write train, val or test, or leave the cell empty")
+        rows[path] = Record(
             path=posixpath.normpath(posixpath.join(part.root, path)),
-            label=_class_name(cells[table.label], spellings, classes, location),
+            label=classes.index(spellings[label]),
             patient=(cells[table.patient] or None) if table.patient else None,
-            split=(_split(cells[table.split], location) if table.split else None) or part.published,
+            published=SPLIT_OF.get(normalize(split), part.published),
             attributes={name: cell for name, cell in cells.items() if name and name not in columns},
         )
     if not rows:
@@ -88,28 +78,18 @@ def _image_path(cell: str, root: Path, location: str) -> str:
     return path
 
 
-def _class_name(cell: str, spellings: dict[str, str], classes: tuple[str, ...], location: str) -> str:
-    if normalize(cell) not in spellings:
-        raise UserError(
-            f"{location}: {cell!r} is not one of the classes {', '.join(classes)}; correct it, or list it under "
-            f"`aliases`{binary_hint(cell, spellings)}"
-        )
-    return spellings[normalize(cell)]
-
-
-def _split(cell: str, location: str) -> str | None:
-    if cell and normalize(cell) not in SPLIT_OF:
-        raise UserError(f"{location}: {cell!r} is not a split; write train, val or test, or leave the cell empty")
-    return SPLIT_OF.get(normalize(cell))
-
-
 def _read_rows(path: Path, columns: Sequence[str], description: str) -> Iterator[tuple[int, dict[str, str]]]:
     """(line number, column → stripped cell) of a CSV file that has ``columns`` and complete rows."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.reader(stream)
             header = [name.strip() for name in next(reader, [])]
-            _check_header(header, columns, path)
+            missing = [column for column in columns if column not in header]
+            if missing:
+                raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(header) or 'none'}")
+            named = [name for name in header if name]
+            if len(set(named)) != len(named):
+                raise UserError(f"{path}, line 1: two columns have the same name; the names are {', '.join(header)}")
             for cells in reader:
                 if not any(cells):
                     continue  # spreadsheets leave empty lines at the end
@@ -118,12 +98,3 @@ def _read_rows(path: Path, columns: Sequence[str], description: str) -> Iterator
                 yield reader.line_num, {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"the {description} {path} cannot be read ({error})") from None
-
-
-def _check_header(header: list[str], columns: Sequence[str], path: Path) -> None:
-    missing = [column for column in columns if column not in header]
-    if missing:
-        raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(header) or 'none'}")
-    named = [name for name in header if name]
-    if len(set(named)) != len(named):
-        raise UserError(f"{path}, line 1: two columns have the same name; the names are {', '.join(header)}")

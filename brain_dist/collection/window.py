@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -28,25 +28,23 @@ class Window:
     file: bool = False
 
     def __post_init__(self) -> None:
-        keys = set(self.as_dict())
-        if self.percentiles is not None:
-            valid = keys == {"percentiles"} and len(self.percentiles) == 2
-            valid = valid and 0 <= self.percentiles[0] < self.percentiles[1] <= 100
-        elif self.width is not None:
-            valid = keys == {"center", "width"} and self.width > 0
-        else:
-            valid = keys == {"file"}
-        if not valid:
+        settings = self.as_dict()
+        low, high = self.percentiles if self.percentiles and len(self.percentiles) == 2 else (0, 0)
+        valid = {
+            ("percentiles",): 0 <= low < high <= 100,
+            ("center", "width"): self.width is not None and self.width > 0,
+            ("file",): True,
+        }
+        if not valid.get(tuple(settings), False):
             raise ValueError(
                 "must be {percentiles: [low, high]} from 0 to 100, {center: …, width: …} with width > 0, or file, "
-                f"got {self.as_dict()}"
+                f"got {settings}"
             )
 
     def as_dict(self) -> dict[str, Any]:
         """The keys and values that a recipe's ``window`` has for this."""
-        percentiles = self.percentiles and [float(percent) for percent in self.percentiles]
-        center, width = (None if value is None else float(value) for value in (self.center, self.width))
-        settings = {"percentiles": percentiles, "center": center, "width": width, "file": self.file or None}
+        percentiles = self.percentiles and list(self.percentiles)
+        settings = {**asdict(self), "percentiles": percentiles, "file": self.file or None}
         return {key: value for key, value in settings.items() if value is not None}
 
     def limits(self, values: np.ndarray) -> tuple[float, float]:

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from brain_dist import __version__
+from brain_dist.collection.discovery import find_records
 from brain_dist.collection.examination import examine_all
-from brain_dist.collection.names import source_name
 from brain_dist.collection.recipes import Recipe
-from brain_dist.collection.records import Record, find_records
+from brain_dist.collection.records import Record, source_name
 from brain_dist.common.files import partial_folder, sha256_bytes, write_durably
 from brain_dist.common.progress import Progress, no_progress
 from brain_dist.common.workers import Run, worker_pool

@@ -11,9 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pictures import draw
 
-from brain_dist.collection.names import sample_keys
+from brain_dist.collection.discovery import find_records
 from brain_dist.collection.recipes import default_recipe, parse_recipe, read_recipe
-from brain_dist.collection.records import find_records
+from brain_dist.collection.records import sample_keys
 from brain_dist.common.text import printable
 from brain_dist.errors import UserError
 
