@@ -40,7 +40,7 @@ class LoaderSetup:
 def _jobs(setup: LoaderSetup) -> Any:
     from brain_dist.config import DataConfig
     from brain_dist.store.dataset import open_dataset
-    from brain_dist.stream.jobs import training_jobs
+    from brain_dist.stream.batches import training_jobs
     from brain_dist.stream.plan import TrainingPlan
 
     dataset, config = open_dataset(setup.shards), DataConfig(size=setup.size, color=setup.color, threads=setup.workers)  # type: ignore[arg-type]
@@ -62,7 +62,7 @@ def ours(setup: LoaderSetup) -> Iterator[int]:
     """The product: a planned order, and DALI with the bytes as external source."""
     import torch
 
-    from brain_dist.stream.loader import open_loader
+    from brain_dist.stream.batches import open_loader
 
     dataset, config, jobs = _jobs(setup)
     device = torch.device("cpu")

@@ -144,7 +144,7 @@ def result_rows(result: dict[str, Any], ranks: int) -> list[Row]:
     counted, counted_alone = (
         statistics.fmean(rank[name] for rank in measured) for name in ("wire", "all_reduce_bytes")
     )
-    seconds = min(rank["stages"]["communication"] for rank in measured)
+    seconds = min(rank["together"]["communication"] for rank in measured)
     seconds_alone = min(rank["all_reduce"] for rank in measured)
     return [
         Row(ranks, result["stage"], rate, hops, size, counted, seconds),

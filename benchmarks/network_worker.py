@@ -6,7 +6,6 @@ bandwidth, a ZeRO stage, a precision and DeepSpeed settings. The main rank write
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import statistics
 import sys
@@ -63,7 +62,7 @@ def measure(job: dict[str, Any], world: Any, device: Any) -> dict[str, Any]:
     memory = measure_memory(engine)
     engine.deepspeed.destroy()
     return {
-        **dataclasses.asdict(training),
+        **training,
         "all_reduce": all_reduce,
         "all_reduce_bytes": all_reduce_bytes,
         "wire": wire,

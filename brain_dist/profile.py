@@ -13,7 +13,7 @@ from pathlib import Path
 
 from brain_dist.config import load
 from brain_dist.errors import UserError, leave
-from brain_dist.profiling.run import run_profile
+from brain_dist.profiling.measure import run_profile
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from brain_dist.config.augment import AugmentConfig
-from brain_dist.config.sections import (
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    TrackConfig,
-    TrainConfig,
-)
+from brain_dist.config import sections
 from brain_dist.errors import UserError
 
 
@@ -20,13 +12,13 @@ from brain_dist.errors import UserError
 class Config:
     """Configuration of one training run."""
 
-    run: RunConfig = field(default_factory=RunConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    track: TrackConfig = field(default_factory=TrackConfig)
+    run: sections.RunConfig = field(default_factory=sections.RunConfig)
+    data: sections.DataConfig = field(default_factory=sections.DataConfig)
+    augment: sections.AugmentConfig = field(default_factory=sections.AugmentConfig)
+    model: sections.ModelConfig = field(default_factory=sections.ModelConfig)
+    optim: sections.OptimConfig = field(default_factory=sections.OptimConfig)
+    train: sections.TrainConfig = field(default_factory=sections.TrainConfig)
+    track: sections.TrackConfig = field(default_factory=sections.TrackConfig)
 
     def __post_init__(self) -> None:
         model, train, augment = self.model, self.train, self.augment

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from brain_dist.config.checks import require
+from brain_dist.config.checks import Range, Section, require
 from brain_dist.errors import UserError
 
 Precision = Literal["fp32", "bf16", "fp16", "amp"]
@@ -27,9 +27,15 @@ Metric = Literal[
     "kappa",
 ]
 
+Count = Annotated[int, Range(0)]
+PositiveCount = Annotated[int, Range(1)]
+BatchSize = Annotated[int, Range(1, 1_000_000, "[]")]
+Probability = Annotated[float, Range(0, 1, "[]")]
+Fraction = Annotated[float, Range(0, 1, "[)")]
+
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Section):
     """The run as a whole: folder, seed, device.
 
     Args:
@@ -46,19 +52,19 @@ class RunConfig:
 
     name: str = "run"
     dir: str = "runs"
-    seed: int = 0
+    seed: Count = 0
     resume: Literal["auto", "never"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     deterministic: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             bool(re.fullmatch(r"\w[\w.-]*", self.name)),
             "run.name",
             self.name,
             "may contain letters, digits, '_', '-' and '.', and must not begin with '-' or '.'",
         )
-        require(self.seed >= 0, "run.seed", self.seed, "must be ≥ 0")
 
     @property
     def path(self) -> Path:
@@ -67,7 +73,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section):
     """The data, and how it becomes batches.
 
     Args:
@@ -76,44 +82,41 @@ class DataConfig:
         sources: Two or more such folders, joined for this run. A training image is left out if its patient or a copy of
             it is in the validation or test split of another folder.
         leave_out: Name of one of `data.sources` to test on as a whole; the run trains on the others.
-        fold: Fold to test on, 0 to K - 1, of shards built with `--split kfold --folds K`. The next fold (after the last
-            one, the first) is the validation split.
+        fold: Fold to test on, ≥ 0 and < K, of shards built with `--split kfold --folds K`. The next fold (after the
+            last one, the first) is the validation split.
         loader: `dali` decodes and augments on the GPU, or on the CPU if there is no GPU. `torch` is a slow reference
             that makes the same images. `synthetic` makes noise, to measure the speed of training without loading.
-        size: Height and width of the network's input in pixels, ≥ 32.
+        size: Height and width of the network's input in pixels, in [32, 4096].
         color: `gray` decodes one channel; the device repeats it if the network takes three. `rgb` decodes three.
         head_crop: Crop every image to the box around the head, so that borders carry no information.
-        threads: Decoding threads (`dali`) or worker processes (`torch`) per rank, ≥ 1.
-        prefetch: Number of batches prepared in advance, ≥ 1.
-        window: 0 shuffles all samples together. W > 0 shuffles inside windows of W shards, for data larger than memory.
+        threads: Decoding threads (`dali`) or worker processes (`torch`) per rank, in [1, 1024].
+        prefetch: Number of batches prepared in advance, in [1, 1024].
+        window: Shards whose samples are shuffled together, ≥ 0; 0 is all of them. Use a window for data larger than
+            memory.
         cache_dir: Folder on a disk of the node to which shards are copied, once per node, before they are read;
             environment variables are expanded. `off` reads shards in place. If not set, it is `$SLURM_TMPDIR` where
             that exists, else `off`. Shards at a URL need a folder.
-        mean: Mean of each RGB channel that is subtracted from pixels in [0, 1].
-        std: Standard deviation of each RGB channel that pixels in [0, 1] are divided by, > 0.
+        mean: Mean of each RGB channel, in [0, 1], that is subtracted from pixels in [0, 1].
+        std: Standard deviation of each RGB channel, in [0.001, 1], that pixels in [0, 1] are divided by.
     """
 
     shards: str = ""
     sources: tuple[str, ...] = ()
     leave_out: str | None = None
-    fold: int | None = None
+    fold: Annotated[int | None, Range(0)] = None
     loader: Literal["dali", "torch", "synthetic"] = "dali"
-    size: int = 224
+    size: Annotated[int, Range(32, 4096, "[]")] = 224
     color: Literal["gray", "rgb"] = "gray"
     head_crop: bool = False
-    threads: int = 2
-    prefetch: int = 2
-    window: int = 0
+    threads: Annotated[int, Range(1, 1024, "[]")] = 2
+    prefetch: Annotated[int, Range(1, 1024, "[]")] = 2
+    window: Count = 0
     cache_dir: str | None = None
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: Annotated[tuple[float, float, float], Range(0, 1, "[]")] = (0.485, 0.456, 0.406)
+    std: Annotated[tuple[float, float, float], Range(0.001, 1, "[]")] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        require(self.size >= 32, "data.size", self.size, "must be ≥ 32 pixels")
-        require(self.threads >= 1, "data.threads", self.threads, "must be ≥ 1")
-        require(self.prefetch >= 1, "data.prefetch", self.prefetch, "must be ≥ 1")
-        require(self.window >= 0, "data.window", self.window, "must be ≥ 0")
-        require(min(self.std) > 0, "data.std", self.std, "must be > 0")
+        super().__post_init__()
         if self.shards and self.sources:
             raise UserError(
                 f"data.shards={self.shards} and data.sources={list(self.sources)} are both set; keep one of them"
@@ -128,7 +131,41 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class AugmentConfig(Section):
+    """Random augmentation of training images.
+
+    Args:
+        scale: Smallest and largest area of the random crop as a fraction of the image, or of the box around the head
+            with `data.head_crop`; both in (0, 1].
+        ratio: Smallest and largest aspect ratio of the random crop relative to the image; both in [0.01, 100].
+        flip: Probability of a left-right flip, in [0, 1].
+        rotate: Largest rotation in either direction in degrees, in [0, 180].
+        brightness: Largest relative change of brightness, in [0, 1). 0.2 means a factor of 0.8 to 1.2.
+        contrast: Largest relative change of contrast about mid-gray, in [0, 1).
+        erase: Probability of blacking out a random box (random erasing), in [0, 1].
+        mixup: Parameter alpha of mixup's Beta distribution, in [0, 100]; 0 turns mixup off.
+        cutmix: Parameter alpha of CutMix's Beta distribution, in [0, 100]; 0 turns CutMix off. With both on, a pair of
+            images gets either with equal probability.
+    """
+
+    scale: Annotated[tuple[float, float], Range(0, 1, "(]")] = (0.7, 1.0)
+    ratio: Annotated[tuple[float, float], Range(0.01, 100, "[]")] = (0.8, 1.25)
+    flip: Probability = 0.5
+    rotate: Annotated[float, Range(0, 180, "[]")] = 15.0
+    brightness: Fraction = 0.2
+    contrast: Fraction = 0.2
+    erase: Probability = 0.0
+    mixup: Annotated[float, Range(0, 100, "[]")] = 0.0
+    cutmix: Annotated[float, Range(0, 100, "[]")] = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            require(low <= high, f"augment.{name}", (low, high), "must be [smallest, largest]")
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
     """The network, from timm.
 
     Args:
@@ -149,33 +186,32 @@ class ModelConfig:
     pretrained: bool = False
     weights: str | None = None
     in_chans: Literal[1, 3] = 3
-    drop_path: float = 0.0
-    drop: float = 0.0
+    drop_path: Fraction = 0.0
+    drop: Fraction = 0.0
     grad_checkpointing: bool = False
     sync_batchnorm: bool = False
     compile: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require(0 <= self.drop_path < 1, "model.drop_path", self.drop_path, "must be in [0, 1)")
-        require(0 <= self.drop < 1, "model.drop", self.drop, "must be in [0, 1)")
+        super().__post_init__()
         if self.pretrained and self.weights:
             raise UserError(f"model.pretrained=true and model.weights={self.weights} are both set; keep one of them")
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Section):
     """Optimiser and learning rate schedule.
 
     Args:
         name: `adamw` (decoupled weight decay) or `adam` (L2 penalty).
-        lr: Peak learning rate, > 0.
-        min_lr: Learning rate at the end of the cosine schedule, in [0, `optim.lr`].
+        lr: Peak learning rate, in (0, 100].
+        min_lr: Learning rate at the end of the cosine schedule, ≥ 0 and ≤ `optim.lr`.
         warmup_epochs: Epochs of linear warm-up from zero, ≥ 0; may be a fraction.
         layer_decay: Learning rate of each layer as a fraction of the next layer's, in (0, 1], so that pretrained early
             layers change least; 1 is the same rate everywhere. Layers are counted as in timm; in ConvNeXt each block is
             one.
-        weight_decay: Weight decay, ≥ 0; not applied to biases and normalisation weights.
+        weight_decay: Weight decay, in [0, 100]; not applied to biases and normalisation weights.
         betas: Decay rates of Adam's two moments, each in [0, 1).
         clip: Largest gradient norm, ≥ 0; 0 turns clipping off.
         label_smoothing: Fraction of the target that is spread evenly over the classes, in [0, 1).
@@ -184,39 +220,33 @@ class OptimConfig:
     """
 
     name: Literal["adamw", "adam"] = "adamw"
-    lr: float = 1e-4
-    min_lr: float = 0.0
-    warmup_epochs: float = 1.0
-    layer_decay: float = 1.0
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: float = 1.0
-    label_smoothing: float = 0.1
-    ema: float = 0.0
+    lr: Annotated[float, Range(0, 100, "(]")] = 1e-4
+    min_lr: Annotated[float, Range(0)] = 0.0
+    warmup_epochs: Annotated[float, Range(0)] = 1.0
+    layer_decay: Annotated[float, Range(0, 1, "(]")] = 1.0
+    weight_decay: Annotated[float, Range(0, 100, "[]")] = 0.05
+    betas: Annotated[tuple[float, float], Range(0, 1, "[)")] = (0.9, 0.999)
+    clip: Annotated[float, Range(0)] = 1.0
+    label_smoothing: Fraction = 0.1
+    ema: Fraction = 0.0
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, "optim.lr", self.lr, "must be > 0")
+        super().__post_init__()
         require(0 <= self.min_lr <= self.lr, "optim.min_lr", self.min_lr, f"must be in [0, optim.lr={self.lr}]")
-        require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "must be ≥ 0")
-        require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "must be in (0, 1]")
-        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must be ≥ 0")
-        require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "each must be in [0, 1)")
-        require(self.clip >= 0, "optim.clip", self.clip, "must be ≥ 0")
-        require(0 <= self.label_smoothing < 1, "optim.label_smoothing", self.label_smoothing, "must be in [0, 1)")
-        require(0 <= self.ema < 1, "optim.ema", self.ema, "must be in [0, 1)")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Section):
     """The training loop.
 
     Args:
         epochs: Passes over the training split, ≥ 1.
         freeze_epochs: Epochs at the start that train only the classifier, ≥ 0. Until then all other weights, and the
             running statistics of BatchNorm, stay as loaded.
-        global_batch: Images per optimiser step over all ranks and micro-steps, ≥ 1; independent of the number of ranks.
-        micro_batch: Images that a rank computes at once, ≥ 1. The number of accumulated micro-batches follows from
-            `train.global_batch`, `train.micro_batch` and the number of ranks.
+        global_batch: Images per optimiser step over all ranks and micro-steps, in [1, 1000000]; independent of the
+            number of ranks.
+        micro_batch: Images that a rank computes at once, in [1, 1000000]. The number of accumulated micro-batches
+            follows from `train.global_batch`, `train.micro_batch` and the number of ranks.
         precision: `bf16` and `fp16` compute with 16-bit weights; DeepSpeed's optimiser keeps fp32 master weights. `amp`
             is autocast to bf16 over fp32 weights, which networks with BatchNorm need. `fp32` uses no 16-bit numbers.
         zero_stage: DeepSpeed ZeRO stage. 0 shards nothing; 1 shards optimiser states over the ranks, 2 also gradients,
@@ -234,37 +264,31 @@ class TrainConfig:
             `specificity_macro`, `precision_macro`, `f1_macro`, `auc_macro` and `kappa` (higher is better).
         patience: Stop after this number of evaluations without a better `train.best`, ≥ 0; 0 never stops early.
         log_every: Optimiser steps between lines of metrics.jsonl, ≥ 1.
-        timeout: Seconds without progress after which the run ends and reports the rank that is stuck, ≥ 1.
+        timeout: Seconds without progress after which the run ends and reports the rank that is stuck, in [1, 1000000].
         skip_limit: Number of consecutive steps with a non-finite loss or gradient after which the run ends, ≥ 1. Such
             steps are skipped.
     """
 
-    epochs: int = 20
-    freeze_epochs: int = 0
-    global_batch: int = 64
-    micro_batch: int = 32
+    epochs: PositiveCount = 20
+    freeze_epochs: Count = 0
+    global_batch: BatchSize = 64
+    micro_batch: BatchSize = 32
     precision: Precision = "bf16"
     zero_stage: Literal[0, 1, 2, 3] = 2
     balance: Balance = "none"
     deepspeed: str | None = None
-    eval_every: int = 1
-    save_every: int = 0
-    keep: int = 2
+    eval_every: Count = 1
+    save_every: Count = 0
+    keep: PositiveCount = 2
     best: Metric | None = None
-    patience: int = 0
-    log_every: int = 1
-    timeout: float = 600.0
-    skip_limit: int = 20
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "global_batch", "micro_batch", "keep", "log_every", "timeout", "skip_limit"):
-            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be ≥ 1")
-        for name in ("freeze_epochs", "eval_every", "save_every", "patience"):
-            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must be ≥ 0")
+    patience: Count = 0
+    log_every: PositiveCount = 1
+    timeout: Annotated[float, Range(1, 1_000_000, "[]")] = 600.0
+    skip_limit: PositiveCount = 20
 
 
 @dataclass(frozen=True)
-class TrackConfig:
+class TrackConfig(Section):
     """Weights & Biases. The run folder contains metrics.jsonl in any case.
 
     Args:
@@ -279,7 +303,4 @@ class TrackConfig:
     wandb: Literal["auto", "offline", "off"] = "auto"
     project: str = "brain_dist"
     group: str | None = None
-    examples: int = 0
-
-    def __post_init__(self) -> None:
-        require(0 <= self.examples <= 200, "track.examples", self.examples, "must be in [0, 200]")
+    examples: Annotated[int, Range(0, 200, "[]")] = 0

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from brain_dist.config import Config
 from brain_dist.profiling.stopwatch import Stopwatch
@@ -19,45 +18,42 @@ if TYPE_CHECKING:
 WARMUP_STEPS = 2
 
 
-@dataclass(frozen=True)
-class IsolatedStages:
-    """Measurements of one rank.
-
-    Attributes:
-        seconds: stage → seconds per micro-batch; "optimiser" and "communication" (an all-reduce of all parameters) are
-            per step. "loader" includes "storage read".
-        parameters: number of parameters of the network.
-        flops_per_image: floating-point operations of a forward and backward pass per image.
-        matrix_rate: see :func:`matrix_rate`.
-    """
-
-    seconds: dict[str, float]
-    parameters: int
-    flops_per_image: float
-    matrix_rate: float
-
-
 def measure_isolated_stages(
     config: Config, dataset: Dataset, world: World, device: torch.device, steps: int
-) -> IsolatedStages:
-    """Measure each stage ``steps`` times and take the median; every rank must call."""
+) -> dict[str, Any]:
+    """Measure each stage ``steps`` times and take the median; every rank must call.
+
+    Returns:
+        ``alone``: stage → seconds per micro-batch, but "optimiser" and "communication" (an all-reduce of all
+        parameters) per step; "loader" includes "storage read". ``parameters``: number of parameters of the network.
+        ``flops_per_image``: floating-point operations of a forward and backward pass. ``matrix_rate``: see
+        :func:`matrix_rate`.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from brain_dist.networks.create import create_network
+    from brain_dist.stream.normalize import Normalize
     from brain_dist.training.deepspeed_setup import compute_dtype
     from brain_dist.training.optim import create_optimizer
 
     watch, train, data = Stopwatch(device), config.train, config.data
+    dtype = compute_dtype(train.precision)
     seconds = measure_loading(config, dataset, world, device, steps)
     model = create_network(config.model, len(dataset.classes), seed=config.run.seed, load_weights=False)
-    model = model.to(device).to(compute_dtype(train.precision)).train()
+    model = model.to(device).to(dtype).train()
     shape = (train.micro_batch, 1 if data.color == "gray" else 3, data.size, data.size)
     image = torch.randint(0, 256, shape, dtype=torch.uint8)
     if device.type == "cuda":
         pinned = image.pin_memory()
         seconds["host to device"] = watch.median(lambda: pinned.to(device, non_blocking=True), steps)
-    loss = _loss_function(config, model, image.to(device))
+    normalized = Normalize(data, config.model.in_chans, device, dtype)(image.to(device))
+    label = torch.zeros(len(image), dtype=torch.int64, device=device)
+
+    def loss() -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "amp"):
+            return torch.nn.functional.cross_entropy(model(normalized).float(), label)
+
     with FlopCounterMode(display=False) as counter:
         loss().backward()
     seconds |= _measure_compute(loss, create_optimizer(config.optim, model), watch, steps)
@@ -65,14 +61,14 @@ def measure_isolated_stages(
     if world.size > 1:
         import torch.distributed as dist
 
-        flat = torch.zeros(parameters, dtype=compute_dtype(train.precision), device=device)
+        flat = torch.zeros(parameters, dtype=dtype, device=device)
         seconds["communication"] = watch.median(lambda: dist.all_reduce(flat), max(3, steps // 2))
-    return IsolatedStages(
-        seconds=seconds,
-        parameters=parameters,
-        flops_per_image=counter.get_total_flops() / train.micro_batch,
-        matrix_rate=matrix_rate(device, train.precision),
-    )
+    return {
+        "alone": seconds,
+        "parameters": parameters,
+        "flops_per_image": counter.get_total_flops() / train.micro_batch,
+        "matrix_rate": matrix_rate(device, train.precision),
+    }
 
 
 def measure_loading(
@@ -94,10 +90,8 @@ def measure_loading(
     batches = training_batches(config, dataset, world, device, first_step=0)
     for _ in range(WARMUP_STEPS + config.data.prefetch):
         next(batches)
-    start = watch.now()
-    for _ in range(steps):
-        next(batches)
-    return {"storage read": statistics.median(read_seconds), "loader": (watch.now() - start) / steps}
+    loader_seconds = watch.mean(lambda: next(batches), steps)
+    return {"storage read": statistics.median(read_seconds), "loader": loader_seconds}
 
 
 def matrix_rate(device: torch.device, precision: str) -> float:
@@ -115,39 +109,20 @@ def matrix_rate(device: torch.device, precision: str) -> float:
     return best
 
 
-def _loss_function(config: Config, model: torch.nn.Module, image: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """A forward pass of ``model`` on uint8 ``image`` [B, C, H, W], with label 0 for all images."""
-    import torch
-
-    from brain_dist.stream.normalize import Normalize
-    from brain_dist.training.deepspeed_setup import compute_dtype
-
-    device, precision = image.device, config.train.precision
-    normalized = Normalize(config.data, config.model.in_chans, device, compute_dtype(precision))(image)
-    label = torch.zeros(len(image), dtype=torch.int64, device=device)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "amp")
-
-    def loss() -> torch.Tensor:
-        with autocast:
-            return torch.nn.functional.cross_entropy(model(normalized).float(), label)
-
-    return loss
-
-
 def _measure_compute(
     loss: Callable[[], torch.Tensor], optimizer: torch.optim.Optimizer, watch: Stopwatch, steps: int
 ) -> dict[str, float]:
     """Median seconds of the forward pass, the backward pass and the optimiser's step."""
     seconds: dict[str, list[float]] = {"forward": [], "backward": [], "optimiser": []}
     for step in range(WARMUP_STEPS + steps):
-        times = [watch.now()]
-        value = loss()
-        times.append(watch.now())
-        value.backward()
-        times.append(watch.now())
-        optimizer.step()
-        times.append(watch.now())
+        watch.seconds.clear()
+        with watch.stage("forward"):
+            value = loss()
+        with watch.stage("backward"):
+            value.backward()
+        with watch.stage("optimiser"):
+            optimizer.step()
         if step >= WARMUP_STEPS:
-            for stage, start, end in zip(seconds, times[:-1], times[1:], strict=True):
-                seconds[stage].append(end - start)
+            for stage, values in seconds.items():
+                values.append(watch.seconds[stage])
     return {stage: statistics.median(values) for stage, values in seconds.items()}

@@ -1,21 +1,25 @@
-"""Measure a training step on all ranks and combine the measurements into a profile."""
+"""Measure training steps on all ranks, combine the measurements into a profile and report it."""
 
 from __future__ import annotations
 
 import os
 import platform
-import statistics
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brain_dist.config import Config
-from brain_dist.profiling.isolated_stages import IsolatedStages, measure_isolated_stages, measure_loading
+from brain_dist.errors import UserError
+from brain_dist.profiling.isolated_stages import measure_isolated_stages, measure_loading
 from brain_dist.profiling.memory import measure_memory
 from brain_dist.profiling.power import measure_power
-from brain_dist.profiling.profile import STAGES, Profile, find_bottleneck
-from brain_dist.profiling.training_steps import TrainingSteps, measure_training_steps
-from brain_dist.ranks.group import gather_objects
-from brain_dist.ranks.world import World
+from brain_dist.profiling.profile import Profile, combine
+from brain_dist.profiling.report import report_profile
+from brain_dist.profiling.training_steps import measure_training_steps
+from brain_dist.ranks.device import choose_device
+from brain_dist.ranks.group import gather_objects, process_group, run_on_main
+from brain_dist.ranks.world import World, discover
+from brain_dist.store.access import check_shards, open_data
 
 if TYPE_CHECKING:
     import torch
@@ -23,35 +27,45 @@ if TYPE_CHECKING:
     from brain_dist.store.dataset import Dataset
 
 LOADERS = ("dali", "torch", "synthetic")
-STAGES_OF_STEP = ("optimiser", "communication")  # measured per step; the others per micro-batch
 ENDLESS = 1_000_000  # epochs: a small collection has fewer steps than are measured
 
 
-@dataclass(frozen=True)
-class RankMeasurement:
-    """Everything that one rank measured."""
+def run_profile(config: Config, *, steps: int, out: Path, trace: str | None, compare_loaders: bool) -> None:
+    """Profile on this rank; every rank must call.
 
-    isolated: IsolatedStages
-    training: TrainingSteps
-    memory: dict[str, int]
-    power: dict[str, float]
-    host: str
-    cores: set[int]
+    Args:
+        config: settings of the run.
+        steps: steps of each measurement, ≥ 1.
+        out: file for the profile, written by the main rank.
+        trace: file for a Chrome trace of the main rank's steps; None writes none.
+        compare_loaders: also measure each loader alone.
+
+    Raises:
+        UserError: a setting is invalid, or the shards are missing, damaged or without a training split.
+    """
+    world = discover()
+    dataset = open_data(config.data, Path(config.run.dir))
+    rows = dataset.rows("train")
+    if not len(rows):
+        raise UserError(f"{dataset.root} has no training split; rebuild it with other --fractions")
+    device = choose_device(world, config.run.device)
+    with process_group(world, device):
+        run_on_main(world, lambda: check_shards(dataset, rows))
+        profile = measure_profile(config, dataset, world, device, steps=steps, trace=trace)
+        if compare_loaders:
+            profile["loaders"] = measure_loaders(config, dataset, world, device, steps)
+    if world.is_main:
+        report_profile(profile, config, out)
+        if trace:
+            print(f"trace: {trace}; open it in ui.perfetto.dev or chrome://tracing")
 
 
 def measure_profile(
     config: Config, dataset: Dataset, world: World, device: torch.device, *, steps: int, trace: str | None = None
 ) -> Profile:
-    """Profile a training step; every rank must call, and all get the same profile.
+    """Profile a training step; every rank must call, and all get the same profile."""
+    import torch
 
-    Args:
-        config: settings of the run.
-        dataset: the shards.
-        world: the ranks.
-        device: device of this rank.
-        steps: steps of each measurement.
-        trace: file for a Chrome trace of the main rank's steps.
-    """
     from brain_dist.networks.create import create_network
     from brain_dist.training.engine import Engine
 
@@ -61,15 +75,10 @@ def measure_profile(
     engine = Engine(config, model, world, device)
     with measure_power(device) as power:
         training = measure_training_steps(engine, dataset, steps, trace)
-    measurement = RankMeasurement(
-        isolated=isolated,
-        training=training,
-        memory={**measure_memory(engine), "gradients": training.gradients, "buckets": training.buckets},
-        power=power,
-        host=platform.node(),
-        cores=os.sched_getaffinity(0),
-    )
-    return _combine(gather_objects(measurement, world), config, device, steps)
+    memory = {**measure_memory(engine), "gradients": training["gradients"], "buckets": training["buckets"]}
+    place = {"host": platform.node(), "cores": sorted(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
+    ranks = gather_objects({**isolated, **training, **place, "memory": memory, "power": power}, world)
+    return combine(ranks, config, device.type, steps)
 
 
 def measure_loaders(
@@ -83,63 +92,3 @@ def measure_loaders(
         seconds = gather_objects(measure_loading(loading, dataset, world, device, steps)["loader"], world)
         rates[loader] = world.size * config.train.micro_batch / max(seconds)
     return rates
-
-
-def _combine(ranks: list[RankMeasurement], config: Config, device: torch.device, steps: int) -> Profile:
-    """The profile of all ranks, from their measurements in rank order."""
-    import torch
-
-    main, train, traffic = ranks[0], config.train, [rank.training.collectives for rank in ranks]
-    micros = train.global_batch // (train.micro_batch * len(ranks))
-    alone, together = _stages_alone(ranks, micros), _stages_together(ranks)
-    step = max(rank.training.step for rank in ranks)
-    matrix_rate = statistics.fmean(rank.isolated.matrix_rate for rank in ranks)
-    images_per_s, flops_per_image = train.global_batch / step, main.isolated.flops_per_image
-    watts = [rank.power.get("watts") for rank in ranks]
-    return Profile(
-        model=config.model.name,
-        size=config.data.size,
-        precision=train.precision,
-        zero_stage=train.zero_stage,
-        loader=config.data.loader,
-        device=device.type,
-        world=len(ranks),
-        global_batch=train.global_batch,
-        micros=micros,
-        steps=steps,
-        parameters=main.isolated.parameters,
-        alone=alone,
-        step=step,
-        images_per_s=images_per_s,
-        measured_step=statistics.fmean(rank.training.measured_step for rank in ranks),
-        together=together,
-        collectives=main.training.collectives,
-        bytes_sent=statistics.fmean(sum(size for _, size in collectives.values()) for collectives in traffic),
-        messages=statistics.fmean(sum(calls for calls, _ in collectives.values()) for collectives in traffic),
-        flops_per_image=flops_per_image,
-        matrix_rate=matrix_rate,
-        memory={kind: max(rank.memory[kind] for rank in ranks) for kind in main.memory},
-        power=main.power,
-        hosts=len({rank.host for rank in ranks}),
-        # a scheduler may give each rank of a host different cores
-        cores=len(set().union(*(rank.cores for rank in ranks if rank.host == main.host))),
-        threads=torch.get_num_threads(),
-        joules_per_image=sum(watts) * step / train.global_batch if all(watts) else None,  # type: ignore[arg-type]
-        mfu=flops_per_image * images_per_s / (len(ranks) * matrix_rate),
-        bottleneck=find_bottleneck(alone, together),
-    )
-
-
-def _stages_alone(ranks: list[RankMeasurement], micros: int) -> dict[str, float]:
-    """Stage → seconds per step if nothing else runs, the mean over the ranks."""
-    return {
-        stage: statistics.fmean(rank.isolated.seconds[stage] for rank in ranks)
-        * (1 if stage in STAGES_OF_STEP else micros)
-        for stage in ranks[0].isolated.seconds
-    }
-
-
-def _stages_together(ranks: list[RankMeasurement]) -> dict[str, float]:
-    """Stage → seconds in a real step, the mean over the ranks."""
-    stages = sorted({stage for rank in ranks for stage in rank.training.stages}, key=STAGES.index)
-    return {stage: statistics.fmean(rank.training.stages.get(stage, 0.0) for rank in ranks) for stage in stages}

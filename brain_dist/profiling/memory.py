@@ -5,8 +5,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
-
-from brain_dist.profiling.stopwatch import replaced_method
+from unittest.mock import patch
 
 if TYPE_CHECKING:
     from brain_dist.training.engine import Engine
@@ -19,6 +18,8 @@ def measure_memory(engine: Engine) -> dict[str, int]:
         weights; optimiser: its states and master weights; peak: the largest amount that the GPU's allocator reserved
         for tensors, or on a CPU the largest resident size of the process.
     """
+    import torch
+
     optimizer = getattr(engine.deepspeed.optimizer, "optimizer", engine.deepspeed.optimizer)
     states = [value for state in optimizer.state.values() for value in state.values()]
     masters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -29,11 +30,10 @@ def measure_memory(engine: Engine) -> dict[str, int]:
     ]
     addresses = {tensor.untyped_storage().data_ptr() for tensor in weights}
     masters = [tensor for tensor in masters if tensor.untyped_storage().data_ptr() not in addresses]
-    return {
-        "weights": _storage_bytes(weights),
-        "optimiser": _storage_bytes([*states, *masters]),
-        "peak": _peak_bytes(engine),
-    }
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if engine.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(engine.device)
+    return {"weights": _storage_bytes(weights), "optimiser": _storage_bytes([*states, *masters]), "peak": peak}
 
 
 def measure_gradients(engine: Engine, take_step: Callable[[], None]) -> tuple[int, int]:
@@ -54,7 +54,7 @@ def measure_gradients(engine: Engine, take_step: Callable[[], None]) -> tuple[in
             buckets = _storage_bytes(bucket_tensors(engine.deepspeed))
         return optimizer_step(*arguments, **options)
 
-    with replaced_method(engine.deepspeed, "step", measuring_step):
+    with patch.object(engine.deepspeed, "step", measuring_step):
         take_step()
     return gradients, buckets
 
@@ -65,11 +65,3 @@ def _storage_bytes(tensors: Iterable[Any]) -> int:
 
     storages = [tensor.untyped_storage() for tensor in tensors if torch.is_tensor(tensor)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
-def _peak_bytes(engine: Engine) -> int:
-    import torch
-
-    if engine.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(engine.device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

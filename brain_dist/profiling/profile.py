@@ -2,121 +2,96 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+import statistics
+from typing import Any
+
+from brain_dist.config import Config
 
 STAGES = ("storage read", "loader", "host to device", "waiting for data", "forward", "backward", "optimiser",
           "communication", "other")  # fmt: skip
+STAGES_OF_STEP = ("optimiser", "communication")  # measured alone per step; the others per micro-batch
 # Share of the step from which a stage counts as the bottleneck
 DATA_SHARE, COMMUNICATION_SHARE, OPTIMISER_SHARE = 0.1, 0.2, 0.25
+ADVICE = {
+    "storage": "reading is slow: copy the shards to the node's disk with data.cache_dir",
+    "loader": "decoding and augmentation are too slow: use more data.threads, data.color=gray, a larger data.prefetch,"
+    " or shards built with a smaller --max-side",
+    "communication": "a larger train.global_batch communicates less often, a lower train.zero_stage sends less; or use"
+    " a faster network",
+    "optimiser": "a larger train.global_batch steps less often; ZeRO stages 1 and 2 divide the step among the ranks",
+    "network": "the forward and backward pass take most of the time, as they should: a larger train.micro_batch or"
+    " train.precision=bf16 may use the device better; more devices shorten the epoch",
+}
+
+Profile = dict[str, Any]
 
 
-class Bottleneck(NamedTuple):
-    """The stage that limits the rate, and what to change."""
-
-    stage: str
-    advice: str
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Measurements of all ranks; the fields are the keys of profile.json.
+def combine(ranks: list[dict[str, Any]], config: Config, device: str, steps: int) -> Profile:
+    """The content of profile.json, from the measurements of all ranks in rank order.
 
     Times are seconds per optimiser step, the mean over the ranks; memory is bytes, the largest of the ranks.
 
-    Attributes:
-        model, size, precision, zero_stage, loader, global_batch: settings of the run.
-        device: "cpu" or "cuda".
-        world: number of ranks.
-        micros: accumulated micro-batches per step.
-        steps: steps of each measurement.
-        parameters: number of parameters of the network.
-        alone: stage → seconds if nothing else runs.
-        step: seconds of an undisturbed step, the largest of the ranks.
-        images_per_s: undisturbed rate over all ranks.
-        measured_step: seconds of a step with every stage timed.
-        together: stage → seconds in a real step; they sum to ``measured_step``.
-        collectives: collective → [calls, bytes] per step of the main rank.
-        bytes_sent: message bytes of all collectives per step and rank.
-        messages: calls of collectives per step and rank.
-        flops_per_image: floating-point operations of the forward and backward pass.
-        matrix_rate: measured rate of a large matrix product per device, FLOP/s.
-        memory: bytes of "weights", "optimiser" (states and master weights), "peak", "gradients" and "buckets".
-        power: mean "utilisation" [%] and "watts" of the main rank's GPU; empty on a CPU.
-        hosts: number of hosts.
-        cores: CPU cores that the ranks of the main rank's host may use.
-        threads: threads of torch per rank.
-        joules_per_image: energy of all GPUs per image; None on a CPU.
-        mfu: model FLOP utilisation, ``flops_per_image * images_per_s / (world * matrix_rate)``.
-        bottleneck: stored as "verdict" (the stage) and "advice".
-        loaders: loader → images per second over all ranks if nothing else runs; None if they were not compared.
+    Returns:
+        Settings of the run (``model``, ``size``, ``precision``, ``zero_stage``, ``loader``, ``global_batch``) and:
+
+        - ``device``: "cpu" or "cuda"; ``world``: number of ranks; ``micros``: accumulated micro-batches per step;
+          ``steps``: steps of each measurement; ``parameters``: number of parameters of the network.
+        - ``alone``: stage → seconds if nothing else runs; ``together``: stage → seconds in a real step, which sum to
+          ``measured_step``, a step with every stage timed; ``step``: an undisturbed step, the largest of the ranks;
+          ``images_per_s``: undisturbed rate over all ranks.
+        - ``collectives``: collective → [calls, bytes] per step of the main rank; ``bytes_sent`` and ``messages``: the
+          sums of all collectives per step and rank.
+        - ``flops_per_image``: floating-point operations of the forward and backward pass; ``matrix_rate``: measured
+          rate of a large matrix product per device, FLOP/s; ``mfu``: model FLOP utilisation,
+          ``flops_per_image * images_per_s / (world * matrix_rate)``.
+        - ``memory``: "weights", "optimiser" (states and master weights), "peak", "gradients" and "buckets";
+          ``power``: mean "utilisation" [%] and "watts" of the main rank's GPU, empty on a CPU; ``joules_per_image``:
+          energy of all GPUs per image, None on a CPU.
+        - ``hosts``: number of hosts; ``cores``: CPU cores that the ranks of the main rank's host may use; ``threads``:
+          threads of torch per rank; ``verdict``: the bottleneck, ``advice``: what to change.
     """
+    main, train = ranks[0], config.train
 
-    model: str
-    size: int
-    precision: str
-    zero_stage: int
-    loader: str
-    device: str
-    world: int
-    global_batch: int
-    micros: int
-    steps: int
-    parameters: int
-    alone: dict[str, float]
-    step: float
-    images_per_s: float
-    measured_step: float
-    together: dict[str, float]
-    collectives: dict[str, list[float]]
-    bytes_sent: float
-    messages: float
-    flops_per_image: float
-    matrix_rate: float
-    memory: dict[str, int]
-    power: dict[str, float]
-    hosts: int
-    cores: int
-    threads: int
-    joules_per_image: float | None
-    mfu: float
-    bottleneck: Bottleneck
-    loaders: dict[str, float] | None = None
+    def mean(name: str) -> float:
+        return statistics.fmean(rank[name] for rank in ranks)
 
-    def to_json(self) -> dict[str, Any]:
-        """The content of profile.json."""
-        values = asdict(self)
-        stage, advice = values.pop("bottleneck")
-        loaders = values.pop("loaders")
-        return {**values, "verdict": stage, "advice": advice, **({"loaders": loaders} if loaders else {})}
+    def stage_means(group: str) -> dict[str, float]:
+        stages = sorted({stage for rank in ranks for stage in rank[group]}, key=STAGES.index)
+        return {stage: statistics.fmean(rank[group].get(stage, 0.0) for rank in ranks) for stage in stages}
+
+    micros = train.global_batch // (train.micro_batch * len(ranks))
+    alone, together = stage_means("alone"), stage_means("together")
+    alone = {stage: seconds * (1 if stage in STAGES_OF_STEP else micros) for stage, seconds in alone.items()}
+    step = max(rank["step"] for rank in ranks)
+    images_per_s, matrix_rate = train.global_batch / step, mean("matrix_rate")
+    watts = [rank["power"].get("watts") for rank in ranks]
+    verdict = find_bottleneck(alone, together)
+    return {
+        "model": config.model.name, "size": config.data.size, "precision": train.precision,
+        "zero_stage": train.zero_stage, "loader": config.data.loader, "device": device, "world": len(ranks),
+        "global_batch": train.global_batch, "micros": micros, "steps": steps, "parameters": main["parameters"],
+        "alone": alone, "step": step, "images_per_s": images_per_s, "measured_step": mean("measured_step"),
+        "together": together, "collectives": main["collectives"],
+        "bytes_sent": statistics.fmean(sum(size for _, size in rank["collectives"].values()) for rank in ranks),
+        "messages": statistics.fmean(sum(calls for calls, _ in rank["collectives"].values()) for rank in ranks),
+        "flops_per_image": main["flops_per_image"], "matrix_rate": matrix_rate,
+        "memory": {kind: max(rank["memory"][kind] for rank in ranks) for kind in main["memory"]},
+        "power": main["power"], "hosts": len({rank["host"] for rank in ranks}),
+        # a scheduler may give each rank of a host different cores
+        "cores": len({core for rank in ranks if rank["host"] == main["host"] for core in rank["cores"]}),
+        "threads": main["threads"],
+        "joules_per_image": sum(watts) * step / train.global_batch if all(watts) else None,
+        "mfu": main["flops_per_image"] * images_per_s / (len(ranks) * matrix_rate),
+        "verdict": verdict, "advice": ADVICE[verdict],
+    }  # fmt: skip
 
 
-def find_bottleneck(alone: dict[str, float], together: dict[str, float]) -> Bottleneck:
-    """The bottleneck, from the seconds of each stage alone and in a real step."""
-    step = sum(together.values())
-    share = {stage: seconds / step for stage, seconds in together.items()}
-    data, communication = share.get("waiting for data", 0.0), share.get("communication", 0.0)
+def find_bottleneck(alone: dict[str, float], together: dict[str, float]) -> str:
+    """The bottleneck, a key of ``ADVICE``, from the seconds of each stage alone and in a real step."""
+    shares = {stage: seconds / sum(together.values()) for stage, seconds in together.items()}
+    data, communication = shares.get("waiting for data", 0.0), shares.get("communication", 0.0)
     if data >= DATA_SHARE and data >= communication:
-        if alone["storage read"] > 0.5 * alone["loader"]:
-            return Bottleneck("storage", "reading is slow: copy the shards to the node's disk with data.cache_dir")
-        return Bottleneck(
-            "loader",
-            "decoding and augmentation are too slow: use more data.threads, data.color=gray, a larger data.prefetch, or"
-            " shards built with a smaller --max-side",
-        )
+        return "storage" if alone["storage read"] > 0.5 * alone["loader"] else "loader"
     if communication >= COMMUNICATION_SHARE:
-        return Bottleneck(
-            "communication",
-            "a larger train.global_batch communicates less often, a lower train.zero_stage sends less; or use a faster"
-            " network",
-        )
-    if share.get("optimiser", 0.0) >= OPTIMISER_SHARE:
-        return Bottleneck(
-            "optimiser",
-            "a larger train.global_batch steps less often; ZeRO stages 1 and 2 divide the step among the ranks",
-        )
-    return Bottleneck(
-        "network",
-        "the forward and backward pass take most of the time, as they should: a larger train.micro_batch or"
-        " train.precision=bf16 may use the device better; more devices shorten the epoch",
-    )
+        return "communication"
+    return "optimiser" if shares.get("optimiser", 0.0) >= OPTIMISER_SHARE else "network"

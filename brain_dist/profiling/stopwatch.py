@@ -34,7 +34,7 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time of a block to stage ``name``; stages may be nested."""
+        """Add the time of a block, or of each call of a decorated function, to a stage; stages may be nested."""
         start = self.now()
         self._inner_seconds.append(0.0)
         try:
@@ -45,14 +45,12 @@ class Stopwatch:
             if self._inner_seconds:
                 self._inner_seconds[-1] += seconds
 
-    def timed(self, function: Callable[..., Any], stage: str) -> Callable[..., Any]:
-        """``function`` with the time of each call added to ``stage``."""
-
-        def timed_function(*arguments: Any, **options: Any) -> Any:
-            with self.stage(stage):
-                return function(*arguments, **options)
-
-        return timed_function
+    def mean(self, action: Callable[[], Any], repeats: int) -> float:
+        """Mean seconds of ``repeats`` calls of ``action``, without waiting for the device in between."""
+        start = self.now()
+        for _ in range(repeats):
+            action()
+        return (self.now() - start) / repeats
 
     def median(self, action: Callable[[], Any], repeats: int) -> float:
         """Median seconds of ``repeats`` calls of ``action``, after one to warm up."""
@@ -62,13 +60,3 @@ class Stopwatch:
             action()
             seconds.append(self.now() - start)
         return statistics.median(seconds[1:])
-
-
-@contextmanager
-def replaced_method(owner: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """Replace a method of one object for the length of a block."""
-    setattr(owner, name, method)
-    try:
-        yield
-    finally:
-        delattr(owner, name)  # uncovers the method of the class

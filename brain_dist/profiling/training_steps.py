@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from brain_dist.profiling.memory import measure_gradients
-from brain_dist.profiling.stopwatch import Stopwatch, replaced_method
+from brain_dist.profiling.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from brain_dist.store.dataset import Dataset
@@ -20,28 +20,7 @@ COLLECTIVES = ("all_reduce", "all_reduce_coalesced", "all_gather_into_tensor", "
                "all_gather_base", "reduce_scatter_tensor", "reduce_scatter", "reduce", "broadcast")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class TrainingSteps:
-    """Measurements of one rank, per optimiser step.
-
-    Attributes:
-        step: seconds, undisturbed.
-        measured_step: seconds with every stage timed, which waits for the device at each boundary.
-        stages: stage → seconds; they sum to ``measured_step``, "other" is the rest.
-        collectives: collective → [calls, bytes of their messages].
-        gradients: bytes of all gradients on this rank before the optimiser's step.
-        buckets: bytes of the buffers that gradients are copied into for communication.
-    """
-
-    step: float
-    measured_step: float
-    stages: dict[str, float]
-    collectives: dict[str, list[float]]
-    gradients: int
-    buckets: int
-
-
-def measure_training_steps(engine: Engine, dataset: Dataset, steps: int, trace: str | None = None) -> TrainingSteps:
+def measure_training_steps(engine: Engine, dataset: Dataset, steps: int, trace: str | None = None) -> dict[str, Any]:
     """Take ``total_steps(steps)`` optimiser steps on training batches; every rank must call.
 
     Args:
@@ -49,7 +28,15 @@ def measure_training_steps(engine: Engine, dataset: Dataset, steps: int, trace: 
         dataset: the shards.
         steps: steps of each measurement.
         trace: file for a Chrome trace of the timed steps on the main rank.
+
+    Returns:
+        Per optimiser step of this rank: ``step``, seconds, undisturbed. ``measured_step``, seconds with every stage
+        timed, which waits for the device at each boundary. ``together``: stage → seconds, which sum to
+        ``measured_step``; "other" is the rest. ``collectives``: collective → [calls, bytes of their messages].
+        ``gradients`` and ``buckets``: see :func:`~brain_dist.profiling.memory.measure_gradients`.
     """
+    from torch.profiler import profile
+
     from brain_dist.stream.batches import training_batches
 
     batches = training_batches(engine.config, dataset, engine.world, engine.device, first_step=0)
@@ -63,33 +50,28 @@ def measure_training_steps(engine: Engine, dataset: Dataset, steps: int, trace: 
 
     for _ in range(WARMUP_STEPS):
         take_step()
-    step = _seconds_per_step(take_step, steps, watch)
+    step = watch.mean(take_step, steps)
     watch.seconds.clear()
-    with _stages_timed(engine, watch, collectives), _traced(trace if engine.world.is_main else None):
-        measured_step = _seconds_per_step(take_step, steps, watch)
-    stages = {name: seconds / steps for name, seconds in watch.seconds.items()}
-    stages["other"] = measured_step - sum(stages.values())
+    tracing: Any = profile() if trace and engine.world.is_main else nullcontext()
+    with _stages_timed(engine, watch, collectives), tracing as profiler:
+        measured_step = watch.mean(take_step, steps)
+    if profiler:
+        profiler.export_chrome_trace(trace)
+    together = {name: seconds / steps for name, seconds in watch.seconds.items()}
     gradients, buckets = measure_gradients(engine, take_step)
-    return TrainingSteps(
-        step=step,
-        measured_step=measured_step,
-        stages=stages,
-        collectives={name: [value / steps for value in counts] for name, counts in collectives.items()},
-        gradients=gradients,
-        buckets=buckets,
-    )
+    return {
+        "step": step,
+        "measured_step": measured_step,
+        "together": {**together, "other": measured_step - sum(together.values())},
+        "collectives": {name: [value / steps for value in counts] for name, counts in collectives.items()},
+        "gradients": gradients,
+        "buckets": buckets,
+    }
 
 
 def total_steps(steps: int) -> int:
     """Optimiser steps that :func:`measure_training_steps` takes: warm-up, undisturbed, timed, and one for gradients."""
     return WARMUP_STEPS + 2 * steps + 1
-
-
-def _seconds_per_step(take_step: Callable[[], None], steps: int, watch: Stopwatch) -> float:
-    start = watch.now()
-    for _ in range(steps):
-        take_step()
-    return (watch.now() - start) / steps
 
 
 @contextmanager
@@ -100,13 +82,13 @@ def _stages_timed(engine: Engine, watch: Stopwatch, collectives: dict[str, list[
     stages = {"forward": "forward", "backward": "backward", "step": "optimiser"}
     with ExitStack() as replaced:
         for name, stage in stages.items():
-            method = watch.timed(getattr(engine.deepspeed, name), stage)
-            replaced.enter_context(replaced_method(engine.deepspeed, name, method))
+            method = watch.stage(stage)(getattr(engine.deepspeed, name))
+            replaced.enter_context(patch.object(engine.deepspeed, name, method))
         if engine.world.size > 1:
             for name in COLLECTIVES:
                 if hasattr(comm.cdb, name):
                     counted = _counted(getattr(comm.cdb, name), collectives, name)
-                    replaced.enter_context(replaced_method(comm.cdb, name, watch.timed(counted, "communication")))
+                    replaced.enter_context(patch.object(comm.cdb, name, watch.stage("communication")(counted)))
         yield
 
 
@@ -135,16 +117,3 @@ def _message_bytes(arguments: list[Any]) -> int:
         return sum(map(size, item)) if isinstance(item, (list, tuple)) else 0
 
     return max(map(size, arguments), default=0)
-
-
-@contextmanager
-def _traced(path: str | None) -> Iterator[None]:
-    """Write a block's Chrome trace, by torch.profiler, to ``path``."""
-    if path is None:
-        yield
-        return
-    from torch.profiler import profile
-
-    with profile() as profiler:
-        yield
-    profiler.export_chrome_trace(path)

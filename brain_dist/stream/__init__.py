@@ -2,10 +2,9 @@
 
 1. :mod:`~brain_dist.stream.plan` decides which rows each rank loads in each step, as :class:`~.plan.MicroBatch`.
    :mod:`~brain_dist.stream.balance` makes classes of unequal size count equally.
-2. :mod:`~brain_dist.stream.jobs` adds how each image is augmented (:mod:`~brain_dist.stream.augment`): a ``Job``.
-3. :mod:`~brain_dist.stream.loader` opens the loader that ``data.loader`` names: :mod:`~brain_dist.stream.dali_loader`
-   (production), :mod:`~brain_dist.stream.torch_loader` (its reference) or :mod:`~brain_dist.stream.synthetic_loader`
-   (noise, no loading at all). A loader carries out jobs in their order and makes no random decision.
+2. :mod:`~brain_dist.stream.augment` decides how each image is augmented. Both together are a :class:`~.batch.Job`.
+3. A loader carries out jobs in their order and makes no random decision. ``data.loader`` names it:
+   :mod:`~brain_dist.stream.dali_loader` (production) or :mod:`~brain_dist.stream.torch_loader` (its reference).
 4. The loader yields a :class:`~brain_dist.stream.batch.Batch`: uint8 images and their labels on the device.
 5. :class:`~brain_dist.stream.normalize.Normalize` turns the images into the network's input.
 

@@ -1,4 +1,4 @@
-"""What every loader yields."""
+"""What every loader carries out and what it yields."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from brain_dist.stream.augment import Decisions
 from brain_dist.stream.plan import MicroBatch
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True)
+class Job:
+    """One micro-batch to load: which rows, and what to do to each image."""
+
+    micro: MicroBatch
+    decisions: Decisions
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class Batch:
         Args:
             image: uint8 [B, C, H, W].
             micro: the planned micro-batch.
-            labels: int64 [N], labels of all rows of the index.
+            labels: integers [N], labels of all rows of the index.
         """
         import torch
 
@@ -50,7 +59,7 @@ class Batch:
 
         return cls(
             image=image,
-            label=to_device(labels[micro.rows]),
+            label=to_device(labels[micro.rows].astype(np.int64)),
             row=to_device(micro.rows),
             valid=to_device(micro.valid),
             weight=to_device(micro.weight),

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brain_dist.config import Config, DataConfig
+from brain_dist.config import AugmentConfig, Config, DataConfig
 from brain_dist.ranks.world import World
 from brain_dist.store.dataset import Dataset
-from brain_dist.stream.batch import Batch
-from brain_dist.stream.jobs import evaluation_jobs, training_jobs
-from brain_dist.stream.loader import open_loader
+from brain_dist.stream.augment import Frames, decide, no_augmentation
+from brain_dist.stream.batch import Batch, Job
 from brain_dist.stream.normalize import Normalize
-from brain_dist.stream.plan import TrainingPlan, evaluation_micro_batches
+from brain_dist.stream.plan import MicroBatch, TrainingPlan, evaluation_micro_batches
 
 if TYPE_CHECKING:
     import torch
@@ -89,3 +88,62 @@ def batches(
     for batch in evaluation_batches(config, dataset, dataset.rows(split), micro_batch=batch_size, device=target):
         batch = batch.without_padding()
         yield replace(batch, image=normalizer(batch.image)) if normalize else batch
+
+
+def training_jobs(
+    dataset: Dataset, config: DataConfig, augment: AugmentConfig, plan: Iterable[MicroBatch], *, seed: int
+) -> Iterator[Job]:
+    """Jobs with augmentation drawn from (seed, epoch, row)."""
+    frames = Frames.of(dataset.columns, head=config.head_crop)
+    for micro in plan:
+        yield Job(micro, decide(augment, frames, micro.rows, seed=seed, epoch=micro.epoch, visit=micro.visit))
+
+
+def evaluation_jobs(dataset: Dataset, config: DataConfig, plan: Iterable[MicroBatch]) -> Iterator[Job]:
+    """Jobs without augmentation."""
+    frames = Frames.of(dataset.columns, head=config.head_crop)
+    for micro in plan:
+        yield Job(micro, no_augmentation(frames, micro.rows))
+
+
+def open_loader(
+    config: DataConfig,
+    dataset: Dataset,
+    jobs: Iterator[Job],
+    *,
+    augmented: bool,
+    micro_batch: int,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """Batches of ``jobs`` in their order, from the loader that ``data.loader`` names.
+
+    Args:
+        config: loader, input size, colour, threads, prefetching.
+        dataset: the shards.
+        jobs: see :func:`training_jobs` and :func:`evaluation_jobs`.
+        augmented: False if the jobs only crop and resize, which saves the other operations.
+        micro_batch: images per micro-batch, B.
+        device: device of the batches.
+    """
+    if config.loader == "dali":
+        from brain_dist.stream import dali_loader
+
+        return dali_loader.batches(dataset, config, jobs, augmented=augmented, micro_batch=micro_batch, device=device)
+    if config.loader == "torch":
+        from brain_dist.stream import torch_loader
+
+        return torch_loader.batches(dataset, config, jobs, augmented=augmented, device=device)
+    return _synthetic_batches(dataset, config, jobs, micro_batch, device)
+
+
+def _synthetic_batches(
+    dataset: Dataset, config: DataConfig, jobs: Iterator[Job], micro_batch: int, device: torch.device
+) -> Iterator[Batch]:
+    """The rows and labels of ``jobs``, all with the same images of noise, which stay on the device."""
+    import torch
+
+    shape = (micro_batch, 1 if config.color == "gray" else 3, config.size, config.size)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
+    for job in jobs:
+        yield Batch.of(image, job.micro, dataset.columns["label"])

@@ -17,8 +17,7 @@ from brain_dist.config import DataConfig
 from brain_dist.store.dataset import Dataset
 from brain_dist.store.reader import ShardReader
 from brain_dist.stream.augment import pixel_boxes
-from brain_dist.stream.batch import Batch
-from brain_dist.stream.jobs import Job
+from brain_dist.stream.batch import Batch, Job
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +46,6 @@ def batches(
         prefetch_queue_depth=config.prefetch,
     )
     pipeline.build()
-    labels = dataset.columns["label"].astype(np.int64)
     while True:
         try:
             # On a GPU, DALI orders its work in torch's stream: the copy below runs before the buffer is used again
@@ -56,7 +54,7 @@ def batches(
             return
         # The next run may overwrite DALI's buffer, so the images are copied
         image = torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2).clone(memory_format=torch.preserve_format)
-        yield Batch.of(image, source.pending.popleft().micro, labels)
+        yield Batch.of(image, source.pending.popleft().micro, dataset.columns["label"])
 
 
 class _JobSource:

@@ -91,7 +91,9 @@ class TrainingPlan:
         """
         per_epoch = steps_per_epoch(len(self.rows), self.global_batch)
         micro_steps = accumulation_steps(self.global_batch, self.micro_batch, world_size)
-        row_weight = self._row_weight()
+        row_weight = np.ones(int(self.rows.max()) + 1)
+        if self.balance == "weights":
+            row_weight[self.rows] = class_weights(self.label)
         for epoch in range(first_step // per_epoch, self.epochs):
             order = self._epoch_visits(epoch)
             for step_in_epoch in range(max(first_step - epoch * per_epoch, 0), per_epoch):
@@ -111,13 +113,6 @@ class TrainingPlan:
                         total_weight=float(weight.sum()),
                     )
 
-    def _row_weight(self) -> npt.NDArray[np.float64]:
-        """Weight in the loss by row number: float64 [largest row + 1]."""
-        weight = np.ones(int(self.rows.max()) + 1)
-        if self.balance == "weights":
-            weight[self.rows] = class_weights(self.label)
-        return weight
-
     def _epoch_visits(self, epoch: int) -> Rows:
         """All visits of an epoch in their order, int64 [N]."""
         visits, shard = self.rows, self.shard
@@ -136,18 +131,9 @@ def evaluation_micro_batches(rows: Rows, *, micro_batch: int, rank: int, world_s
     position = positions(0, rank, world_size, micro_batch)
     for step in range(steps_per_epoch(len(rows), global_batch)):
         batch, batch_valid = global_batch_at(rows, step, global_batch)
-        own, valid = batch[position], batch_valid[position]
-        yield MicroBatch(
-            epoch=0,
-            step=step,
-            micro_step=0,
-            rows=own,
-            valid=valid,
-            position=position,
-            visit=own,
-            weight=valid.astype(np.float32),
-            total_weight=float(batch_valid.sum()),
-        )
+        visit, valid = batch[position], batch_valid[position]
+        weight, total_weight = valid.astype(np.float32), float(batch_valid.sum())
+        yield MicroBatch(0, step, 0, visit, valid, position, visit, weight, total_weight)
 
 
 def accumulation_steps(global_batch: int, micro_batch: int, world_size: int) -> int:
@@ -159,12 +145,10 @@ def accumulation_steps(global_batch: int, micro_batch: int, world_size: int) -> 
     per_micro_step = micro_batch * world_size
     if global_batch % per_micro_step:
         fits = [m for m in range(micro_batch, 0, -1) if global_batch % (m * world_size) == 0]
-        advice = (
-            f"set train.micro_batch={fits[0]}"
-            if fits
-            else f"set train.global_batch to a multiple of {world_size}, such as"
-            f" {-(-global_batch // world_size) * world_size}"
-        )
+        multiple = -(-global_batch // world_size) * world_size
+        advice = f"set train.global_batch to a multiple of {world_size}, such as {multiple}"
+        if fits:
+            advice = f"set train.micro_batch={fits[0]}"
         raise UserError(
             f"train.global_batch={global_batch} is not a multiple of train.micro_batch={micro_batch} × {world_size}"
             f" ranks; {advice}"

@@ -13,8 +13,7 @@ from brain_dist.config import DataConfig
 from brain_dist.store.dataset import Dataset
 from brain_dist.store.reader import ShardReader
 from brain_dist.stream.augment import Decisions, pixel_boxes
-from brain_dist.stream.batch import Batch
-from brain_dist.stream.jobs import Job
+from brain_dist.stream.batch import Batch, Job
 
 if TYPE_CHECKING:
     import torch
@@ -43,9 +42,8 @@ def batches(
         # forking a process that already runs the threads of gloo and DeepSpeed may deadlock
         multiprocessing_context="forkserver",
     )
-    labels = dataset.columns["label"].astype(np.int64)
     for image in loader:
-        yield Batch.of(image.to(device, non_blocking=True), pending.popleft().micro, labels)
+        yield Batch.of(image.to(device, non_blocking=True), pending.popleft().micro, dataset.columns["label"])
 
 
 class _Images:

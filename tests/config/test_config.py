@@ -1,5 +1,7 @@
 """Configuration: files and flags, a round trip through YAML, and errors of one line with exit code 2."""
 
+import dataclasses
+import math
 import sys
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 from helpers import ROOT, command, verb
 
 from brain_dist import config
+from brain_dist.config.checks import Range
 from brain_dist.errors import UserError
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -43,7 +46,14 @@ def test_every_shipped_configuration_loads_and_names_a_timm_model(file: Path) ->
     ("arguments", "message"),
     [
         (["--optim.lr", "fast"], "optim.lr"),
-        (["--optim.lr", "-1"], "optim.lr=-1.0: must be > 0"),
+        (["--optim.lr", "-1"], "optim.lr=-1.0: must be in (0, 100]"),
+        (["--optim.lr", ".inf"], "optim.lr=inf: must be in (0, 100]"),
+        (["--optim.warmup_epochs", ".inf"], "optim.warmup_epochs=inf: must be ≥ 0 and < 2**63"),
+        (["--data.std", "[0.2, .nan, 0.2]"], "data.std=[0.2, nan, 0.2]: must be in [0.001, 1]"),
+        (["--run.seed", "18446744073709551616"], "run.seed=18446744073709551616: must be ≥ 0 and < 2**63"),
+        (["--train.timeout", ".inf"], "train.timeout=inf: must be in [1, 1000000]"),
+        (["--model.options", "{ls_init_value: .inf}"], "model.options={'ls_init_value': inf}: must be finite"),
+        (["--augment.scale", "[0.9, 0.3]"], "augment.scale=[0.9, 0.3]: must be [smallest, largest]"),
         (["--optim.speed", "3"], "--optim.speed"),
         (["--config", "absent.yaml"], "absent.yaml"),
         (["--train.zero_stage", "5"], "train.zero_stage"),
@@ -65,6 +75,34 @@ def test_an_invalid_setting_is_one_line_and_exit_code_2(arguments: list[str], me
     assert message in result.err
     assert result.err.startswith("brain-dist: error: ")
     assert len(result.err.strip().splitlines()) == 1
+
+
+def test_no_number_may_be_infinite_or_nan_or_exceed_64_bits() -> None:
+    checked = 0
+    for section in vars(config.Config()).values():
+        for name, value in vars(section).items():
+            if isinstance(value, bool) or not isinstance(value, int | float | tuple):
+                continue
+            for number in (math.nan, math.inf, -math.inf, 2**64, -(2**64)):
+                replacement = (*value[1:], number) if isinstance(value, tuple) else number
+                with pytest.raises(UserError, match=rf"\.{name}=.*: must be "):
+                    dataclasses.replace(section, **{name: replacement})
+                checked += 1
+    assert checked > 200
+
+
+@pytest.mark.parametrize(
+    ("limits", "inside", "outside"),
+    [
+        (Range(0, 1, "[)"), [0, 0.0, 0.999], [-1e-9, 1]),
+        (Range(0, 1, "(]"), [1e-300, 1], [0, 1.001]),
+        (Range(1), [1, 2**63 - 1], [0, 2**63, math.inf, math.nan]),
+        (Range(), [-(2**63), 0.5], [-(2**64), math.nan]),
+    ],
+)
+def test_a_range_contains_its_closed_ends(limits: Range, inside: list[float], outside: list[float]) -> None:
+    assert all(number in limits for number in inside)
+    assert not any(number in limits for number in outside)
 
 
 def test_an_unknown_key_in_yaml_is_reported(tmp_path: Path) -> None:

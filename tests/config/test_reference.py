@@ -6,6 +6,7 @@ import pytest
 from helpers import ROOT
 
 from brain_dist.config import Config, reference
+from brain_dist.config.checks import Range, range_of
 
 SECTIONS = get_type_hints(Config)
 
@@ -29,3 +30,11 @@ def test_every_setting_is_described_with_its_choices(name: str) -> None:
     for setting, annotation in settings.items():
         missing = {choice for choice in choices(annotation) if choice not in meanings[setting]}
         assert not missing, f"{name}.{setting}: {missing}"
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_every_range_is_described(name: str) -> None:
+    meanings = reference.meanings(SECTIONS[name])
+    for setting, annotation in get_type_hints(SECTIONS[name], include_extras=True).items():
+        limits = range_of(annotation)
+        assert limits == Range() or str(limits) in meanings[setting], f"{name}.{setting}: {limits}"

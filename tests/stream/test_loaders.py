@@ -14,8 +14,7 @@ from brain_dist.config import AugmentConfig, DataConfig
 from brain_dist.errors import Fault
 from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.stream.batch import Batch
-from brain_dist.stream.jobs import evaluation_jobs, training_jobs
-from brain_dist.stream.loader import open_loader
+from brain_dist.stream.batches import evaluation_jobs, open_loader, training_jobs
 from brain_dist.stream.normalize import Normalize
 from brain_dist.stream.plan import TrainingPlan, evaluation_micro_batches
 
