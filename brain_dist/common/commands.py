@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Protocol, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, Protocol, get_args, get_origin, get_type_hints
 
 from brain_dist.errors import UserError
 
@@ -28,6 +28,17 @@ class Command(Protocol):
     def run(self) -> int:
         """Run the command; returns the exit code."""
         ...
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An ``argparse`` parser whose errors are a :class:`UserError` of one line; options cannot be abbreviated."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings, allow_abbrev=False)  # type: ignore[misc]
+
+    def error(self, message: str) -> NoReturn:
+        """Raise :class:`UserError`."""
+        raise UserError(f"{message}; see `{self.prog} --help`")
 
 
 def cpu_cores() -> int:

@@ -89,11 +89,6 @@ class StepCase:
         return max(1 / threads, ranks_per_node / self.cores)
 
     @property
-    def gradient_share(self) -> float:
-        """Share of the bytes on the wire that is gradients."""
-        return self.traffic.gradient_share(self.device)
-
-    @property
     def wire_bytes(self) -> float:
         """Bytes that this rank sends per step."""
         return self.traffic.wire_bytes(self.ranks, self.device)
@@ -254,7 +249,7 @@ def _exposed(case: StepCase, communication: float, backward: float, buckets: int
     """Communication that backward does not hide [s per step]; only that of gradients can overlap with backward."""
     if not buckets:
         return communication
-    share = case.gradient_share
+    share = case.traffic.gradient_share(case.device)
     rounds = case.micros if case.zero_stage > 1 else 1  # micro-batches that send gradients
     per_round = overlapped(share * communication / rounds, backward / case.micros, buckets)
     return (1 - share) * communication + rounds * per_round

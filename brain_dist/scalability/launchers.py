@@ -84,7 +84,9 @@ def choose_launcher(kind: str, ranks_per_node: int | None, nodes: Sequence[int],
     if kind == "local" or (kind == "auto" and not allocated and not _belongs_to_cluster()):
         return local_launcher(ranks_per_node, max(nodes), device)
     if not slurm_jobs.SCRIPT.is_file():
-        raise UserError(f"{slurm_jobs.SCRIPT} does not exist here; start from the root of the checkout, as the nodes do")
+        raise UserError(
+            f"{slurm_jobs.SCRIPT} does not exist here; start from the root of the checkout, as the nodes do"
+        )
     if allocated:
         return _steps_launcher(ranks_per_node, max(nodes))
     note = f"one job of {slurm_jobs.SCRIPT} per case, one at a time"

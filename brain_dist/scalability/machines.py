@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from brain_dist.config.checks import numbers
 from brain_dist.errors import UserError
 from brain_dist.scalability.cost import Compute, Link
 from brain_dist.scalability.traffic import BYTES
@@ -143,7 +144,7 @@ def _check(path: Path, machine: Machine) -> None:
     for name in ("name", "source"):
         if not getattr(machine, name).strip():
             raise UserError(f"{path}: {name} is empty; it must be text")
-    for key, number in _numbers(dataclasses.asdict(machine)):
+    for key, number in numbers(dataclasses.asdict(machine)):
         if not 0 < number < math.inf:
             raise UserError(f"{path}: {key}={number:g}: must be finite and > 0")
     if (compute := machine.compute) is None:
@@ -157,12 +158,3 @@ def _check(path: Path, machine: Machine) -> None:
         raise UserError(f"{path}: compute.mfu={compute.mfu:g}: must be ≤ 1")
     if not compute.rate and not compute.images_per_s:
         raise UserError(f"{path}: compute needs rate and mfu, or images_per_s, or must be the word measured")
-
-
-def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """(key, number) of every number in nested mappings; a nested key is written ``section.key``."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float):
-            yield f"{prefix}{name}", value

@@ -56,7 +56,7 @@ def _add_legend(figure: Figure, row: Sequence[Axes]) -> None:
 
 def _draw_speedups(axes: Axes, curves: Sequence[Curve], labels: Sequence[str], mode: str) -> None:
     """Median over the repeats, with bars from the smallest to the largest value."""
-    ranks = sorted({point['ranks'] for curve in curves for point in curve.points})
+    ranks = sorted({point["ranks"] for curve in curves for point in curve.points})
     ideal = [count / ranks[0] for count in ranks]
     axes.plot(ranks, ideal, color="#9aa7b4", linewidth=1.2, linestyle=(0, (2, 3)), label="ideal", zorder=1)
     for curve in curves:
@@ -75,12 +75,12 @@ def _draw_speedups(axes: Axes, curves: Sequence[Curve], labels: Sequence[str], m
 
 
 def _draw_speedup(axes: Axes, curve: Curve, index: int) -> None:
-    points = [(point['ranks'], point['speedup']) for point in curve.points if point['speedup']]
+    points = [(point["ranks"], point["speedup"]) for point in curve.points if point["speedup"]]
     median = np.array([speedup.median for _, speedup in points])
     below = [speedup.median - speedup.low for _, speedup in points]
     above = [speedup.high - speedup.median for _, speedup in points]
     last = curve.points[-1]
-    efficiency = f": {100 * last['efficiency'].median:.0f} % at {last['ranks']} ranks" if last['efficiency'] else ""
+    efficiency = f": {100 * last['efficiency'].median:.0f} % at {last['ranks']} ranks" if last["efficiency"] else ""
     axes.errorbar(
         [ranks for ranks, _ in points], median, yerr=np.array([below, above]), color=COLOURS[index % len(COLOURS)],
         linestyle=STYLES[index % len(STYLES)], marker=MARKERS[index % len(MARKERS)], markersize=5, capsize=3,
@@ -94,17 +94,19 @@ def _draw_stages(axes: Axes, curve: Curve | None, title: str, y_label: str) -> N
     positions = np.arange(len(points))
     bottom = np.zeros(len(points))
     for name, colour in STAGE_COLOURS.items():
-        height = np.array([1e3 * point['stages'][name] for point in points])
+        height = np.array([1e3 * point["stages"][name] for point in points])
         axes.bar(positions, height, 0.62, bottom, color=colour, edgecolor="white", linewidth=0.6, label=STAGES[name])
         bottom += height
     for x, top, point in zip(positions, bottom, points, strict=True):
         axes.annotate(
-            f"{top:,.{0 if top >= 100 else 1}f} ms\n{100 * point['communication'].median:.0f} % comm.", (x, top), (0, 4),
-            textcoords="offset points", ha="center", fontsize=8, color=MUTED,
+            f"{top:,.{0 if top >= 100 else 1}f} ms\n{100 * point['communication'].median:.0f} % comm.",
+            (x, top), (0, 4), textcoords="offset points", ha="center", fontsize=8, color=MUTED,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )  # fmt: skip
     style_axes(axes, title, "", y_label)
-    names = [f"{point['ranks']} rank{'s' if point['ranks'] > 1 else ''}\nbatch {point['global_batch']}" for point in points]
+    names = [
+        f"{point['ranks']} rank{'s' if point['ranks'] > 1 else ''}\nbatch {point['global_batch']}" for point in points
+    ]
     axes.set_xticks(positions, names)
     axes.grid(axis="x", visible=False)
     if len(points):

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from brain_dist.common.commands import ArgumentParser
 from brain_dist.errors import UserError
-from brain_dist.scalability.options import Parser, integers
+from brain_dist.scalability.cases import integers
 
 BUCKET_ELEMENTS = 5e8  # DeepSpeed's default of reduce_bucket_size
 NODES = "1,2,4,8,16,32,64"
@@ -22,7 +23,7 @@ DESCRIPTION = (
 
 def argument_parser() -> argparse.ArgumentParser:
     """Options of the verb."""
-    parser = Parser(prog="brain-dist scaling predict", description=DESCRIPTION)
+    parser = ArgumentParser(prog="brain-dist scaling predict", description=DESCRIPTION)
     parser.add_argument("measured", type=Path, nargs="+", metavar="OUT", help="folders of `scaling run`")
     parser.add_argument("--machine", type=Path, required=True, metavar="FILE", help="see configs/machines/")
     parser.add_argument("--nodes", default=NODES, help=f"numbers of nodes (default: {NODES})")
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     from brain_dist.scalability import cost_fit, results
     from brain_dist.scalability.extrapolate import extrapolate, measured_step, predicted_curves
     from brain_dist.scalability.machines import read_machine
-    from brain_dist.scalability.predict_report import Prediction, report
+    from brain_dist.scalability.predict_report import report
 
     machine = read_machine(arguments.machine)
     buckets = overlapping_buckets(arguments.deepspeed)
@@ -61,14 +62,9 @@ def main(argv: Sequence[str]) -> int:
             f" {', '.join(sorted(devices - {machine.device}))}; describe its compute, or measure there"
         )
     fitted = cost_fit.fit(steps)
-    prediction = Prediction(
-        rows=extrapolate(predicted_curves(rows), fitted, machine, nodes, arguments.micro_batch, buckets),
-        measured=steps,
-        fitted=fitted,
-        held_back=cost_fit.held_back(steps),  # every collective was synchronised, so nothing overlapped
-        machine=machine,
-    )
-    report(prediction, arguments.out or arguments.measured[0])
+    predicted = extrapolate(predicted_curves(rows), fitted, machine, nodes, arguments.micro_batch, buckets)
+    held_back = cost_fit.held_back(steps)  # every collective was synchronised, so nothing overlapped
+    report(predicted, steps, fitted, held_back, machine, arguments.out or arguments.measured[0])
     return 0
 
 

@@ -7,7 +7,6 @@ import statistics
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,56 +21,47 @@ if TYPE_CHECKING:
 COLUMNS = ("nodes", "ranks", "batch", "images/s", "speed-up", "efficiency", "step, ms", "communication", "memory")
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """A prediction and what it is based on.
+def report(
+    rows: Sequence[dict[str, Any]],
+    measured: Sequence[MeasuredStep],
+    fitted: CostModel,
+    held_back: HeldBack,
+    machine: Machine,
+    folder: Path,
+) -> None:
+    """Print a prediction; write predict.parquet and predict.png.
 
-    Attributes:
+    Args:
         rows: Rows of predict.parquet.
         measured: Measurements that the model was fitted to.
         fitted: The fitted cost model.
         held_back: Predictions of measurements that were held back.
         machine: The machine that is predicted.
-    """
-
-    rows: Sequence[dict[str, Any]]
-    measured: Sequence[MeasuredStep]
-    fitted: CostModel
-    held_back: HeldBack
-    machine: Machine
-
-
-def report(prediction: Prediction, folder: Path) -> None:
-    """Print the prediction; write predict.parquet and predict.png to ``folder``.
+        folder: Folder of the files.
 
     Raises:
         UserError: the folder cannot be written to.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 120)
-    error = error_line(prediction.held_back)
-    for line in [*fit_lines(prediction.measured, prediction.fitted), error]:
+    quality = error_line(held_back)
+    for line in [*fit_lines(measured, fitted), quality]:
         console.print(line, highlight=False, markup=False)
-    for name in dict.fromkeys(row["curve"] for row in prediction.rows):
-        rows = [row for row in prediction.rows if row["curve"] == name]
-        console.print(_table(f"{name}; extrapolated to {prediction.machine.name}", rows))
-    for line in assumptions(prediction.machine, prediction.measured):
+    for name in dict.fromkeys(row["curve"] for row in rows):
+        curve = [row for row in rows if row["curve"] == name]
+        console.print(_table(f"{name}; extrapolated to {machine.name}", curve))
+    for line in assumptions(machine, measured):
         console.print(line, highlight=False, markup=False)
     try:
-        _write(prediction, error, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(list(rows)), folder / "predict.parquet")
+        draw(rows, machine.name, quality, folder / "predict.png")
     except OSError as error:
         raise UserError(f"--out {folder}: {error.strerror}; choose another folder") from None
     print(f"wrote {folder}/predict.parquet, {folder}/predict.png")
-
-
-def _write(prediction: Prediction, error: str, folder: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(list(prediction.rows)), folder / "predict.parquet")
-    draw(prediction.rows, prediction.machine.name, error, folder / "predict.png")
 
 
 def _table(title: str, rows: Sequence[dict[str, Any]]) -> Table:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from brain_dist.common.commands import ArgumentParser
 from brain_dist.config import Config, load, to_dict
 from brain_dist.errors import Fault, UserError
 from brain_dist.scalability.board import Board
@@ -28,7 +29,7 @@ DESCRIPTION = (
 
 def argument_parser() -> argparse.ArgumentParser:
     """Options besides the settings of a run."""
-    parser = Parser(prog=PROG, description=DESCRIPTION, add_help=False, allow_abbrev=False)
+    parser = ArgumentParser(prog=PROG, description=DESCRIPTION, add_help=False)
     parser.add_argument("--nodes", default="1,2", help="numbers of nodes (default: 1,2)")
     parser.add_argument("--per-node", type=int, metavar="K", help="ranks per node (default: one per GPU, or one)")
     parser.add_argument("--mode", choices=("weak", "strong", "both"), default="both",

@@ -16,11 +16,11 @@ from helpers import TINY, in_process
 from brain_dist.config import AugmentConfig, Config, ModelConfig, TrainConfig
 from brain_dist.errors import UserError
 from brain_dist.scalability import results
-from brain_dist.scalability.case_files import last_error
 from brain_dist.scalability.cases import plan
-from brain_dist.scalability.curves import Spread, measured_curves
-from brain_dist.scalability.local import local_launcher
+from brain_dist.scalability.experiment import last_error
+from brain_dist.scalability.launchers import local_launcher
 from brain_dist.scalability.page import markdown
+from brain_dist.scalability.results import Spread, measured_curves
 
 BASE = Config(train=TrainConfig(global_batch=32, micro_batch=8, zero_stage=2), model=ModelConfig(name="test_convnext"))
 
@@ -61,12 +61,12 @@ def test_speed_up_is_relative_to_the_fewest_ranks_of_the_same_repeat() -> None:
     # the machine is twice as fast in the second repeat, which is not scaling
     rows = [_row(0, 2, 100.0), _row(0, 4, 150.0), _row(1, 2, 200.0), _row(1, 4, 300.0), _row(2, 4, 999.0)]
     few, many = measured_curves(rows)[0].points
-    assert few.speedup == Spread(1.0, 1.0, 1.0)
-    assert many.speedup == Spread(1.5, 1.5, 1.5)
-    assert many.efficiency == Spread(0.75, 0.75, 0.75)
-    assert (many.repeats, many.rate.median) == (3, 300.0)
+    assert few["speedup"] == Spread(1.0, 1.0, 1.0)
+    assert many["speedup"] == Spread(1.5, 1.5, 1.5)
+    assert many["efficiency"] == Spread(0.75, 0.75, 0.75)
+    assert (many["repeats"], many["rate"].median) == (3, 300.0)
     without_baseline = measured_curves([_row(0, 2, 1.0), _row(1, 4, 2.0)])[0]
-    assert without_baseline.points[1].speedup is None
+    assert without_baseline.points[1]["speedup"] is None
     assert "no baseline" in markdown([without_baseline], command="", note="", plot="", failed={})
 
 
