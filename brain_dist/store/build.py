@@ -6,21 +6,22 @@ import json
 import os
 import shutil
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from brain_dist import __version__
 from brain_dist.collection.discovery import find_records
-from brain_dist.collection.examination import examine_all
+from brain_dist.collection.examination import Examination, examine_all
 from brain_dist.collection.recipes import Recipe
 from brain_dist.collection.records import Record, source_name
 from brain_dist.common.files import partial_folder, sha256_bytes, write_durably
 from brain_dist.common.progress import Progress, no_progress
+from brain_dist.common.text import printable
 from brain_dist.common.workers import Run, worker_pool
 from brain_dist.copies import search
 from brain_dist.errors import UserError
@@ -28,13 +29,11 @@ from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.store.index import INDEX, index_bytes
 from brain_dist.store.manifest import FORMAT, MANIFEST, BuiltManifest, Excluded, ShardEntry, count_classes
 from brain_dist.store.options import BuildOptions
-from brain_dist.store.shard_plan import index_rows, plan_shards, samples_to_write
-from brain_dist.store.split import LEFT_OUT, SplitInput, split_images
-from brain_dist.store.tar import Shard, write_shard
+from brain_dist.store.split import LEFT_OUT, split_images
+from brain_dist.store.tar import Sample, Shard, plan_shards, write_shard
 
 
-@dataclass(frozen=True)
-class BuildResult:
+class BuildResult(NamedTuple):
     """A complete shard folder.
 
     Attributes:
@@ -46,17 +45,6 @@ class BuildResult:
     dataset: Dataset
     warnings: list[str]
     fresh: bool
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What is built; ``entries`` are those of the manifest. Equal entries give equal folders."""
-
-    source: Path
-    recipe: Recipe
-    options: BuildOptions
-    records: list[Record]
-    entries: dict[str, Any]
 
 
 def build(
@@ -74,13 +62,13 @@ def build(
         raise UserError(f"--out {out} is inside --source {source}; choose a folder outside it")
     with worker_pool(workers) as run:  # the processes start while the files are listed
         records, warnings = find_records(recipe, source)
-        request = _Request(source, recipe, options, records, _request_entries(source, recipe, options, records))
+        request = _request_entries(source, recipe, options, records)
         existing = _existing_dataset(out, request)
         if existing is not None:
             return BuildResult(existing, warnings, fresh=False)
         try:
             with partial_folder(out) as folder:
-                _write_folder(folder, request, run, progress)
+                _write_folder(folder, source, recipe, options, records, request, run, progress)
         except BrokenProcessPool:
             raise UserError("a worker process was killed (out of memory?); build with fewer --workers") from None
         except OSError as error:
@@ -119,7 +107,7 @@ def _listing_sha256(source: Path, records: list[Record]) -> str:
     return sha256_bytes(b"".join(lines))
 
 
-def _existing_dataset(out: Path, request: _Request) -> Dataset | None:
+def _existing_dataset(out: Path, request: dict[str, Any]) -> Dataset | None:
     """The dataset in ``out`` if it was built from the same request; None if ``out`` is absent or empty.
 
     Raises:
@@ -133,23 +121,25 @@ def _existing_dataset(out: Path, request: _Request) -> Dataset | None:
     dataset = open_dataset(out)
     manifest = dataset.manifest
     for key, meaning in (("name", "recipe"), ("recipe", "recipe"), ("source_listing_sha256", "list of source files")):
-        if getattr(manifest, key, None) != request.entries[key]:
+        if getattr(manifest, key, None) != request[key]:
             raise UserError(f"--out {out} contains shards built from another {meaning}; {advice}")
     options = getattr(manifest, "options", {})
-    for key, value in request.entries["options"].items():
+    for key, value in request["options"].items():
         if options.get(key) != value:
             flag = key.replace("_", "-")
             raise UserError(f"--out {out} was built with --{flag} {options.get(key)}, not {value}; {advice}")
     return dataset
 
 
-def _write_folder(folder: Path, request: _Request, run: Run, progress: Progress) -> None:
+def _write_folder(
+    folder: Path, source: Path, recipe: Recipe, options: BuildOptions, records: list[Record], request: dict[str, Any],
+    run: Run, progress: Progress,
+) -> None:  # fmt: skip
     """Write shards, index and, last, the manifest into ``folder``."""
-    recipe, options = request.recipe, request.options
     spool = folder / "spool"  # images that were encoded again, so that none is decoded twice
     spool.mkdir()
     examined = examine_all(
-        request.records, request.source, recipe, run, skip_bad=options.skip_bad,
+        records, source, recipe, run, skip_bad=options.skip_bad,
         progress=partial(progress, "decoding"), spool=spool, max_side=options.max_side,
     )  # fmt: skip
     records = examined.records
@@ -157,19 +147,15 @@ def _write_folder(folder: Path, request: _Request, run: Run, progress: Progress)
     hashes = [image.pixel_hash for image in examined.images]
     findings = search.find_copies(examined.thumbs, hashes, patients, progress=partial(progress, "comparing"))
     labels = np.array([record.label for record in records])
-    split_input = SplitInput(
-        groups=findings.groups,
-        labels=labels,
-        datasets=[record.dataset for record in records],
-        published=[record.published for record in records],
-        published_folds=[record.attributes.get("fold") for record in records],
-    )
-    split = split_images(split_input, recipe.classes, options)
+    split = split_images(
+        findings.groups, labels, [record.dataset for record in records], [record.published for record in records],
+        [record.attributes.get("fold") for record in records], recipe.classes, options,
+    )  # fmt: skip
     split_of_image = np.array([*split.names, ""], dtype=object)[split.codes]  # LEFT_OUT is the last one
 
-    rows = index_rows(examined, findings.groups, split_of_image)
-    samples = samples_to_write(examined, rows, recipe.classes, request.source, spool)
-    shards = plan_shards(request.entries["name"], samples, split, options)
+    rows = _index_rows(examined, findings.groups, split_of_image)
+    samples = _samples(examined, rows, recipe.classes, source, spool)
+    shards = plan_shards(request["name"], samples, split.codes, split.names, options.seed, options.shard_size)
     entries, table = _write_shards(folder, shards, rows, run, progress)
     shutil.rmtree(spool)
     index = index_bytes(table)
@@ -180,7 +166,7 @@ def _write_folder(folder: Path, request: _Request, run: Run, progress: Progress)
         counts=count_classes(split_of_image, labels, split.names, recipe.classes),
         samples=len(table),
         groups=len(np.unique(findings.groups[split.codes != LEFT_OUT])),
-        **request.entries,
+        **request,
         split=split.description,
         excluded=_excluded([records[row] for row in np.flatnonzero(split.codes == LEFT_OUT)], recipe.classes),
         audit=search.counts(findings, labels, patients, split.codes),
@@ -190,6 +176,41 @@ def _write_folder(folder: Path, request: _Request, run: Run, progress: Progress)
         builder=__version__,
     )
     write_durably(folder / MANIFEST, manifest.to_bytes())
+
+
+def _index_rows(examined: Examination, groups: np.ndarray, splits: np.ndarray) -> list[dict[str, Any]]:
+    """A row of the index for each of N images, without its place (shard and offset).
+
+    Args:
+        examined: the images.
+        groups: int [N], the first image of each image's group; its key names the group.
+        splits: object [N], names.
+    """
+    rows = []
+    for record, image, group, split in zip(examined.records, examined.images, groups, splits, strict=True):
+        x, y, width, height = image.head
+        rows.append({
+            "key": record.key, "size": image.size, "crc32": image.crc32, "label": record.label,
+            "dataset": record.dataset, "split": split, "group": examined.records[group].key, "patient": record.patient,
+            "width": image.width, "height": image.height, "mode": image.mode, "pixel_hash": image.pixel_hash,
+            "phash": image.phash, "source": printable(record.path), "head_x": x, "head_y": y, "head_w": width,
+            "head_h": height, "attributes": json.dumps(record.attributes, sort_keys=True, separators=(",", ":")),
+        })  # fmt: skip
+    return rows
+
+
+def _samples(
+    examined: Examination, rows: list[dict[str, Any]], classes: tuple[str, ...], source: Path, spool: Path
+) -> list[Sample]:
+    """The samples of N images: their bytes are in the source folder, or in ``spool`` if they were encoded again."""
+    samples = []
+    for number, (record, image, row) in enumerate(zip(examined.records, examined.images, rows, strict=True)):
+        metadata = {key: row[key] for key in ("dataset", "patient", "group", "source", "split")}
+        metadata["class"] = classes[record.label]
+        file = source / record.path if image.payload is None else spool / record.key
+        text = json.dumps(metadata, sort_keys=True, separators=(",", ":"))
+        samples.append(Sample(number, record.key, image.ext, file, image.size, image.crc32, record.label, text))
+    return samples
 
 
 def _write_shards(

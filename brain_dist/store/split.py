@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,27 +14,7 @@ from brain_dist.store.options import MAX_FOLDS, BuildOptions
 LEFT_OUT = -1  # code of an image that is in no split
 
 
-@dataclass(frozen=True, eq=False)
-class SplitInput:
-    """What the split of N images depends on, besides the options.
-
-    Attributes:
-        groups: int [N], any numbering.
-        labels: int [N], positions in the class names.
-        datasets: [N], names.
-        published: [N], the published split of each image, or None.
-        published_folds: [N], the published fold of each image, or None.
-    """
-
-    groups: np.ndarray
-    labels: np.ndarray
-    datasets: Sequence[str]
-    published: Sequence[str | None]
-    published_folds: Sequence[int | str | None]
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
+class Split(NamedTuple):
     """The split of N images.
 
     Attributes:
@@ -49,25 +28,44 @@ class Split:
     description: dict[str, Any]
 
 
-def split_images(images: SplitInput, classes: Sequence[str], options: BuildOptions) -> Split:
-    """Split images by ``options.split``; every class of every dataset is balanced by itself.
+def split_images(
+    groups: np.ndarray,
+    labels: np.ndarray,
+    datasets: Sequence[str],
+    published: Sequence[str | None],
+    published_folds: Sequence[int | str | None],
+    classes: Sequence[str],
+    options: BuildOptions,
+) -> Split:
+    """Split N images by ``options.split``; every class of every dataset is balanced by itself.
+
+    Args:
+        groups: int [N], any numbering.
+        labels: int [N], positions in ``classes``.
+        datasets: [N], names.
+        published: [N], the published split of each image, or None.
+        published_folds: [N], the published fold of each image, or None.
+        classes: class names.
+        options: method, shares and seed.
 
     Raises:
         UserError: the images cannot be split as requested.
     """
     numbers: dict[str, int] = {}
-    dataset = np.array([numbers.setdefault(name, len(numbers)) for name in images.datasets])
-    strata = images.labels * len(numbers) + dataset
-    groups, fractions, seed = images.groups, options.fractions, options.seed
+    dataset = np.array([numbers.setdefault(name, len(numbers)) for name in datasets])
+    strata = labels * len(numbers) + dataset
+    fractions, seed = options.fractions, options.seed
+    names, shares = SPLITS, dict(enumerate(fractions))
     description: dict[str, Any] = {"method": options.split, "fractions": list(fractions), "seed": seed}
     if options.split == "original":
-        return Split(SPLITS, original(images.published, groups, strata, fractions, seed), description)
-    names: tuple[str, ...] = SPLITS
-    shares = dict(enumerate(fractions))
-    if options.split == "kfold":
-        codes, description = _folds(images, strata, options)
-        names = tuple(f"fold{fold}" for fold in range(description["folds"]))
-        shares = dict.fromkeys(range(len(names)), 1 / len(names))
+        return Split(names, original(published, groups, strata, fractions, seed), description)
+    if options.split == "kfold" and options.folds == "published":
+        codes, folds, moved = keep_folds(published_folds, groups, strata, seed)
+        description = {"method": "kfold", "folds": folds, "seed": seed, "published": True, "moved": moved}
+    elif options.split == "kfold":
+        folds = int(options.folds or 0)
+        codes = kfold(groups, strata, folds, seed)
+        description = {"method": "kfold", "folds": folds, "seed": seed}
     elif options.split == "leave-one-out":
         if options.test_on not in numbers:
             raise UserError(f"--test-on {options.test_on} is not one of the datasets {', '.join(numbers)}")
@@ -76,22 +74,16 @@ def split_images(images: SplitInput, classes: Sequence[str], options: BuildOptio
         description["test_on"] = options.test_on
     else:
         codes = grouped(groups, strata, fractions, seed)
-    description["off_by"] = share_deviation(codes, images.labels, classes, shares)
+    if options.split == "kfold":
+        names = tuple(f"fold{fold}" for fold in range(folds))
+        shares = dict.fromkeys(range(folds), 1 / folds)
+    description["off_by"] = share_deviation(codes, labels, classes, shares)
     return Split(names, codes, description)
 
 
-def _folds(images: SplitInput, strata: np.ndarray, options: BuildOptions) -> tuple[np.ndarray, dict[str, Any]]:
-    """Numbers of folds, int8 [N], and the manifest's entry."""
-    seed = options.seed
-    if options.folds == "published":
-        codes, count, moved = published_folds(images.published_folds, images.groups, strata, seed)
-        return codes, {"method": "kfold", "folds": count, "seed": seed, "published": True, "moved": moved}
-    count = int(options.folds or 0)
-    return kfold(images.groups, strata, count, seed), {"method": "kfold", "folds": count, "seed": seed}
-
-
-def grouped(groups: np.ndarray, strata: np.ndarray, fractions: Sequence[float], seed: int,
-            fixed: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+def grouped(
+    groups: np.ndarray, strata: np.ndarray, fractions: Sequence[float], seed: int, fixed: np.ndarray | None = None
+) -> np.ndarray:
     """Assign whole groups to splits so that each stratum is divided by ``fractions``.
 
     Groups are shuffled by ``seed`` and then placed from large to small (by powers of two, so that the seed decides
@@ -109,18 +101,25 @@ def grouped(groups: np.ndarray, strata: np.ndarray, fractions: Sequence[float], 
     Returns:
         int8 [N], positions in ``fractions``.
     """
-    _, group = np.unique(groups, return_inverse=True)
-    content = _images_by_stratum(group, strata)
+    group = np.unique(groups, return_inverse=True)[1]
+    stratum = np.unique(strata, return_inverse=True)[1]
+    content = np.zeros((int(group.max(initial=-1)) + 1, int(stratum.max(initial=-1)) + 1))
+    np.add.at(content, (group, stratum), 1)
+    # One more stratum counts all images. It decides among splits that are equal for the others: no split stays empty
+    content = np.column_stack([content, content.sum(axis=1)])
     shares = np.asarray(fractions, dtype=float)
     targets = np.outer(shares, content.sum(axis=0))  # [split, stratum]
     scale = np.where(targets > 0, targets, np.inf)
     split_of_group = np.full(len(content), -1, dtype=np.int8)
     if fixed is not None:
-        split_of_group = _majority(group, fixed, len(content), len(shares))
+        votes = np.zeros((len(content), len(shares)), dtype=np.int64)
+        np.add.at(votes, (group[fixed >= 0], fixed[fixed >= 0]), 1)
+        split_of_group[votes.any(axis=1)] = votes.argmax(axis=1)[votes.any(axis=1)]
     placed = np.flatnonzero(split_of_group >= 0)
     filled = np.zeros_like(targets)
     np.add.at(filled, split_of_group[placed], content[placed])
-    for number in _shuffled_by_size(content[:, -1], seed):
+    order = np.random.default_rng([seed, 1]).permutation(len(content))
+    for number in order[np.argsort(-np.floor(np.log2(content[order, -1])), kind="stable")]:
         if split_of_group[number] >= 0:
             continue
         added = content[number]
@@ -131,32 +130,6 @@ def grouped(groups: np.ndarray, strata: np.ndarray, fractions: Sequence[float], 
         split_of_group[number] = best
         filled[best] += added
     return split_of_group[group]
-
-
-def _images_by_stratum(group: np.ndarray, strata: np.ndarray) -> np.ndarray:
-    """Number of images of each group in each stratum, float [G, S + 1].
-
-    The last column counts all images. As one more stratum it decides among splits that are equal for the others, so
-    that no split stays empty.
-    """
-    _, stratum = np.unique(strata, return_inverse=True)
-    content = np.zeros((int(group.max(initial=-1)) + 1, int(stratum.max(initial=-1)) + 1))
-    np.add.at(content, (group, stratum), 1)
-    return np.column_stack([content, content.sum(axis=1)])
-
-
-def _majority(group: np.ndarray, fixed: np.ndarray, groups: int, splits: int) -> np.ndarray:
-    """The split of most fixed images of each group, int8 [G]; -1 if it has none."""
-    votes = np.zeros((groups, splits), dtype=np.int64)
-    rows = np.flatnonzero(fixed >= 0)
-    np.add.at(votes, (group[rows], fixed[rows]), 1)
-    return np.where(votes.any(axis=1), votes.argmax(axis=1), -1).astype(np.int8)
-
-
-def _shuffled_by_size(sizes: np.ndarray, seed: int) -> np.ndarray:
-    """Group numbers in random order, sorted from large to small by the power of two of their size."""
-    order = np.random.default_rng([seed, 1]).permutation(len(sizes))
-    return order[np.argsort(-np.floor(np.log2(sizes))[order], kind="stable")]
 
 
 def original(
@@ -206,7 +179,7 @@ def kfold(groups: np.ndarray, strata: np.ndarray, folds: int, seed: int) -> np.n
     return grouped(groups, strata, [1 / folds] * folds, seed)
 
 
-def published_folds(
+def keep_folds(
     published: Sequence[int | str | None], groups: np.ndarray, strata: np.ndarray, seed: int
 ) -> tuple[np.ndarray, int, int]:
     """Keep the published folds, but whole groups: a group goes to the fold of most of its images.

@@ -1,7 +1,7 @@
-"""Write WebDataset shards: plain tars, each with the index file that DALI's ``fn.readers.webdataset`` expects.
+"""Divide samples into WebDataset shards and write these.
 
-Header fields that could differ between machines or runs (owner, times) are constant, so that the same samples give the
-same bytes.
+A shard is a plain tar with the index file that DALI's ``fn.readers.webdataset`` expects. Header fields that could
+differ between machines or runs (owner, times) are constant, so that the same samples give the same bytes.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import re
 import tarfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,12 +24,11 @@ IDX_VERSION = "v1.2"
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """A sample to write.
 
     Attributes:
-        row: number of the sample, chosen by the caller.
+        row: number of the sample.
         key: name of its members in the tar, without the extension.
         extension: extension of its image.
         file: file that contains its encoded image.
@@ -48,8 +47,7 @@ class Sample:
     metadata: str
 
 
-@dataclass(frozen=True)
-class Shard:
+class Shard(NamedTuple):
     """A shard to write: file name and samples in order."""
 
     name: str
@@ -69,20 +67,35 @@ def parse_shard_size(text: str) -> tuple[str, int]:
     return ("bytes" if unit else "samples"), int(match[1]) * _UNITS[unit]
 
 
-def assign_shards(sizes: Sequence[int], shard_size: str) -> list[int]:
-    """Number of the shard of each image: as few shards as ``shard_size`` allows, of even size.
+def plan_shards(name: str, samples: list[Sample], codes: np.ndarray, splits: Sequence[str], seed: int,
+                shard_size: str) -> list[Shard]:  # fmt: skip
+    """Divide N samples into as few shards as ``shard_size`` allows, of even size; every shard mixes the classes.
 
     Args:
-        sizes: bytes of the images, in order.
+        name: name of the dataset.
+        samples: the samples; their number is their position.
+        codes: int [N], positions in ``splits``; a negative code leaves the sample out.
+        splits: names of the splits.
+        seed: seed of the order in each split.
         shard_size: limit of a shard, see :func:`parse_shard_size`.
+
+    Returns:
+        The shards, sorted by name.
     """
     unit, limit = parse_shard_size(shard_size)
-    weights = np.asarray(sizes, dtype=np.int64) if unit == "bytes" else np.ones(len(sizes), dtype=np.int64)
-    total = int(weights.sum())
-    shards = -(-total // limit)
-    before = np.cumsum(weights) - weights
-    # An image that is larger than a shard skips numbers; return_inverse closes the gaps
-    return np.unique(before * shards // max(total, 1), return_inverse=True)[1].tolist()
+    shards = []
+    for code, split in enumerate(splits):
+        rows = np.flatnonzero(codes == code)
+        order = rows[np.random.default_rng([seed, 2, code]).permutation(len(rows))]
+        weights = np.array([samples[row].size if unit == "bytes" else 1 for row in order], dtype=np.int64)
+        total = int(weights.sum())
+        numbers = (np.cumsum(weights) - weights) * -(-total // limit) // max(total, 1)
+        parts = np.split(order, np.flatnonzero(np.diff(numbers)) + 1) if total else []
+        shards += [
+            Shard(f"{name}-{split}-{number:05d}.tar", [samples[row] for row in part])
+            for number, part in enumerate(parts)
+        ]
+    return sorted(shards, key=lambda shard: shard.name)
 
 
 def write_shard(shard: Shard, folder: Path) -> tuple[ShardEntry, list[int]]:

@@ -101,8 +101,8 @@ def test_fractions():
 
 def choose(method: str, group: np.ndarray, label: np.ndarray, dataset: np.ndarray, **more) -> split.Split:
     published_folds = more.pop("published_folds", [None] * len(group))
-    images = split.SplitInput(group, label, dataset.tolist(), [None] * len(group), published_folds)
-    return split.split_images(images, CLASSES, BuildOptions(split=method, **more))
+    chosen = BuildOptions(split=method, **more)
+    return split.split_images(group, label, dataset.tolist(), [None] * len(group), published_folds, CLASSES, chosen)
 
 
 @settings(max_examples=150, deadline=None)
@@ -174,14 +174,14 @@ def test_folds_have_equal_shares_of_every_stratum(seed):
 def test_published_folds_are_kept_except_for_groups_in_several_folds():
     group = np.array([0, 0, 0, 1, 1, 2, 3, 4, 5, 6])
     folds = ["1", "1", "2", "2", "2", "3", "3", None, "", None]
-    codes, count, moved = split.published_folds(folds, group, np.zeros(10, int), 0)
+    codes, count, moved = split.keep_folds(folds, group, np.zeros(10, int), 0)
     assert codes[:7].tolist() == [0, 0, 0, 1, 1, 2, 2]
     assert (count, moved) == (3, 1)
     assert sorted(np.bincount(codes)) == [3, 3, 4]
     with pytest.raises(UserError, match="has 2 folds"):
-        split.published_folds([1, 2], np.arange(2), np.zeros(2, int), 0)
+        split.keep_folds([1, 2], np.arange(2), np.zeros(2, int), 0)
     with pytest.raises(UserError, match="not integers"):
-        split.published_folds(["a", "b", "c"], np.arange(3), np.zeros(3, int), 0)
+        split.keep_folds(["a", "b", "c"], np.arange(3), np.zeros(3, int), 0)
 
 
 def test_impossible_requests():
