@@ -120,11 +120,12 @@ class Join:
     """Join several shard folders into one, without copying images.
 
     Find what the folders share, join their groups, and write an index of all their images in which no group is in two
-    splits: the test images of a group are kept, or else the validation images. Set data.shards of a run to the joined
-    folder. The joined folders must stay at their places.
+    splits: the test images of a group are kept, or else the validation images. Classes are joined by name; if a folder
+    has the class tumor, the classes are notumor and tumor, and every kind of tumour counts as tumor. Set data.shards of
+    a run to the joined folder. The joined folders must stay at their places.
 
     Args:
-        folders: the shard folders, two or more, with the same classes
+        folders: the shard folders, two or more, with classes that fit together
         out: the joined folder to write
         leave_out: test on all images of this folder (its name in its manifest) and train on the others
         workers: number of processes
@@ -219,8 +220,15 @@ def _print_build(dataset: Dataset) -> None:
 
 def _print_join(dataset: Dataset) -> None:
     """Print the counts of a joined folder, what its sources share, what was left out, and its path."""
+    from brain_dist.store.manifest import JoinedManifest, load_manifest
+
     manifest = dataset.manifest
     _print_counts(manifest)
+    assert isinstance(manifest, JoinedManifest)
+    for source, path in zip(manifest.sources, dataset.sources, strict=True):
+        merged = [name for name in load_manifest(path)[0].classes if name not in manifest.classes]
+        if merged:
+            print(f"{source.name}: {', '.join(merged)} count as tumor")
     for pair in manifest.audit["between"]:
         print(
             f"{pair['of']}: {pair['exact']} images have an exact copy in {pair['in']}, {pair['near']} more a near copy;"

@@ -6,42 +6,40 @@ left out, never moved to another split, so that results on a source's test split
 
 from __future__ import annotations
 
-import functools
 import json
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from brain_dist import __version__
-from brain_dist.collection.pixels import BadImage, examine
 from brain_dist.collection.spellings import SPLITS
 from brain_dist.common.files import partial_folder, sha256_bytes, write_durably
 from brain_dist.common.progress import Progress, no_progress
-from brain_dist.common.workers import worker_pool
 from brain_dist.copies import search
-from brain_dist.errors import Fault, UserError
+from brain_dist.errors import UserError
 from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.store.index import COLUMNS, INDEX, index_bytes
-from brain_dist.store.join_audit import audit_sources
 from brain_dist.store.manifest import (
     FORMAT,
     MANIFEST,
     SOURCES,
     Excluded,
     JoinedManifest,
-    ShardEntry,
     SourceEntry,
     count_classes,
     load_manifest,
 )
-from brain_dist.store.reader import ShardReader
+from brain_dist.store.reader import read_thumbs
 
 METHOD = "joined"
+NO_TUMOUR, TUMOUR = "notumor", "tumor"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +49,15 @@ class _Sources:
     Attributes:
         datasets: the folders, opened.
         names: a different name for each.
+        classes: classes of the joined folder.
         leave_out: name of the folder whose images all become the test split, or None.
         source: int64 [N], number of the folder of each image.
-        columns: columns of all their indexes, each [N].
+        columns: columns of all their indexes, each [N]; the labels are positions in ``classes``.
     """
 
     datasets: list[Dataset]
     names: list[str]
+    classes: tuple[str, ...]
     leave_out: str | None
     source: np.ndarray
     columns: dict[str, np.ndarray]
@@ -72,12 +72,13 @@ def join(sources: Sequence[Path], out: Path, *, leave_out: str | None, workers: 
          origins: Sequence[str] = ()) -> Dataset:  # fmt: skip
     """Join complete shard folders into the folder ``out``.
 
-    Groups are joined across the sources: by their own groups, by patients of the same name in datasets of the same
-    name, and by exact and near copies among all images. If a joined group is in several splits, its test images are
-    kept, or else its validation images; the others are left out. If the process is killed, ``out`` is unchanged.
+    Classes are joined by their names, see :func:`common_classes`. Groups are joined across the sources: by their own
+    groups, by patients of the same name in datasets of the same name, and by exact and near copies among all images. If
+    a joined group is in several splits, its test images are kept, or else its validation images; the others are left
+    out. If the process is killed, ``out`` is unchanged.
 
     Args:
-        sources: two or more folders with the same classes, split into train, val and test.
+        sources: two or more folders, split into train, val and test.
         out: the joined folder. It is unchanged if it was made from the same request.
         leave_out: name of the source whose images all become the test split; the others' test images are trained on.
         workers: processes that decode the images.
@@ -105,42 +106,57 @@ def join(sources: Sequence[Path], out: Path, *, leave_out: str | None, workers: 
     return open_dataset(out, sources)
 
 
-def source_names(names: Sequence[str]) -> list[str]:
-    """Different names: if several folders have the same name, their number is appended to it."""
-    times = Counter(names)
-    return [f"{name}-{number}" if times[name] > 1 else name for number, name in enumerate(names)]
+def common_classes(classes: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The classes of a folder that joins folders with these classes.
+
+    If some folder has the class tumor, the classes are notumor and tumor, and every other class counts as tumor.
+    Otherwise they are those of the folder with the most classes, of which the others may lack some.
+
+    Raises:
+        UserError: a folder has classes that do not fit the others.
+    """
+    if any(TUMOUR in names for names in classes):
+        return (NO_TUMOUR, TUMOUR)
+    most = max(classes, key=len)
+    for names in classes:
+        if not set(names) <= set(most):
+            raise UserError(
+                f"the classes {', '.join(names)} of one folder do not fit {', '.join(most)} of another; rebuild one"
+                " with a recipe of the other's classes"
+            )
+    return most
 
 
 def _open_sources(paths: Sequence[Path], leave_out: str | None) -> _Sources:
     datasets = [open_dataset(path) for path in paths]
-    names = source_names([dataset.name for dataset in datasets])
     if len(datasets) < 2:
         raise UserError("joining needs two or more shard folders")
+    times = Counter(dataset.name for dataset in datasets)
+    names = [
+        f"{dataset.name}-{number}" if times[dataset.name] > 1 else dataset.name
+        for number, dataset in enumerate(datasets)
+    ]
     if leave_out is not None and leave_out not in names:
         raise UserError(f"leave_out={leave_out} is not one of the joined {', '.join(names)}")
-    _check_fit(datasets)
-    for dataset, name in zip(datasets, names, strict=True):
-        if dataset.folds and name != leave_out:
-            raise UserError(f"{dataset.root} was built as folds; rebuild it with --split grouped to join it")
-    source = np.repeat(np.arange(len(datasets)), [len(dataset) for dataset in datasets])
-    columns = {name: np.concatenate([dataset.columns[name] for dataset in datasets]) for name in COLUMNS}
-    return _Sources(datasets, names, leave_out, source, columns)
-
-
-def _check_fit(datasets: list[Dataset]) -> None:
-    """Raise :class:`UserError` unless the folders are different, not joined, and have the same classes."""
     roots: dict[str, Path] = {}
-    classes = datasets[0].classes
-    for dataset in datasets:
+    for dataset, name in zip(datasets, names, strict=True):
         if dataset.sources:
             raise UserError(f"{dataset.root} is a joined folder; join the folders that it was joined from")
         if roots.setdefault(dataset.version, dataset.root) is not dataset.root:
             raise UserError(f"{dataset.root} and {roots[dataset.version]} are the same shards; join each once")
-        if dataset.classes != classes:
-            raise UserError(
-                f"{dataset.root} has the classes {', '.join(dataset.classes)}, {datasets[0].root} has"
-                f" {', '.join(classes)}; rebuild one with a recipe of the other's classes, in the same order"
-            )
+        if dataset.folds and name != leave_out:
+            raise UserError(f"{dataset.root} was built as folds; rebuild it with --split grouped to join it")
+    classes = common_classes([dataset.classes for dataset in datasets])
+    source = np.repeat(np.arange(len(datasets)), [len(dataset) for dataset in datasets])
+    columns = {name: np.concatenate([dataset.columns[name] for dataset in datasets]) for name in COLUMNS}
+    columns["label"] = np.concatenate([_labels(dataset, classes) for dataset in datasets])
+    return _Sources(datasets, names, classes, leave_out, source, columns)
+
+
+def _labels(dataset: Dataset, classes: tuple[str, ...]) -> np.ndarray:
+    """The label of each image among the joined folder's classes, int16 [N]."""
+    joined = [classes.index(name if name in classes else TUMOUR) for name in dataset.classes]
+    return np.array(joined, dtype=np.int16)[dataset.columns["label"]]
 
 
 def _exists(out: Path, parts: _Sources) -> bool:
@@ -166,28 +182,43 @@ def _exists(out: Path, parts: _Sources) -> bool:
 def _write_folder(folder: Path, parts: _Sources, workers: int, progress: Progress) -> None:
     """Compare all images, group them, leave out, and write the index and, last, the manifest."""
     findings = _find_copies(parts, workers, progress)
-    columns = parts.columns | {"split": _joined_splits(parts)}
+    columns = dict(parts.columns)
+    if parts.leave_out is not None:  # its images are the test split, and the other test images are trained on
+        train = np.where(columns["split"] == "test", "train", columns["split"])
+        columns["split"] = np.where(parts.source == parts.names.index(parts.leave_out), "test", train).astype(object)
     kept = keep(columns["split"], findings.groups)
     columns["key"] = _unique_keys(parts)
-    columns["group"] = _group_names(columns["key"], findings.groups, kept)
+    first: dict[int, str] = {}  # the key of a group's first kept image names it; every group keeps at least one
+    for row in np.flatnonzero(kept):
+        first.setdefault(int(findings.groups[row]), columns["key"][row])
+    columns["group"] = np.array([first[int(group)] for group in findings.groups], dtype=object)
     columns["shard"] = np.array([f"{n}/{shard}" for n, shard in zip(parts.source, columns["shard"], strict=True)])
     rows = [{name: columns[name][row] for name in COLUMNS} for row in np.flatnonzero(kept)]
     rows.sort(key=lambda row: (row["shard"], row["offset"]))
+    samples = Counter(row["shard"] for row in rows)
     index = index_bytes(rows)
     write_durably(folder / INDEX, index)
     manifest = JoinedManifest(
         format=FORMAT,
-        classes=list(parts.datasets[0].classes),
-        counts=count_classes(columns["split"][kept], columns["label"][kept], SPLITS, parts.datasets[0].classes),
+        classes=list(parts.classes),
+        counts=count_classes(columns["split"][kept], columns["label"][kept], SPLITS, parts.classes),
         samples=len(rows),
         groups=len(set(columns["group"][kept])),
         name="+".join(parts.names),
         sources=parts.entries,
         split={"method": METHOD, "leave_out": parts.leave_out},
-        **{key: _united(parts, key) for key in ("title", "source", "licence", "citation")},
+        **{
+            key: "; ".join(dict.fromkeys(getattr(dataset.manifest, key) for dataset in parts.datasets))
+            for key in ("title", "source", "licence", "citation")
+        },
         excluded=_excluded(parts, columns["key"], ~kept),
-        audit=audit_sources(findings, parts.source, parts.names, columns),
-        shards=_shard_entries(parts, Counter(row["shard"] for row in rows)),
+        audit=_audit(parts, findings, columns),
+        shards=[
+            replace(entry, name=f"{number}/{entry.name}", samples=samples[f"{number}/{entry.name}"])
+            for number, dataset in enumerate(parts.datasets)
+            for entry in dataset.manifest.shards
+            if samples[f"{number}/{entry.name}"]
+        ],
         index_sha256=sha256_bytes(index),
         builder=__version__,
     )
@@ -196,30 +227,9 @@ def _write_folder(folder: Path, parts: _Sources, workers: int, progress: Progres
 
 def _find_copies(parts: _Sources, workers: int, progress: Progress) -> search.Findings:
     """Copies and groups among the images of all sources."""
-    samples = [(dataset.root, row) for dataset in parts.datasets for row in range(len(dataset))]
-    thumbs = []
-    with worker_pool(workers) as run:
-        for thumb in run(_read_thumbs, samples, 16):
-            thumbs.append(thumb)
-            progress("decoding", len(thumbs), len(samples))
-    _reader.cache_clear()
+    thumbs = read_thumbs([(dataset, range(len(dataset))) for dataset in parts.datasets], workers, progress)
     hashes = parts.columns["pixel_hash"].tolist()
-    return search.find_copies(np.stack(thumbs), hashes, _known_groups(parts), progress=partial(progress, "comparing"))
-
-
-@functools.cache
-def _reader(root: Path) -> ShardReader:
-    """One reader per worker process and source."""
-    return ShardReader(open_dataset(root))
-
-
-def _read_thumbs(sample: tuple[Path, int]) -> np.ndarray:
-    """(source folder, row) → thumbnails of the image, uint8 [2, 64, 64]."""
-    root, row = sample
-    try:
-        return examine(_reader(root).read(row)).thumbs
-    except BadImage as error:
-        raise Fault(f"{root}, row {row} of its index: the stored image {error}; build it again") from None
+    return search.find_copies(thumbs, hashes, _known_groups(parts), progress=partial(progress, "comparing"))
 
 
 def _known_groups(parts: _Sources) -> list[tuple[str, str | None]]:
@@ -237,15 +247,6 @@ def _known_groups(parts: _Sources) -> list[tuple[str, str | None]]:
         if patient is not None:
             links.append((first.setdefault(("patient", dataset, patient), row), row))
     return [("", str(root)) for root in search.connected(len(parts.source), links)]
-
-
-def _joined_splits(parts: _Sources) -> np.ndarray:
-    """The split of every image in the joined folder, before any is left out: object [N]."""
-    split = parts.columns["split"]
-    if parts.leave_out is None:
-        return split
-    is_test = parts.source == parts.names.index(parts.leave_out)
-    return np.where(is_test, "test", np.where(split == "test", "train", split)).astype(object)
 
 
 def keep(split: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -275,19 +276,6 @@ def _unique_keys(parts: _Sources) -> np.ndarray:
     return np.array(unique, dtype=object)
 
 
-def _group_names(keys: np.ndarray, groups: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """The key of the first kept image of each image's group; every group keeps at least one."""
-    first: dict[int, str] = {}
-    for row in np.flatnonzero(kept):
-        first.setdefault(int(groups[row]), keys[row])
-    return np.array([first[int(group)] for group in groups], dtype=object)
-
-
-def _united(parts: _Sources, key: str) -> str:
-    """The texts of the sources' manifests, each once."""
-    return "; ".join(dict.fromkeys(getattr(dataset.manifest, key) for dataset in parts.datasets))
-
-
 def _excluded(parts: _Sources, keys: np.ndarray, left_out: np.ndarray) -> Excluded:
     """The images that were left out, by source and their split there."""
     counts = {}
@@ -297,12 +285,39 @@ def _excluded(parts: _Sources, keys: np.ndarray, left_out: np.ndarray) -> Exclud
     return Excluded(int(left_out.sum()), counts, sorted(keys[left_out].tolist()))
 
 
-def _shard_entries(parts: _Sources, samples: Counter[str]) -> list[ShardEntry]:
-    """The sources' shards that contain samples of the joined folder."""
-    entries: list[ShardEntry] = []
-    for number, dataset in enumerate(parts.datasets):
-        for entry in dataset.manifest.shards:
-            name = f"{number}/{entry.name}"
-            if samples[name]:
-                entries.append(replace(entry, name=name, samples=samples[name]))
-    return entries
+def _audit(parts: _Sources, findings: search.Findings, columns: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Counts of copies, as :func:`brain_dist.copies.search.counts`, and those between each pair of sources.
+
+    ``between`` gives how many images ``of`` one source have an exact copy ``in`` another, how many only a near copy,
+    and of how many the patient is there.
+    """
+    patients = list(zip(columns["dataset"], columns["patient"], strict=True))
+    counts = search.counts(findings, columns["label"], patients, np.zeros(len(patients), dtype=int))
+    keys = ("exact_redundant", "near_pairs", "near_pairs_mirrored", "images_with_label_conflict")
+    exact, near = _copies_in_sources(findings, parts.source, len(parts.names))
+    known: list[set[tuple[str, str]]] = [set() for _ in parts.names]
+    for number, patient in zip(parts.source, patients, strict=True):
+        if patient[1] is not None:
+            known[number].add(patient)
+    between = []
+    for one, other in permutations(range(len(parts.names)), 2):
+        own = np.flatnonzero(parts.source == one)
+        between.append({
+            "of": parts.names[one],
+            "in": parts.names[other],
+            "exact": int(exact[own, other].sum()),
+            "near": int(near[own, other].sum()),
+            "patient": sum(patients[row] in known[other] for row in own),
+        })  # fmt: skip
+    return {**{key: counts[key] for key in keys}, "between": between}
+
+
+def _copies_in_sources(findings: search.Findings, source: np.ndarray, sources: int) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each of N images has an exact copy in each source, and whether it has only a near copy: bool [N, S]."""
+    same_pixels = np.zeros((len(source), sources), dtype=bool)
+    same_pixels[findings.copy_of, source] = True
+    near = np.zeros_like(same_pixels)
+    np.logical_or.at(near, findings.near.first, same_pixels[findings.near.second])
+    np.logical_or.at(near, findings.near.second, same_pixels[findings.near.first])
+    exact = same_pixels[findings.copy_of]
+    return exact, near[findings.copy_of] & ~exact

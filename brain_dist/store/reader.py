@@ -1,4 +1,4 @@
-"""Random access to the encoded image of a sample."""
+"""Random access to the encoded images of samples."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import functools
 import os
 import resource
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from brain_dist.common.progress import Progress
+from brain_dist.common.workers import worker_pool
 from brain_dist.errors import Fault
-from brain_dist.store.dataset import Dataset
+from brain_dist.store.dataset import Dataset, open_dataset
 
 
 def shard_path(root: Path, sources: Sequence[Path], shard: str) -> Path:
@@ -84,3 +88,36 @@ class ShardReader:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         size = 1024 if limit == resource.RLIM_INFINITY else min(1024, max(1, limit // 4))
         return functools.lru_cache(maxsize=size)(functools.partial(_OpenFile, self._root, self._sources))
+
+
+def read_thumbs(parts: Sequence[tuple[Dataset, Iterable[int]]], workers: int, progress: Progress) -> np.ndarray:
+    """Thumbnails uint8 [N, 2, 64, 64] of rows of several datasets, see :mod:`brain_dist.collection.measures`.
+
+    Raises:
+        Fault: a shard is missing or damaged.
+    """
+    samples = [(dataset.root, dataset.sources, int(row)) for dataset, rows in parts for row in rows]
+    thumbs = []
+    with worker_pool(workers) as run:
+        for thumb in run(_read_thumbs, samples, 16):
+            thumbs.append(thumb)
+            progress("decoding", len(thumbs), len(samples))
+    _reader.cache_clear()
+    return np.stack(thumbs)
+
+
+@functools.cache
+def _reader(root: Path, sources: tuple[Path, ...]) -> ShardReader:
+    """One reader per worker process and dataset."""
+    return ShardReader(open_dataset(root, sources))
+
+
+def _read_thumbs(sample: tuple[Path, tuple[Path, ...], int]) -> np.ndarray:
+    """(folder, its sources, row) → thumbnails of the image, uint8 [2, 64, 64]."""
+    from brain_dist.collection.pixels import BadImage, examine
+
+    root, sources, row = sample
+    try:
+        return examine(_reader(root, sources).read(row)).thumbs
+    except BadImage as error:
+        raise Fault(f"{root}, row {row} of its index: the stored image {error}; build it again") from None

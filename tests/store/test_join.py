@@ -249,13 +249,45 @@ def test_folders_that_cannot_be_joined(sources, both, tmp_path):
     with pytest.raises(UserError, match="was built as folds"):
         joined([sources[0], folds.root], out)
     assert len(joined([sources[0], folds.root], out, leave_out="k").rows("test")) == 36
-    two = parse_recipe({"name": "two", "classes": ["glioma", "notumor"], "parts": [{}]}, "it")
-    for kind in ("glioma", "notumor"):
-        (tmp_path / "two" / kind).mkdir(parents=True)
-        draw(7).save(tmp_path / "two" / kind / "1.png")
-    build(tmp_path / "two", tmp_path / "two-shards", two, BuildOptions(), workers=1)
-    with pytest.raises(UserError, match=r"has the classes glioma, notumor, .* has glioma, meningioma"):
-        joined([sources[0], tmp_path / "two-shards"], tmp_path / "other")
+    other = make_classes(tmp_path, "other", ["glioma", "metastasis"])
+    with pytest.raises(UserError, match=r"classes glioma, metastasis of one folder do not fit glioma, meningioma"):
+        joined([sources[0], other], tmp_path / "other-joined")
+
+
+def make_classes(base: Path, name: str, classes: list[str]) -> Path:
+    """Shards of a collection with two images of each class, all of the training split."""
+    for label, kind in enumerate(classes):
+        (base / name / kind).mkdir(parents=True)
+        for number in range(2):
+            draw(60_000 + 10 * label + number).save(base / name / kind / f"{number}.png")
+    recipe = parse_recipe({"name": name, "classes": classes, "parts": [{}]}, "it")
+    options = BuildOptions(fractions=(1.0, 0.0, 0.0))
+    return build(base / name, base / f"{name}-shards", recipe, options, workers=1).dataset.root
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected", "label_of"),
+    [
+        (["tumor", "notumor"], ("notumor", "tumor"), {"tumor": 1, "notumor": 0}),
+        (["pituitary", "glioma"], CLASSES, {"pituitary": 3, "glioma": 0}),
+        (["notumor", "pituitary", "meningioma", "glioma"], CLASSES, dict(zip(CLASSES, range(4), strict=True))),
+    ],
+)
+def test_classes_are_joined_by_their_meaning(sources, tmp_path, classes, expected, label_of):
+    other = make_classes(tmp_path, "other", classes)
+    dataset = joined([sources[0], other], tmp_path / "out")
+    assert dataset.classes == tuple(expected)
+    assert verify(dataset.root) == []
+    own = dataset.columns["dataset"] == "other"
+    kinds = [source.split("/")[-2] for source in dataset.columns["source"]]
+    for row, (kind, is_other) in enumerate(zip(kinds, own, strict=True)):
+        four = expected.index(kind if kind in expected else "tumor")
+        assert dataset.columns["label"][row] == (label_of[kind] if is_other else four)
+    assert own.sum() == 2 * len(classes)
+    done = in_process("shard", "join", str(sources[0]), str(other), "--out", str(tmp_path / "printed"))
+    assert ("a: glioma, meningioma, pituitary count as tumor" in done.out) == ("tumor" in classes)
+    total = {name: sum(by_class[name] for by_class in dataset.manifest.counts.values()) for name in expected}
+    assert total == {name: int((dataset.columns["label"] == label).sum()) for label, name in enumerate(expected)}
 
 
 def test_the_command_prints_what_it_left_out(sources, both, tmp_path):
