@@ -84,7 +84,7 @@ def _image_urls(survey: Survey, sources: Sequence[Source], images: list[int], pr
 
 def _pixels(payload: bytes | None, path: Path) -> np.ndarray:
     """uint8 [H, W] of an examined image; without a payload the file itself is the image."""
-    with Image.open(path if payload is None else io.BytesIO(payload)) as image:
+    with Image.open(path if payload is None else io.BytesIO(payload), formats=("JPEG", "PNG")) as image:
         return np.asarray(image.convert("L"))
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import math
+import zlib
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from brain_dist.collection.pixels import BadImage, Contents, SlicePixels, check_size, to_8_bit
+from brain_dist.collection.pixels import BadImage, Contents, SlicePixels, check_size, inflate, to_8_bit
 from brain_dist.collection.recipes import RecipePart
 
 SUFFIXES = (".dcm",)
 MAX_FRAMES = 10_000
+MAX_INFLATED = 2**27  # bytes of a deflated file: a picture of MAX_PIXELS 16-bit values
 # attribute → keyword of the DICOM element
 _ATTRIBUTES = {
     "slice": "InstanceNumber",
@@ -67,14 +70,35 @@ def read_pixels(file: BinaryIO, part: RecipePart) -> SlicePixels:
 def _read(file: BinaryIO, **options: Any) -> Any:
     import pydicom
 
-    try:
-        dataset = pydicom.dcmread(file, **options)
-    except pydicom.errors.InvalidDicomError as error:
-        raise BadImage("is not a DICOM file (no prefix DICM at byte 128)") from error
+    if file.peek(132)[128:132] != b"DICM":  # type: ignore[attr-defined]
+        raise BadImage("is not a DICOM file (no prefix DICM at byte 128)")
+    dataset = pydicom.dcmread(_inflated(file), **options)
     if not dataset.get("Rows") or not dataset.get("Columns"):
         raise BadImage("is a DICOM file without an image")
     check_size(dataset.Columns, dataset.Rows)
     return dataset
+
+
+def _inflated(file: BinaryIO) -> Any:
+    """The file, or a copy in memory without deflation if it is deflated; pydicom would inflate it without a limit."""
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.filebase import DicomBytesIO
+    from pydicom.filereader import read_dataset
+    from pydicom.filewriter import write_file_meta_info
+    from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+
+    prefix = file.read(132)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        file.seek(0)
+        return file
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    copy = DicomBytesIO(prefix)
+    copy.seek(0, io.SEEK_END)
+    write_file_meta_info(copy, FileMetaDataset(meta), enforce_standard=False)
+    copy.write(inflate(file.read(), MAX_INFLATED, -zlib.MAX_WBITS))
+    copy.seek(0)
+    return copy
 
 
 def _value(dataset: Any, keyword: str) -> str | int | float | None:

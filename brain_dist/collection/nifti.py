@@ -13,6 +13,7 @@ from brain_dist.collection.recipes import RecipePart, SliceRange
 
 SUFFIXES = (".nii", ".nii.gz")
 MAX_VOXELS = 2**28  # 1 GiB of float32
+_MAX_EXTRA = 2**24  # bytes before the voxels (header and extensions), and bytes behind them
 _PLANES = ("sagittal", "coronal", "axial")  # perpendicular to the axes of a volume in RAS+ order
 _GZIP_MAGIC = b"\x1f\x8b"
 
@@ -36,7 +37,7 @@ def read_pixels(file: BinaryIO, part: RecipePart) -> SlicePixels:
 
     image, stream = _open_volume(file)
     values = np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
-    while stream.read(2**20):
+    while stream.read(2**16):
         pass  # to the end, where gzip compares its checksum
     ras = nibabel.apply_orientation(values, nibabel.io_orientation(image.affine))
     axis, dtype = (part.slices or SliceRange()).axis, str(image.get_data_dtype())
@@ -55,7 +56,7 @@ def _open_volume(file: BinaryIO) -> tuple[Any, Any]:
     import nibabel
 
     compressed = file.peek(2)[:2] == _GZIP_MAGIC  # type: ignore[attr-defined]
-    stream: Any = gzip.GzipFile(fileobj=file) if compressed else file
+    stream: Any = _BoundedGzip(fileobj=file) if compressed else file
     header_size = stream.read(4)
     stream.seek(0)
     kinds = {348: nibabel.Nifti1Image, 540: nibabel.Nifti2Image}
@@ -68,9 +69,27 @@ def _open_volume(file: BinaryIO) -> tuple[Any, Any]:
         raise BadImage(f"contains {' x '.join(map(str, shape))} values; expected one volume of three dimensions")
     if math.prod(shape) > MAX_VOXELS:
         raise BadImage(f"is {' x '.join(map(str, shape[:3]))} voxels, more than {MAX_VOXELS:,} in all")
-    check_numeric(image.get_data_dtype())
+    dtype = image.get_data_dtype()
+    check_numeric(dtype)
+    proxy: Any = image.dataobj
+    offset = int(proxy.offset)
+    if offset > _MAX_EXTRA:
+        raise BadImage(f"has its voxels at byte {offset:,}, more than {_MAX_EXTRA:,}")
+    if compressed:
+        stream.limit = offset + math.prod(shape) * dtype.itemsize + _MAX_EXTRA
     _stored_axes(image)  # raises if the orientation is undefined
     return image, stream
+
+
+class _BoundedGzip(gzip.GzipFile):
+    """A gzip file that may have ``limit`` decompressed bytes: first those of the header, later those of the volume."""
+
+    limit = _MAX_EXTRA
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or size < 0 or self.tell() + size > self.limit + 2**16:
+            raise BadImage("inflates to much more than its volume (decompression bomb)")
+        return super().read(size)
 
 
 def _stored_axes(image: Any) -> np.ndarray:

@@ -24,6 +24,7 @@ from brain_dist.collection.window import DEFAULT_WINDOW, Window
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp",
                   ".jp2", ".pgm", ".ppm", ".pnm")  # fmt: skip
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "JPEG2000", "PPM")  # Pillow's names of them
 MAX_PIXELS = 8192 * 8192  # a larger image is a decompression bomb or a pathology slide, not an MRI slice
 MIN_SIDE = 16  # pixels
 JPEG_QUALITY = 95  # of a JPEG that max_side made smaller
@@ -178,7 +179,7 @@ def _load(data: bytes) -> tuple[Image.Image, str]:
     """The decoded image, and the mode of its file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the stricter limit
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)  # others may start programs: EPS starts Ghostscript
     check_size(image.width, image.height)
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # an MPO is one photograph and its previews
@@ -197,6 +198,21 @@ def check_size(width: int, height: int) -> None:
         raise BadImage(f"is {width} x {height} pixels, more than {MAX_PIXELS:,} in all")
     if min(width, height) < MIN_SIDE:
         raise BadImage(f"is {width} x {height} pixels; a slice has at least {MIN_SIDE} on each side")
+
+
+def inflate(data: bytes, limit: int, wbits: int = zlib.MAX_WBITS) -> bytes:
+    """Decompress a zlib stream, or a raw one if ``wbits`` is negative, using memory for at most ``limit`` bytes.
+
+    Raises:
+        BadImage: it has more bytes, or is incomplete.
+    """
+    stream = zlib.decompressobj(wbits)
+    inflated = stream.decompress(data, limit + 1)
+    if len(inflated) > limit:
+        raise BadImage(f"inflates to more than {limit:,} bytes (decompression bomb)")
+    if not stream.eof:
+        raise BadImage("cannot be decoded (incomplete compressed data)")
+    return inflated
 
 
 def check_numeric(dtype: np.dtype) -> None:

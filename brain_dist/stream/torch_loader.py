@@ -67,7 +67,7 @@ class _Images:
         import torch
         from PIL import Image
 
-        with Image.open(io.BytesIO(self.reader.read(row))) as file:
+        with Image.open(io.BytesIO(self.reader.read(row)), formats=("JPEG", "PNG")) as file:
             image = file.convert(self.mode)
         # PIL's bilinear filter widens when it shrinks an image, like DALI's with antialias=True
         box = (x, y, x + width, y + height)

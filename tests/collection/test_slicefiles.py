@@ -226,7 +226,7 @@ def flattened(path: Path) -> None:
 PID = np.array([[52]], dtype=np.uint16)
 UNUSABLE = {
     "MATLAB 5": ("mat", lambda path: path.write_bytes(b"MATLAB 5.0 MAT-file" + bytes(2000)), "not a MATLAB v7.3 file"),
-    "no struct": ("mat", lambda path: save_h5(path, image=IMAGE), "contains no struct cjdata with label, PID"),
+    "no struct": ("mat", lambda path: save_h5(path, image=IMAGE), "contains no label .cjdata.image, label, PID."),
     "other label": ("mat", lambda path: write_mat(path, IMAGE, label=4), "has label 4; the known labels are 1"),
     "cube": ("mat", lambda path: save_h5(path, image=np.zeros((2, 20, 20)), label=[[1.0]], PID=PID), "3 dimensions"),
     "text": ("mat", lambda path: save_h5(path, image="words", label=[[1.0]], PID=PID), "0 dimensions"),
