@@ -6,10 +6,10 @@ checkpoint runs. Neither DeepSpeed nor the number of ranks of the training matte
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from brain_dist.common.commands import ArgumentParser
 from brain_dist.errors import UserError, leave
 from brain_dist.inference.evaluate import evaluate
 from brain_dist.ranks.world import command_line
@@ -17,12 +17,18 @@ from brain_dist.ranks.world import command_line
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and evaluate a run."""
-    parser = argparse.ArgumentParser("brain-dist evaluate", description=__doc__.split("\n\n")[0])
+    parser = ArgumentParser("brain-dist evaluate", description=__doc__.split("\n\n")[0])
     parser.add_argument("run", type=Path, help="the run's folder, such as runs/NAME")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="which split (default: test)")
     parser.add_argument("--step", type=_step, help="step of the checkpoint, or best (default: the newest)")
     parser.add_argument("--shards", help="other shards than the run's own, for external validation; needs --name")
+    parser.add_argument(
+        "--allow-known", action="store_true",
+        help="count images of --shards that training knew, too: the same pixels, near copies, the same patients"
+        " (default: they are reported apart)",
+    )  # fmt: skip
     parser.add_argument("--name", help="name of the output files (default: the split)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write (default: RUN/predictions)")
     parser.add_argument(
         "--batch",
         dest="micro_batch",

@@ -8,26 +8,29 @@ the shards or the checkpoint no longer exist, the page has no images and says wh
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from brain_dist.common.commands import ArgumentParser
 from brain_dist.errors import leave
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser("brain-dist report", description=__doc__.split("\n\n")[0])
+    parser = ArgumentParser("brain-dist report", description=__doc__.split("\n\n")[0])
     parser.add_argument("run", type=Path, help="the run's folder, such as runs/NAME")
     parser.add_argument(
         "--name", default="test", help="predictions to report on: a file name without .parquet (default: test)"
+    )
+    parser.add_argument(
+        "--predictions", type=Path, metavar="DIR", help="folder of the predictions (default: RUN/predictions)"
     )
     parser.add_argument("--out", type=Path, help="file to write (default: RUN/report/index.html)")
     args = parser.parse_args(argv)
     from brain_dist.reporting.build import write_report
 
-    path, images_missing = write_report(args.run, args.name, args.out)
+    path, images_missing = write_report(args.run, args.name, args.predictions, args.out)
     if images_missing:
         print(f"brain-dist: note: the report has no images: {images_missing}", file=sys.stderr)
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")

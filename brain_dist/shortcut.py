@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from brain_dist.common.commands import ArgumentParser
 from brain_dist.errors import leave
 from brain_dist.judging.shortcuts import report_shortcuts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and report the shortcut baselines."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         "brain-dist shortcut",
         description="Measure how well the label can be guessed without looking at the disease: from the most frequent"
         " class, from file properties, and from image borders. Trained on split train, scored on split test.",

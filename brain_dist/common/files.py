@@ -6,11 +6,13 @@ Use :func:`write_atomically` for a file that other processes may read at any tim
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -60,7 +62,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def durable_file(path: Path, mode: Literal["wb", "ab"] = "wb") -> Iterator[BinaryIO]:
+def durable_file(path: Path, mode: Literal["wb", "xb", "ab"] = "wb") -> Iterator[BinaryIO]:
     """Open a file for writing; its bytes are on disk when the ``with`` block ends without an error."""
     with path.open(mode) as file:
         yield file
@@ -80,14 +82,42 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     Raises:
         OSError: the disk is full or the folder is not writable. The old content is kept, nothing is left behind.
     """
-    content = data.encode() if isinstance(data, str) else data
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    write_together({path: data})
+
+
+def write_together(contents: Mapping[Path, bytes | str]) -> None:
+    """:func:`write_atomically` for several files: unless all of them can be written, none is replaced.
+
+    A symbolic link at one of the paths is replaced, not followed.
+    """
+    partials = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in contents}
     try:
-        write_durably(partial, content)
-        partial.replace(path)
+        for path, data in contents.items():
+            partials[path].unlink(missing_ok=True)  # of a process that was killed, or a link
+            with durable_file(partials[path], "xb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+        for path, partial in partials.items():
+            partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
+        for partial in partials.values():
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+    for folder in {path.parent for path in contents}:
+        sync_folder(folder)
+
+
+def check_writable(folder: Path, advice: str) -> None:
+    """Check, before long work, that files can be written to ``folder`` or, if it does not exist, beside it.
+
+    Raises:
+        UserError: no permission, a read-only file system, or less space than 64 KB; the message ends with ``advice``.
+    """
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(bytes(1 << 16))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror or error}); {advice}") from None
 
 
 def sha256_file(path: Path) -> str:

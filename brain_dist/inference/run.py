@@ -41,6 +41,7 @@ class LoadedRun:
         step: optimiser steps of the checkpoint.
         device: the device of the model.
         trained_classes: the classes that the network was trained on.
+        trained_version: version of the shards that it was trained on.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class LoadedRun:
     step: int
     device: torch.device
     trained_classes: tuple[str, ...]
+    trained_version: str
 
     def predict(self, split: str = "test", *, micro_batch: int = 32, world: World | None = None) -> Predictions:
         """Predict a split of the dataset, each sample exactly once over all ranks. Every rank must call.
@@ -111,8 +113,11 @@ def load_run(
     loader: Literal["dali", "torch"] | None = None,
     device: str = "cpu",
     weights: str = "auto",
+    world: World | None = None,
 ) -> LoadedRun:
     """Load a run's network at a checkpoint. Weights are read from safetensors, so no code of the checkpoint runs.
+
+    The main rank chooses the checkpoint and reads it for all ranks: the run may be training and saving checkpoints.
 
     Args:
         path: the run's folder.
@@ -121,7 +126,8 @@ def load_run(
             classes notumor and tumor.
         loader: dali or torch (default: that of the run).
         device: torch device.
-        weights: "auto" uses the moving average of the weights if the run has one, "model" never does.
+        weights: "auto" uses the moving average of the weights if the checkpoint has one, "model" never does.
+        world: this process among all processes, which must all call; None loads in this process alone.
 
     Raises:
         UserError: there is no run or no complete checkpoint, the shards are missing or rebuilt, or the classes differ.
@@ -130,30 +136,39 @@ def load_run(
     import torch
 
     from brain_dist import config
+    from brain_dist.networks.create import create_network
+    from brain_dist.ranks.group import gather_objects, run_on_main
+    from brain_dist.ranks.world import discover
     from brain_dist.stream.normalize import Normalize
 
-    path = Path(path)
+    path, world = Path(path), world or discover({})
     settings = config.read(path / "config.yaml")
-    step = _choose_step(path, settings, step)
     environment = _read_environment(path)
     classes = tuple(environment["classes"])
-    settings, dataset = _open_dataset(path, settings, environment["dataset_version"], shards)
+    version = environment["dataset_version"]
+    settings, dataset = _open_dataset(path, settings, version, shards)
     if loader:
         settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, loader=loader))
     groups = class_groups(classes, dataset)
-    model = _load_network(path, settings, step, len(classes), weights)
+    model = create_network(settings.model, len(classes), seed=0, load_weights=False)
+    steps: list[int] = []
+    run_on_main(world, lambda: steps.append(_load_checkpoint(model, path, settings, step, weights)))
+    loaded_step = gather_objects(steps, world)[0][0]
+    if world.size > 1:
+        for tensor in model.state_dict().values():
+            torch.distributed.broadcast(tensor, src=0)
     if groups:
         # a hook, not a wrapper module: Grad-CAM still finds the layers of the network
         model.register_forward_hook(lambda module, images, logits: merge_logits(logits, groups))
     target = torch.device(device)
     normalize = Normalize(settings.data, settings.model.in_chans, target, torch.float32)
-    return LoadedRun(path, settings, dataset, model.to(target).eval(), normalize, step, target, classes)
+    return LoadedRun(path, settings, dataset, model.to(target).eval(), normalize, loaded_step, target, classes, version)
 
 
 def _choose_step(path: Path, settings: Config, step: int | str | None) -> int:
     """The step of an existing checkpoint: a number, "best", or None for the newest."""
     from brain_dist.checkpoints.layout import complete_steps
-    from brain_dist.tracking.evaluations import best_step
+    from brain_dist.checkpoints.evaluations import best_step
 
     steps = complete_steps(path / "checkpoints")
     if not steps:
@@ -196,20 +211,23 @@ def _open_dataset(path: Path, settings: Config, version: str, shards: str | None
     return dataclasses.replace(settings, data=data), dataset
 
 
-def _load_network(path: Path, settings: Config, step: int, classes: int, weights: str) -> torch.nn.Module:
-    """The network with the weights of a checkpoint, which are verified against their checksum first."""
-    from brain_dist.checkpoints.layout import EMA, MODEL, checkpoint_folder, verify_checkpoint
-    from brain_dist.networks.create import create_network
+def _load_checkpoint(model: torch.nn.Module, path: Path, settings: Config, step: int | str | None, weights: str) -> int:
+    """Load verified weights of the checkpoint that ``step`` names into ``model``; returns its number of steps."""
+    from brain_dist.checkpoints.layout import EMA, MODEL, checkpoint_folder, read_marker, verify_checkpoint
     from brain_dist.networks.weights import read_weights
 
-    folder = checkpoint_folder(path / "checkpoints", step)
-    name = EMA if weights == "auto" and (folder / EMA).is_file() else MODEL
+    chosen = _choose_step(path, settings, step)
+    folder = checkpoint_folder(path / "checkpoints", chosen)
+    try:
+        has_average = EMA in read_marker(folder)["files"]
+    except (OSError, ValueError, KeyError):
+        has_average = False  # verify_checkpoint names the damage
+    name = EMA if weights == "auto" and has_average else MODEL
     damage = verify_checkpoint(folder, only=name)
     if damage:
         raise Fault(f"{damage[0]}; use another --step")
-    model = create_network(settings.model, classes, seed=0, load_weights=False)
     model.load_state_dict({key: value.float() for key, value in read_weights(folder / name).items()})
-    return model
+    return chosen
 
 
 def class_groups(classes: tuple[str, ...], dataset: Dataset) -> list[list[int]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brain_dist.common.files import write_atomically
 from brain_dist.errors import UserError
 from brain_dist.judging.metrics import evaluate_predictions
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
     from brain_dist.store.dataset import Dataset
 
+SHORTCUTS = "shortcut"  # name of the file of shortcut baselines beside the predictions
 _TEXT_COLUMNS = ("key", "dataset", "split", "patient", "group")
+_ADVICE = "write it again with `python -m brain_dist.evaluate`"
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,10 @@ class Predictions:
         dataset_version: sha256 of the shards' manifest.
         shards: path or URL of the shard folder.
         fold: the fold that was the test split; None if the shards have no folds.
+        known: str [N] (object array), why training knew an image, "" if it did not, see
+            :mod:`brain_dist.inference.known`. None for the shards of the training.
+        not_compared: why other shards could not be compared with the training images, or None.
+        allow_known: whether images that training knew count in :attr:`headline`.
     """
 
     row: np.ndarray
@@ -55,6 +62,9 @@ class Predictions:
     dataset_version: str
     shards: str
     fold: int | None = None
+    known: np.ndarray | None = None
+    not_compared: str | None = None
+    allow_known: bool = False
 
     def __len__(self) -> int:
         return len(self.row)
@@ -63,6 +73,19 @@ class Predictions:
     def predicted(self) -> np.ndarray:
         """int64 [N], the class with the largest probability."""
         return self.prob.argmax(axis=1)
+
+    @property
+    def is_known(self) -> np.ndarray:
+        """bool [N], whether training knew the image."""
+        return np.zeros(len(self), dtype=bool) if self.known is None else self.known != ""
+
+    @property
+    def headline(self) -> Predictions:
+        """The predictions that count: without images that training knew, unless ``allow_known``."""
+        if self.allow_known:
+            return self
+        columns = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return replace(self, **{name: value[~self.is_known] for name, value in columns.items()})
 
     def evaluate(self, mask: np.ndarray | None = None) -> dict[str, Any]:
         """:func:`evaluate_predictions` of all samples, or of those selected by ``mask`` (bool [N])."""
@@ -86,6 +109,7 @@ def predictions_from_logits(
 
     order = np.argsort(rows, kind="stable")
     rows, logits = np.asarray(rows, dtype=np.int64)[order], np.asarray(logits, dtype=np.float32)[order]
+    text: dict[str, Any] = {name: dataset.columns[name][rows] for name in _TEXT_COLUMNS}
     return Predictions(
         row=rows,
         label=dataset.columns["label"][rows].astype(np.int64),
@@ -97,15 +121,34 @@ def predictions_from_logits(
         dataset_version=dataset.version,
         shards=dataset.origin or str(dataset.root.resolve()),
         fold=dataset.fold,
-        **{name: dataset.columns[name][rows] for name in _TEXT_COLUMNS},
+        **text,
     )
 
 
-def write_predictions(path: str | Path, predictions: Predictions, expected_rows: np.ndarray) -> None:
-    """Write a predictions table as Parquet, atomically.
+def reasons_text(known: np.ndarray) -> str:
+    """How many images training knew for which reason, such as "280 same pixels, 12 near copy"; ``known`` is [N]."""
+    counter = Counter(known[known != ""])
+    return ", ".join(f"{count:,} {reason}" for reason, count in counter.most_common())
+
+
+def predictions_file(folder: Path, name: str) -> Path:
+    """The predictions table ``name`` in ``folder``.
+
+    Raises:
+        UserError: ``name`` is not a plain file name or is reserved, or ``folder`` is a symbolic link, which could lead
+            to any other folder.
+    """
+    if not re.fullmatch(r"\w[\w.+-]*", name) or name == SHORTCUTS:
+        raise UserError(f"--name {name}: must consist of letters, digits and _.+-, and not be {SHORTCUTS}")
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a symbolic link; remove it, or choose another folder with --out")
+    return folder / f"{name}.parquet"
+
+
+def table_bytes(predictions: Predictions, expected_rows: np.ndarray) -> bytes:
+    """A predictions table as the bytes of a Parquet file.
 
     Args:
-        path: the file to write; its folder is created.
         predictions: the table.
         expected_rows: rows of the index [N] that must be in the table, each once.
 
@@ -116,12 +159,10 @@ def write_predictions(path: str | Path, predictions: Predictions, expected_rows:
 
     problem = _row_problem(predictions.row, np.asarray(expected_rows))
     if problem:
-        raise ValueError(f"predictions for {path}: {problem}")
+        raise ValueError(f"predictions: {problem}")
     buffer = io.BytesIO()
     pq.write_table(_to_table(predictions), buffer)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def read_predictions(path: str | Path) -> Predictions:
@@ -142,14 +183,12 @@ def read_predictions(path: str | Path) -> Predictions:
         predictions = _from_table(table)
         predicted = table["predicted"].to_numpy()
     except (pa.ArrowException, KeyError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a predictions table ({error}); write it again with `python -m brain_dist.evaluate`"
-        ) from error
+        raise UserError(f"{path} is not a predictions table ({error}); {_ADVICE}") from error
     problem = _row_problem(predictions.row, predictions.row)
     if not problem and not np.array_equal(predicted, predictions.predicted):
         problem = "its predicted class is not the class of the largest probability"
     if problem:
-        raise UserError(f"{path}: {problem}; write it again with `python -m brain_dist.evaluate`")
+        raise UserError(f"{path}: {problem}; {_ADVICE}")
     return predictions
 
 
@@ -166,6 +205,11 @@ def _to_table(predictions: Predictions) -> pa.Table:
     metadata["classes"] = json.dumps(predictions.classes)
     if predictions.fold is not None:
         metadata["fold"] = str(predictions.fold)
+    if predictions.not_compared is not None:
+        metadata["not_compared"] = predictions.not_compared
+    if predictions.known is not None:
+        columns["known"] = pa.array([reason or None for reason in predictions.known], pa.string())
+        metadata["allow_known"] = json.dumps(predictions.allow_known)
     return pa.table(columns).replace_schema_metadata(metadata)
 
 
@@ -173,6 +217,8 @@ def _from_table(table: pa.Table) -> Predictions:
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     classes = tuple(json.loads(metadata["classes"]))
     columns = {name: np.array(table[name].to_pylist(), dtype=object) for name in _TEXT_COLUMNS}
+    if "known" in table.column_names:
+        columns["known"] = np.array([reason or "" for reason in table["known"].to_pylist()], dtype=object)
     for kind in ("prob", "logit"):
         values = [table[f"{kind}_{name}"].to_numpy() for name in classes]
         columns[kind] = np.stack(values, axis=1).astype(np.float32)
@@ -185,6 +231,8 @@ def _from_table(table: pa.Table) -> Predictions:
         dataset_version=metadata["dataset_version"],
         shards=metadata["shards"],
         fold=int(metadata["fold"]) if "fold" in metadata else None,
+        not_compared=metadata.get("not_compared"),
+        allow_known=json.loads(metadata.get("allow_known", "false")),
         **columns,
     )
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from brain_dist.common.files import write_atomically
-from brain_dist.errors import UserError
+from brain_dist.common.files import check_writable, write_atomically
+from brain_dist.errors import Fault, UserError
 from brain_dist.judging.metrics import cluster_interval, wilson_interval
 from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.store.reader import ShardReader
@@ -42,8 +42,10 @@ def report_shortcuts(shards: str, fold: int | None = None, out: Path | None = No
         out: also write the result to this JSON file.
 
     Raises:
-        UserError: as :func:`shortcut_baselines`, or the folder or the fold does not exist.
+        UserError: as :func:`shortcut_baselines`, or the folder or the fold does not exist, or ``out`` is not writable.
     """
+    if out:
+        check_writable(out.parent, "choose another --json")
     dataset = open_dataset(shards).of_fold(fold, "--fold")
     result = shortcut_baselines(dataset)
     part = "" if dataset.fold is None else f", fold {dataset.fold} of {dataset.folds}"
@@ -60,8 +62,11 @@ def report_shortcuts(shards: str, fold: int | None = None, out: Path | None = No
         columns = "".join(f"{text:>12}" for text in texts)
         print(f"{name:18}{100 * score['accuracy']:>8.1f}{interval:>16}{balanced:>10}{columns}")
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(out, json.dumps(result, indent=1) + "\n")
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(out, json.dumps(result, indent=1) + "\n")
+        except OSError as error:
+            raise Fault(f"{out} cannot be written ({error.strerror}); choose another --json") from None
 
 
 def shortcut_baselines(dataset: Dataset, seed: int = 0) -> dict[str, Any]:
@@ -135,7 +140,7 @@ def _borders(reader: ShardReader, columns: dict[str, np.ndarray], rows: np.ndarr
     whole, cropped = (np.empty((len(rows), np.count_nonzero(ring)), dtype=np.uint8) for _ in range(2))
     head = np.stack([columns[f"head_{side}"][rows] for side in "xywh"], axis=1)
     for i, row in enumerate(rows):
-        with Image.open(io.BytesIO(reader.read(int(row)))) as image:
+        with Image.open(io.BytesIO(reader.read(int(row))), formats=("JPEG", "PNG")) as image:
             image.draft("L", (DRAFT, DRAFT))
             gray = image.convert("L")
         x, y, w, h = head[i] * (gray.width / columns["width"][row])

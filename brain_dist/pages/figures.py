@@ -40,6 +40,11 @@ def style_axes(axes: Axes, title: str, x: str, y: str) -> None:
         spine.set_color("#b8c2cc")
 
 
+def literal(text: str) -> str:
+    """Text from data for a figure: its dollar signs do not start a formula."""
+    return text.replace("$", r"\$")
+
+
 def figure_svg(figure: Figure, name: str, description: str) -> str:
     """The figure as an <svg> element.
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from brain_dist.common.files import write_atomically
-from brain_dist.errors import UserError
+from brain_dist.common.files import check_writable, write_atomically
+from brain_dist.errors import Fault, UserError
 from brain_dist.judging.examples import confident_errors, typical_hits
 from brain_dist.judging.predictions import Predictions
 from brain_dist.reporting.page import Slice, render
@@ -21,27 +21,37 @@ MISTAKES = 12  # shown on the page
 MISTAKES_PER_GROUP = 2  # a dozen slices of one tumour would teach little
 
 
-def write_report(run: Path, name: str, out: Path | None = None) -> tuple[Path, str | None]:
+def write_report(
+    run: Path, name: str, predictions: Path | None = None, out: Path | None = None
+) -> tuple[Path, str | None]:
     """Write the report page of the predictions ``name`` of a run.
 
     Args:
         run: the run's folder.
-        name: name of the predictions, a file ``predictions/<name>.parquet``.
+        name: name of the predictions, a file ``<name>.parquet``.
+        predictions: folder of the predictions; None is ``predictions`` in the run's folder.
         out: file to write; None writes ``report/index.html`` in the run's folder.
 
     Returns:
         The file, and why the page has no images (None if it has them).
 
     Raises:
-        UserError: the predictions do not exist, or a file of the run cannot be read.
+        UserError: the predictions do not exist, a file of the run cannot be read, or the folder is not writable.
+        Fault: the disk is full.
     """
-    files = read_run_files(run, name)
+    files = read_run_files(run, name, predictions)
+    path = out or run / "report" / "index.html"
+    if path.parent.is_symlink():  # a run from someone else could lead to any folder
+        raise UserError(f"{path.parent} is a symbolic link; remove it, or choose another file with --out")
+    check_writable(path.parent, "choose another file with --out")
     mistakes, hits = worst_mistakes(files.predictions), typical_hits(files.predictions)
     slices, missing = _slices(run, files, np.concatenate([mistakes, hits]))
     page = render(files, mistakes, hits, slices, missing)
-    path = out or run / "report" / "index.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, page)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, page)
+    except OSError as error:
+        raise Fault(f"{path} cannot be written ({error.strerror}); choose another file with --out") from None
     return path, missing
 
 

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from brain_dist import __version__
+from brain_dist.checkpoints.evaluations import Evaluations
 from brain_dist.collection.spellings import SPLITS
 from brain_dist.judging.metrics import wilson_interval
-from brain_dist.judging.predictions import Predictions
+from brain_dist.judging.predictions import Predictions, reasons_text
 from brain_dist.pages.figures import jpeg_url
 from brain_dist.pages.template import page_template
 from brain_dist.pages.text import display_name, listing
@@ -25,6 +26,7 @@ SHORTCUTS = {
     "majority": "Always the most frequent class",
 }
 OVERCONFIDENT = 0.01  # difference of mean confidence and accuracy
+MISCALIBRATED = 0.02  # expected calibration error
 
 
 class Slice(NamedTuple):
@@ -62,7 +64,8 @@ def render(
         without_patient=int(sum(patient is None for patient in predictions.patient)),
         phantom="phantom" in set(predictions.dataset),
         separation=separation(files),
-        calibration=calibration(predictions, metrics["accuracy"]),
+        stopped=stopped_training(files),
+        calibration=calibration(predictions, metrics),
         shortcuts=shortcut_comparison(files, metrics["accuracy"]),
         sensitivity_intervals=sensitivity_intervals(metrics),
         mistakes=[card(predictions, position, slices) for position in mistakes],
@@ -108,12 +111,21 @@ def separation(files: RunFiles) -> dict[str, Any]:
     """Whether evaluated images share patients or pictures with the training images.
 
     Returns:
-        ``kind``: "clean", "leaking", "external" (trained on other shards) or "unknown"; ``n``: images that leak.
+        ``kind``: "clean", "leaking", "unknown", "compared" (with other shards than those of the training) or
+        "not compared"; ``n``: images that leak or that training knew. If compared, also their ``reasons``, and the
+        accuracy on ``known`` and ``unknown`` images (None if there are none).
     """
-    predictions = files.predictions
+    predictions, table = files.predictions, files.table
     trained_on = (files.environment or {}).get("dataset_version")
+    if table.known is not None:
+        known = table.is_known
+        accuracies = {
+            name: table.evaluate(mask)["accuracy"] if mask.any() else None
+            for name, mask in (("known", known), ("unknown", ~known))
+        }
+        return {"kind": "compared", "n": int(known.sum()), "reasons": reasons_text(table.known), **accuracies}
     if trained_on is not None and trained_on != predictions.dataset_version:
-        return {"kind": "external", "n": 0}
+        return {"kind": "not compared", "n": 0}
     if files.dataset is None:
         return {"kind": "unknown", "n": 0}
     columns = files.dataset.columns
@@ -126,14 +138,44 @@ def separation(files: RunFiles) -> dict[str, Any]:
     return {"kind": "leaking" if leaks else "clean", "n": leaks}
 
 
-def calibration(predictions: Predictions, accuracy: float) -> dict[str, Any]:
+def stopped_training(files: RunFiles) -> dict[str, Any] | None:
+    """Steps of a training that has not ended; None if it has, also by early stopping, or if there is no log.
+
+    Returns:
+        ``done`` and ``planned`` steps, and whether the learning rate was still in its ``warmup``.
+    """
+    import yaml
+
+    trained = [row for row in files.log if row.get("kind") == "train" and row.get("epoch")]
+    if not trained or files.config is None:
+        return None
+    config = yaml.safe_load(files.config)
+    evaluations = Evaluations(config["train"].get("best"), config["train"].get("patience", 0))
+    for row in files.log:
+        if row["kind"] == "eval" and row["split"] == "val":
+            evaluations.add(row["step"], row)
+    steps_per_epoch = (trained[-1]["step"] + 1) / trained[-1]["epoch"]
+    done, planned = trained[-1]["step"] + 1, round(config["train"]["epochs"] * steps_per_epoch)
+    if done >= planned or evaluations.patience_exhausted:
+        return None
+    return {
+        "done": done,
+        "planned": planned,
+        "warmup": done < config["optim"].get("warmup_epochs", 0) * steps_per_epoch,
+    }
+
+
+def calibration(predictions: Predictions, metrics: dict[str, Any]) -> dict[str, Any]:
     """Mean confidence, and a ``verdict`` on it in words."""
     confidence = float(predictions.prob.max(axis=1).mean())
-    gap = confidence - accuracy
-    verdict = (
-        "overconfident" if gap > OVERCONFIDENT else "underconfident" if gap < -OVERCONFIDENT else "well calibrated"
-    )
-    return {"confidence": confidence, "verdict": f"{verdict} on average"}
+    gap = confidence - metrics["accuracy"]
+    if abs(gap) > OVERCONFIDENT:
+        verdict = f"{'over' if gap > 0 else 'under'}confident on average"
+    elif metrics["ece"] > MISCALIBRATED:
+        verdict = "too confident for some images and not confident enough for others, which cancel out in the mean"
+    else:
+        verdict = "well calibrated"
+    return {"confidence": confidence, "verdict": verdict}
 
 
 def shortcut_comparison(files: RunFiles, accuracy: float) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from brain_dist.judging.metrics import reliability, wilson_interval
-from brain_dist.pages.figures import COLOURS, INK, STYLES, figure_svg, new_figure, style_axes
+from brain_dist.pages.figures import COLOURS, INK, STYLES, figure_svg, literal, new_figure, style_axes
 from brain_dist.pages.text import number
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def roc(label: np.ndarray, prob: np.ndarray, names: Sequence[str], auc: Sequence
         if area is not None:
             false, true, _ = roc_curve(label == c, prob[:, c])
             style: dict[str, Any] = {"color": COLOURS[c % len(COLOURS)], "linestyle": STYLES[c % len(STYLES)]}
-            axes.plot(false, true, linewidth=1.8, label=f"{name}  {number(area)}", **style)
+            axes.plot(false, true, linewidth=1.8, label=f"{literal(name)}  {number(area)}", **style)
     axes.set(xlim=(-0.01, 1), ylim=(0, 1.01), aspect="equal")
     style_axes(axes, "ROC, one class vs. rest", "1 − specificity", "sensitivity")
     if any(area is not None for area in auc):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from brain_dist.errors import UserError
-from brain_dist.judging.predictions import Predictions, read_predictions
+from brain_dist.judging.predictions import SHORTCUTS, Predictions, read_predictions
 from brain_dist.store.dataset import Dataset, open_dataset
 
 
@@ -19,8 +19,9 @@ class RunFiles:
     Attributes:
         run: name of the run.
         name: name of the predictions that the report is about.
-        predictions: these predictions.
-        others: the run's other predictions, by name.
+        predictions: the headline of these predictions, which the page is about.
+        table: all of these predictions.
+        others: the headlines of the run's other predictions, by name.
         log: rows of metrics.jsonl; empty if there is no log.
         config: text of config.yaml, or None.
         environment: content of environment.json, or None.
@@ -32,6 +33,7 @@ class RunFiles:
     run: str
     name: str
     predictions: Predictions
+    table: Predictions
     others: dict[str, Predictions]
     log: list[dict[str, Any]]
     config: str | None
@@ -41,24 +43,31 @@ class RunFiles:
     dataset_missing: str
 
 
-def read_run_files(folder: Path, name: str) -> RunFiles:
-    """Read a run folder. Only ``predictions/<name>.parquet`` is required.
+def read_run_files(folder: Path, name: str, predictions: Path | None = None) -> RunFiles:
+    """Read a run folder. Only the predictions ``<name>.parquet`` are required.
+
+    Args:
+        folder: the run's folder.
+        name: name of the predictions.
+        predictions: folder of the predictions; None is ``predictions`` in the run's folder.
 
     Raises:
         UserError: the predictions do not exist, or a file cannot be read.
     """
-    predictions = read_predictions(folder / "predictions" / f"{name}.parquet")
-    paths = sorted((folder / "predictions").glob("*.parquet"))
-    dataset, missing = _open_dataset(predictions)
+    predictions = predictions or folder / "predictions"
+    table = read_predictions(predictions / f"{name}.parquet")
+    others = [path for path in sorted(predictions.glob("*.parquet")) if path.stem != name and path.name[0] != "."]
+    dataset, missing = _open_dataset(table)
     return RunFiles(
         run=folder.resolve().name,
         name=name,
-        predictions=predictions,
-        others={path.stem: read_predictions(path) for path in paths if path.stem != name and path.name[0] != "."},
+        predictions=table.headline,
+        table=table,
+        others={path.stem: read_predictions(path).headline for path in others},
         log=_read_log(folder / "metrics.jsonl"),
         config=_read_text(folder / "config.yaml"),
         environment=_read_json(folder / "environment.json"),
-        shortcut=_read_json(folder / "predictions" / "shortcut.json"),
+        shortcut=_read_json(predictions / f"{SHORTCUTS}.json"),
         dataset=dataset,
         dataset_missing=missing,
     )

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, launch, verb
+from helpers import ROOT, TINY, environment, free_ports, in_process, launch, verb
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
 
+from brain_dist.checkpoints.layout import MARKER, complete_steps, encode_marker, read_marker
+from brain_dist.common.files import write_together
 from brain_dist.errors import Fault, UserError
 from brain_dist.inference.logits import predict_logits
 from brain_dist.inference.run import load_run
@@ -25,7 +32,7 @@ def run(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
     batch = ["--train.global_batch", "24", "--train.micro_batch", "24", "--train.epochs", "2", "--optim.lr", "3e-3"]
     output = ["--data.shards", str(phantom_shards), "--run.dir", str(runs), "--run.name", "run"]
-    verb("train", *TINY, *batch, *output, "--train.precision", "fp32", "--optim.ema", "0.5")
+    verb("train", *TINY, *batch, *output, "--train.precision", "fp32", "--optim.ema", "0.5", "--train.best", "accuracy")
     return runs / "run"
 
 
@@ -107,10 +114,149 @@ def test_damaged_weights_are_refused(run: Path, tmp_path: Path) -> None:
         load_run(copy)
 
 
+@pytest.mark.parametrize("options", [[], ["--step", "best"]])
+def test_one_rank_chooses_the_checkpoint(run: Path, tmp_path: Path, options: list[str]) -> None:
+    """While a run trains, ranks that looked for checkpoints themselves would find different ones."""
+    behind = copy_of(run, tmp_path)  # what rank 1 sees: the checkpoint that rank 0 chooses is not there yet
+    chosen = load_run(run, step=options[-1] if options else None).step
+    shutil.rmtree(behind / "checkpoints" / f"{chosen:08d}")
+    assert complete_steps(behind / "checkpoints")
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "brain_dist.evaluate", str(folder), "--name", "mixed", *options, "--device", "cpu"],
+            cwd=ROOT,
+            env=environment(
+                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+            ),
+        )
+        for port in free_ports(1)
+        for rank, folder in enumerate((run, behind))
+    ]
+    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    predictions = read_predictions(run / "predictions" / "mixed.parquet")
+    assert predictions.step == chosen
+    alone = load_run(run, step=chosen).predict("test")
+    np.testing.assert_allclose(predictions.logit, alone.logit, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ema.safetensors", "model.safetensors", "optimizer-00000-of-00001.safetensors"])
+def test_a_checkpoint_with_a_missing_file_is_refused(run: Path, tmp_path: Path, name: str) -> None:
+    """Without its moving average, a checkpoint would give other numbers."""
+    copy = copy_of(run, tmp_path)
+    (sorted((copy / "checkpoints").iterdir())[-1] / name).unlink()
+    result = in_process("evaluate", str(copy), "--name", "lost", expect=1)
+    assert f"{name} is missing; use another --step" in result.err
+    assert result.err.count("\n") == 1
+    assert not (copy / "predictions" / "lost.parquet").exists()
+
+
+def test_other_output_folder(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a" / "b"
+    result = in_process("evaluate", str(run), "--out", str(out), "--name", "mine")
+    assert sorted(path.name for path in out.iterdir()) == ["mine.json", "mine.parquet"]
+    assert f"predictions: {out / 'mine.parquet'}" in result.out
+    in_process("report", str(run), "--predictions", str(out), "--name", "mine", "--out", str(tmp_path / "page.html"))
+    assert "Summary" in (tmp_path / "page.html").read_text()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 MB; needs the right to mount."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], check=False)
+    if mounted.returncode:
+        pytest.skip("this user cannot mount a file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path, *, leave: int = 0) -> None:
+    """Leave ``leave`` bytes on a disk."""
+    with contextlib.suppress(OSError), (folder / "fill").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    if leave:
+        os.truncate(folder / "fill", (folder / "fill").stat().st_size - leave)
+
+
+def test_full_disk_and_read_only_folder(run: Path, small_disk: Path, phantom_shards: Path) -> None:
+    """One line, before the work if possible; earlier predictions stay, and nothing is left behind."""
+    copy = Path(shutil.copytree(run, small_disk / "run", ignore=shutil.ignore_patterns("predictions", "optimizer*")))
+    shutil.copytree(run / "predictions", copy / "predictions")
+    marker = sorted((copy / "checkpoints").iterdir())[-1] / MARKER
+    content = read_marker(marker.parent)
+    content["files"] = {name: entry for name, entry in content["files"].items() if not name.startswith("optimizer")}
+    marker.write_bytes(encode_marker(content))
+    in_process("evaluate", str(copy))
+    in_process("report", str(copy))
+
+    def snapshot() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+
+    before = snapshot()
+    fill(small_disk)
+    arguments = {"evaluate": ("predictions", "--out"), "report": ("report", "--out"), "shortcut": ("", "--json")}
+    for name, (folder, advice) in arguments.items():
+        target = [str(phantom_shards), "--json", str(copy / "s.json")] if name == "shortcut" else [str(copy)]
+        error = in_process(name, *target, expect=2).err.splitlines()[-1]
+        assert f"{copy / folder} cannot be written (No space left on device); choose another" in error
+        assert advice in error
+    assert snapshot() == before
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for name in ("evaluate", "report"):
+        result = in_process(name, str(copy), expect=2)
+        assert "cannot be written (Read-only file system)" in result.err
+        assert len(result.err.splitlines()) == 1
+    in_process("evaluate", str(copy), "--out", str(run.parent / "elsewhere"))
+
+
+def test_the_table_and_its_metrics_are_written_together_or_not_at_all(run: Path, small_disk: Path) -> None:
+    out = small_disk / "out"
+    in_process("evaluate", str(run), "--out", str(out))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    fill(small_disk, leave=80 << 10)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_together({out / "test.json": b"{}", out / "test.parquet": bytes(1 << 20)})
+    assert sorted((path.name, path.read_bytes()) for path in out.iterdir()) == sorted(before.items())
+
+
+def test_links_in_a_run_of_someone_else_are_not_followed(run: Path, tmp_path: Path) -> None:
+    copy = copy_of(run, tmp_path)
+    shutil.rmtree(copy / "predictions", ignore_errors=True)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("test.json", "test.parquet", "index.html"):
+        (mine / name).write_text("my thesis")
+    for folder, names in (("predictions", ("test.json", "test.parquet")), ("report", ("index.html",))):
+        (copy / folder).mkdir()
+        for name in names:
+            (copy / folder / name).symlink_to(mine / name)
+    in_process("evaluate", str(copy))
+    in_process("report", str(copy))
+    assert not any(path.is_symlink() for folder in ("predictions", "report") for path in (copy / folder).iterdir())
+    for folder, name in (("predictions", "evaluate"), ("report", "report")):
+        shutil.move(copy / folder, tmp_path / f"real-{folder}")
+        (copy / folder).symlink_to(mine)
+        error = in_process(name, str(copy), "--name", "test", expect=2).err
+        assert f"{copy / folder} is a symbolic link" in error
+        (copy / folder).unlink()
+        shutil.move(tmp_path / f"real-{folder}", copy / folder)
+    assert [path.read_text() for path in mine.iterdir()] == ["my thesis"] * 3
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "a/b", ".hidden", "", "shortcut"])
+def test_names_that_leave_the_folder_or_are_reserved_are_refused(run: Path, name: str) -> None:
+    result = in_process("evaluate", str(run), "--name", name, expect=2)
+    assert f"--name {name}: must consist of letters" in result.err
+    assert result.err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["absent"], "absent"),
+        (["RUN", "--split", "train", "--name", "test"], "--name test: these are the predictions of split test"),
         (["RUN", "--step", "7"], "no checkpoint of step 7"),
         (["RUN", "--shards", "x"], "--shards needs a --name"),
         (["RUN", "--shards", "absent", "--name", "x"], "absent"),
@@ -120,6 +266,6 @@ def test_damaged_weights_are_refused(run: Path, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_one_line(run: Path, arguments: list[str], message: str) -> None:
-    result = verb("evaluate", *(str(run) if argument == "RUN" else argument for argument in arguments), expect=2)
+    result = in_process("evaluate", *(str(run) if argument == "RUN" else argument for argument in arguments), expect=2)
     assert message in result.err
     assert len(result.err.strip().splitlines()) == 1

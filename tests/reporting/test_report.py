@@ -27,7 +27,7 @@ from brain_dist.checkpoints.layout import MARKER, checkpoint_folder, encode_mark
 from brain_dist.errors import UserError
 from brain_dist.inference.run import load_run
 from brain_dist.judging.examples import choose_examples, confident_errors, typical_hits
-from brain_dist.judging.predictions import Predictions, read_predictions, write_predictions
+from brain_dist.judging.predictions import Predictions, read_predictions, table_bytes
 from brain_dist.networks.create import create_network
 from brain_dist.pages.text import number, percent
 from brain_dist.ranks.world import discover
@@ -35,7 +35,7 @@ from brain_dist.reporting.build import make_slices, worst_mistakes
 from brain_dist.reporting.page import render
 from brain_dist.reporting.run_files import read_run_files
 from brain_dist.store.dataset import open_dataset
-from brain_dist.tracking.run_folder import RunFacts, write_run_files
+from brain_dist.tracking.run_folder import write_run_files
 from brain_dist.tracking.tracker import Tracker
 
 STEP = 7
@@ -57,7 +57,7 @@ def finished_run(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory)
     network = create_network(settings.model, len(dataset.classes), seed=3)
     size = sum(parameter.numel() for parameter in network.parameters())
     command = ["python", "-m", "brain_dist.train", *arguments]
-    write_run_files(RunFacts(settings, dataset, discover({}), torch.device("cpu"), size), command)
+    write_run_files(settings, dataset, discover({}), torch.device("cpu"), size, command)
     folder = checkpoint_folder(run / "checkpoints", STEP)
     folder.mkdir(parents=True)
 
@@ -241,7 +241,7 @@ def test_images_are_the_inputs_of_the_network(finished_run: Path) -> None:
 def test_page_without_shards(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run / "predictions" / "test.parquet"
     predictions = read_predictions(path)
-    write_predictions(path, replace(predictions, shards=str(run / "gone")), predictions.row)
+    path.write_bytes(table_bytes(replace(predictions, shards=str(run / "gone")), predictions.row))
     assert report.main([str(run), "--out", str(run / "page.html")]) == 0
     page = Page((run / "page.html").read_text())
     assert page.images == []
@@ -285,7 +285,7 @@ def test_page_compares_with_the_best_shortcut(run: Path) -> None:
 
 
 def with_predictions(run: Path, changed: Predictions) -> Page:
-    write_predictions(run / "predictions" / "test.parquet", changed, changed.row)
+    (run / "predictions" / "test.parquet").write_bytes(table_bytes(changed, changed.row))
     return page_of(run)
 
 
