@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from brain_dist.collection.measures import THUMB
+from brain_dist.collection.measures import THUMB, are_blank
 from brain_dist.collection.pixels import MeasuredImage
 from brain_dist.collection.recipes import Recipe, RecipePart
 from brain_dist.collection.records import Record
@@ -47,12 +47,14 @@ class Examination(NamedTuple):
         images: what is measured on each, without its thumbnails.
         thumbs: uint8 [N, 2, 64, 64], their thumbnails, on disk so that memory does not grow with them.
         bad: ``source`` and ``reason`` of each file or slice that cannot be used.
+        blank: the same of each file with blank images that are left out.
     """
 
     records: list[Record]
     images: list[MeasuredImage]
     thumbs: np.ndarray
     bad: list[dict[str, str]]
+    blank: list[dict[str, str]]
 
 
 def examine_all(
@@ -62,6 +64,7 @@ def examine_all(
     run: Run,
     *,
     skip_bad: bool,
+    keep_blank: bool = True,
     progress: Callable[[int, int], None],
     spool: Path | None = None,
     max_side: int | None = None,
@@ -74,6 +77,7 @@ def examine_all(
         recipe: recipe that the records come from.
         run: runs the work, see :func:`brain_dist.common.workers.worker_pool`.
         skip_bad: leave images out that cannot be used, instead of raising an error.
+        keep_blank: False leaves out images that show nothing, see :func:`brain_dist.collection.measures.are_blank`.
         progress: called with the numbers of images done and in all.
         spool: folder for new encodings, which get their keys as names; None: they are discarded.
         max_side: see :func:`brain_dist.collection.pixels.examine`.
@@ -94,6 +98,7 @@ def examine_all(
     usable: list[Record] = []
     images: list[MeasuredImage] = []
     bad: list[dict[str, str]] = []
+    blank: list[dict[str, str]] = []
     done = 0
     for slices in files:
         error = slices[0].header_error
@@ -102,24 +107,34 @@ def examine_all(
         if isinstance(measured[0], str) and all(result == measured[0] for result in measured):
             bad.append({"source": path, "reason": measured[0]})
         else:
+            empty: list[int | None] = []
             for record, image in zip(slices, measured, strict=True):
                 if isinstance(image, str):
                     bad.append({"source": f"{path}, slice {record.frame}", "reason": image})
                     continue
+                if not keep_blank and are_blank(image.thumbs[None])[0]:
+                    empty.append(record.frame)
+                    continue
                 thumbs[len(usable)] = image.thumbs
                 usable.append(record)
                 images.append(replace(image, thumbs=_NO_THUMBS))
+            if empty:
+                which = "" if empty == [None] else f" in {len(empty)} slices: {', '.join(map(str, empty))}"
+                blank.append({"source": path, "reason": f"is blank{which}"})
         done += len(slices)
         progress(done, len(records))
     if bad and not skip_bad:
         raise BadImages([f"{entry['source']}: {entry['reason']}" for entry in bad])
+    cause = "damaged or blank; repair the files, or keep blank images with --keep-blank"
+    if not bad or not blank:
+        cause = "blank; keep them with --keep-blank" if blank else "damaged; repair them"
     if not usable:
-        raise UserError("--skip-bad would leave no image at all; repair the files")
+        raise UserError(f"no image at all is left: all of them are {cause}")
     lost = {record.label for record in records if record.label >= 0} - {record.label for record in usable}
     if lost:
         names = ", ".join(recipe.classes[label] for label in sorted(lost))
-        raise UserError(f"--skip-bad would leave no image of class {names}; repair its files")
-    return Examination(usable, images, thumbs[: len(usable)], bad)
+        raise UserError(f"no image of class {names} is left: all of them are {cause}")
+    return Examination(usable, images, thumbs[: len(usable)], bad, blank)
 
 
 def _examine_one(

@@ -9,6 +9,7 @@ import xxhash
 from PIL import Image
 
 THUMB = 64  # pixels, side of the thumbnails in which near copies are compared
+BLANK_RANGE = 8  # gray values; more in an image's thumbnail is more than the noise of a JPEG
 # The first 8 rows of a DCT, rounded so that all products and sums in perceptual_hash are integers below 2**53: exact in
 # any order, so that every processor computes the same hash
 _COSINES = np.rint(2**16 * np.cos(np.pi / (2 * THUMB) * np.outer(np.arange(8), 2 * np.arange(THUMB) + 1)))
@@ -42,6 +43,15 @@ def thumbnails(gray: Image.Image, head: tuple[int, int, int, int]) -> np.ndarray
         whole = gray.reduce((gray.width // THUMB, gray.height // THUMB))  # the same in less than half the time
     cropped = gray.resize((THUMB, THUMB), Image.Resampling.BOX, box=(x, y, x + width, y + height))
     return np.stack([np.asarray(whole), np.asarray(cropped)])
+
+
+def are_blank(thumbs: np.ndarray) -> np.ndarray:
+    """bool [N]: whether images show nothing, by their thumbnails uint8 [N, 2, 64, 64], as at the ends of a volume.
+
+    The gray values of a blank image's thumbnail differ by less than 8.
+    """
+    whole = thumbs[:, 0]
+    return whole.max(axis=(1, 2)) - whole.min(axis=(1, 2)) < BLANK_RANGE
 
 
 def head_box(pixels: np.ndarray) -> tuple[int, int, int, int]:

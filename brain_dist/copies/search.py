@@ -1,5 +1,7 @@
 """Find the images that show the same picture, and the groups of images that must stay in one split.
 
+A blank image is not a copy of any other: at the ends of volumes, such images would join all patients to one group.
+
 **Exact copies** have the same decoded gray pixels. **Near copies** are the same slice re-encoded, resized, mirrored,
 cropped, shifted, slightly rotated, or changed in brightness, contrast, gamma or sharpness. Every pair is confirmed on
 pixels: aligned pairs by :mod:`brain_dist.copies.similarity` (from a similarity of 0.80), the others after registration
@@ -33,6 +35,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
+from brain_dist.collection.measures import are_blank
 from brain_dist.common.scratch import gathered
 from brain_dist.copies.registration import moved_pairs
 from brain_dist.copies.similarity import NearPairs, aligned_pairs
@@ -43,7 +46,7 @@ class Findings:
     """The copies and groups among N images.
 
     Attributes:
-        copy_of: int64 [N], the first image with the same pixels (the image itself if it has no earlier copy).
+        copy_of: int64 [N], the first image with the same pixels; the image itself if there is none or it is blank.
         near: near copies.
         groups: int64 [N], the first image of each image's group, joined by patients and copies of both kinds.
     """
@@ -67,8 +70,10 @@ def find_copies(
         patients: (dataset, patient or None) of each image. The same patient name in two datasets is two patients.
         progress: called with (done, total).
     """
-    copy_of = np.array(_first_equal(list(hashes)), dtype=np.int64)
-    distinct = np.flatnonzero(copy_of == np.arange(len(copy_of)))
+    blank = are_blank(thumbs)
+    pictures = [position if blank[position] else pixels for position, pixels in enumerate(hashes)]
+    copy_of = np.array(_first_equal(pictures), dtype=np.int64)
+    distinct = np.flatnonzero((copy_of == np.arange(len(copy_of))) & ~blank)
     among = near_pairs(gathered(thumbs, distinct), progress=progress)
     near = replace(among, first=distinct[among.first], second=distinct[among.second])
     # an image without a patient is a patient of its own

@@ -224,7 +224,7 @@ def test_damaged_files_are_listed_with_their_collection(tmp_path):
     assert len(survey.path) == 4
     for path in (sources[1].folder / "glioma").glob("[01].png"):
         path.unlink()
-    with pytest.raises(UserError, match=r"^two: --skip-bad would leave no image at all"):
+    with pytest.raises(UserError, match=r"^two: no image at all is left: all of them are damaged; repair them"):
         run_survey(*sources, skip_bad=True)
 
 

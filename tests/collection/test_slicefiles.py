@@ -309,7 +309,7 @@ def test_flipped_bytes_of_compressed_volumes_are_detected(intact_files, tmp_path
 
 
 def run_build(source: Path, out: Path, recipe: Recipe, **options):
-    return build(source, out, recipe, BuildOptions(**options), workers=1, progress=lambda *stage: None)
+    return build(source, out, recipe, BuildOptions(**options), workers=1, allow_missing=True)
 
 
 def samples(dataset) -> dict[str, tuple[str, str | None, dict]]:
@@ -411,7 +411,9 @@ def test_damaged_scans_are_listed_once_each_and_left_out_with_skip_bad(tmp_path)
         if name == "notumor/c":
             path.write_bytes(path.read_bytes()[:9000])
     with pytest.raises(BadImages) as error:
-        run_build(volumes, tmp_path / "none", parse_recipe({"parts": [{"format": "nifti"}]}, "it"))
+        run_build(
+            volumes, tmp_path / "none", parse_recipe({"parts": [{"format": "nifti"}]}, "it"), fractions=(0.5, 0, 0.5)
+        )
     first, second = error.value.files
     assert first == "glioma/a.nii.gz, slice 0: contains values that are not finite"
     assert second.startswith("notumor/c.nii.gz: cannot be decoded (Compressed file ended")
@@ -420,6 +422,37 @@ def test_damaged_scans_are_listed_once_each_and_left_out_with_skip_bad(tmp_path)
             path.write_bytes(b"")
     with pytest.raises(UserError, match="no image at all"):
         run_build(root, tmp_path / "none", recipe, skip_bad=True)
+
+
+def test_blank_slices_at_the_ends_of_volumes_do_not_join_patients(tmp_path):
+    for kind in ("glioma", "notumor"):
+        for patient in range(6):
+            volume = np.random.default_rng([ord(kind[0]), patient]).integers(1, 1000, (24, 24, 6), dtype=np.int16)
+            volume[..., [0, 5]] = 0
+            write_nifti(tmp_path / "raw" / kind / f"{patient}.nii.gz", volume)
+    recipe = parse_recipe({"parts": [{"format": "nifti"}], "classes": ["glioma", "notumor"]}, "it")
+    dataset = run_build(tmp_path / "raw", tmp_path / "out", recipe, fractions=(0.5, 0.25, 0.25)).dataset
+    assert len(dataset) == 12 * 4
+    assert dataset.manifest.groups == 12
+    assert all(min(by_class.values()) > 0 for by_class in dataset.manifest.counts.values())
+    assert dataset.manifest.skipped[0] == {"source": "glioma/0.nii.gz", "reason": "is blank in 2 slices: 0, 5"}
+    assert len(dataset.manifest.skipped) == 12
+    kept = run_build(tmp_path / "raw", tmp_path / "kept", recipe, fractions=(0.5, 0.25, 0.25), keep_blank=True).dataset
+    assert (len(kept), kept.manifest.groups, kept.manifest.skipped) == (12 * 6, 12, [])
+    assert verify(dataset.root) == verify(kept.root) == []
+    with pytest.raises(UserError, match="was built with --keep-blank False, not True"):
+        run_build(tmp_path / "raw", tmp_path / "out", recipe, fractions=(0.5, 0.25, 0.25), keep_blank=True)
+
+
+def test_a_class_of_blank_images_only_is_an_error(tmp_path):
+    for name in ("glioma/1", "glioma/2", "notumor/1", "notumor/2", "notumor/3"):
+        image = Image.new("L", (64, 64), 3) if name.startswith("glioma") else draw(ord(name[-1]))
+        path = tmp_path / "raw" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    recipe = parse_recipe({"parts": [{}]}, "it")
+    with pytest.raises(UserError, match=r"no image of class glioma is left: all of them are blank; .* --keep-blank"):
+        run_build(tmp_path / "raw", tmp_path / "out", recipe, fractions=(0.5, 0, 0.5))
 
 
 def test_changed_folds_are_another_request(tmp_path):

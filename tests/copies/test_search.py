@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pictures import draw
 from PIL import Image, ImageEnhance, ImageFilter
 
-from brain_dist.collection.measures import head_box, thumbnails
+from brain_dist.collection.measures import are_blank, head_box, thumbnails
 from brain_dist.collection.pixels import examine
 from brain_dist.copies import search, similarity
 
@@ -132,6 +132,20 @@ def test_groups_join_patients_and_copies_but_not_equal_names_of_two_datasets():
     np.testing.assert_array_equal(findings.copy_of, [0, 1, 2, 3, 4, 5, 0, 7, 8])
     assert list(zip(findings.near.first, findings.near.second, strict=True)) == [(1, 7)]
     np.testing.assert_array_equal(findings.groups, [0, 1, 1, 3, 1, 5, 0, 1, 8])
+
+
+def test_blank_images_are_not_copies_of_each_other():
+    noise = np.random.default_rng(0).integers(0, 6, (128, 128), dtype=np.uint8)
+    blank = [Image.new("L", (128, 128)), Image.new("L", (128, 128)), Image.new("L", (96, 128), 200)]
+    blank += [Image.fromarray(noise), jpeg(Image.fromarray(noise), 50)]
+    dot = Image.new("L", (128, 128))
+    dot.paste(255, (60, 60, 62, 62))  # little, but not nothing
+    images = [*blank, draw(1, 128), draw(1, 128), dot, dot]
+    hashes = [examine(png(image)).pixel_hash for image in images]
+    assert are_blank(thumbs_of(images)).tolist() == [True] * 5 + [False] * 4
+    findings = search.find_copies(thumbs_of(images), hashes, [("x", None)] * len(images))
+    np.testing.assert_array_equal(findings.copy_of, [0, 1, 2, 3, 4, 5, 5, 7, 7])
+    np.testing.assert_array_equal(findings.groups, findings.copy_of)
 
 
 def png(image: Image.Image) -> bytes:
