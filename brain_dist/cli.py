@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from brain_dist import __version__
+from brain_dist.common.text import nearest
 from brain_dist.errors import UserError, leave
 
 COMMANDS = {
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     if arguments[0] not in COMMANDS:
-        raise UserError(f"unknown command {arguments[0]!r}; choose from {', '.join(COMMANDS)}")
+        hint = nearest(arguments[0], COMMANDS)
+        raise UserError(f"unknown command {arguments[0]!r}{hint}; choose from {', '.join(COMMANDS)}")
     return int(importlib.import_module(f"brain_dist.{arguments[0]}").main(arguments[1:]))
 
 

@@ -6,11 +6,11 @@ settings of ``brain-dist train``, with or without a launcher. Nothing is trained
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from brain_dist.common.commands import ArgumentParser
 from brain_dist.config import load
 from brain_dist.errors import UserError, leave
 from brain_dist.profiling.measure import run_profile
@@ -18,17 +18,16 @@ from brain_dist.profiling.measure import run_profile
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the options and the settings, then profile; UserError if an option is out of range."""
-    parser = argparse.ArgumentParser(prog="brain-dist profile", description=__doc__.split("\n\n")[1], add_help=False)
+    parser = ArgumentParser(prog="brain-dist profile", description=__doc__.split("\n\n")[1], add_help=False)
     parser.add_argument("--steps", type=int, default=20, help="steps of each measurement (default: 20)")
     parser.add_argument("--trace", metavar="FILE.json", help="write a Chrome/Perfetto trace of the steps")
     parser.add_argument("--compare", action="store_true", help="also measure the loaders dali, torch and synthetic")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="default: profile.json in the run folder")
-    options, settings = parser.parse_known_args(list(sys.argv[1:] if argv is None else argv))
-    if {"-h", "--help"} & set(settings):
-        print(parser.format_help() + "\nand all settings of a run:\n")
+    words, about = sys.argv[1:] if argv is None else argv, "Measure where the time of a training step goes."
+    options, settings = parser.parse_with_settings(words, lambda: load(["--help"], parser.prog, about))
     if options.steps < 1:
         raise UserError(f"--steps {options.steps}: must be ≥ 1")
-    config = load(settings, "brain-dist profile", "Measure where the time of a training step goes.")
+    config = load(settings, parser.prog, about)
     out = options.out or config.run.path / "profile.json"
     run_profile(config, steps=options.steps, out=out, trace=options.trace, compare_loaders=options.compare)
     return 0

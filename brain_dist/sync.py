@@ -6,17 +6,17 @@ which marks what it has uploaded.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from brain_dist.common.commands import ArgumentParser
 from brain_dist.errors import leave
 from brain_dist.tracking.upload import sync_runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and upload runs to W&B."""
-    parser = argparse.ArgumentParser("brain-dist sync", description=__doc__.split("\n\n")[0])
+    parser = ArgumentParser("brain-dist sync", description=__doc__.split("\n\n")[0])
     parser.add_argument("folders", nargs="*", type=Path, default=[Path("runs")], metavar="DIR", help="default: runs")
     parser.add_argument("--dry-run", action="store_true", help="only list the runs that would be uploaded")
     arguments = parser.parse_args(argv)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
+from brain_dist.common.commands import ArgumentParser
 from brain_dist.errors import leave
 from brain_dist.networks.create import cache_weights
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and store the weights of models."""
-    parser = argparse.ArgumentParser("brain-dist weights", description=__doc__)
+    parser = ArgumentParser("brain-dist weights", description=__doc__)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="names in timm, such as convnext_base resnet50")
     cache_weights(parser.parse_args(argv).models)
     return 0

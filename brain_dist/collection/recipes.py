@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import os
 import re
@@ -10,8 +11,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from brain_dist.collection.schema import load_yaml, read_dataclass, unknown_key
 from brain_dist.collection.window import DEFAULT_WINDOW, Window
+from brain_dist.common.schema import Location, load_yaml, read_dataclass, unknown_key
 from brain_dist.errors import UserError
 
 CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
@@ -212,13 +213,12 @@ def parse_recipe(content: object, name: str) -> Recipe:
 
     ``window: file`` is short for ``window: {file: true}``.
     """
+    content = copy.deepcopy(content)
     if isinstance(content, dict) and isinstance(content.get("parts"), list):
-        parts = [
-            {**part, "window": {"file": True}} if isinstance(part, dict) and part.get("window") == "file" else part
-            for part in content["parts"]
-        ]
-        content = {**content, "parts": parts}
-    return read_dataclass(Recipe, content, name)
+        for part in content["parts"]:
+            if isinstance(part, dict) and part.get("window") == "file":
+                part["window"] = {"file": True}
+    return read_dataclass(Recipe, content, Location(name))
 
 
 def default_recipe(source: Path) -> Recipe:

@@ -6,11 +6,12 @@ import argparse
 import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, NoReturn, Protocol, get_args, get_origin, get_type_hints
 
+from brain_dist.common.text import in_words, nearest
 from brain_dist.errors import UserError
 
 _METAVARS = {int: "N", float: "X", Path: "PATH"}
@@ -38,7 +39,28 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise :class:`UserError`."""
-        raise UserError(f"{message}; see `{self.prog} --help`")
+        raise UserError(f"{_explain(message, self)}; `{self.prog} --help` lists all options")
+
+    def parse_with_settings(
+        self, words: Sequence[str], show_settings: Callable[[], object]
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """The options of this parser, and the other words, which are settings of a run.
+
+        Args:
+            words: the command line.
+            show_settings: prints the help of the settings and ends the process; called if the user asks for help.
+
+        Raises:
+            UserError: an option that is neither.
+        """
+        if {"-h", "--help"} & set(words):
+            print(f"{self.format_help()}\nand every setting of a run:\n")
+            show_settings()
+        options, settings = self.parse_known_args(list(words))
+        for word in settings:
+            if re.match(r"--(?!config\b|print_config\b)[\w-]+(=|$)", word):  # the name of a setting has a dot
+                self.error(f"unrecognized arguments: {word}")
+        return options, settings
 
 
 def cpu_cores() -> int:
@@ -47,7 +69,7 @@ def cpu_cores() -> int:
 
 
 def new_parser(advice: str, **settings: Any) -> Any:
-    """A ``jsonargparse.ArgumentParser`` whose errors are a :class:`UserError` of one line.
+    """A ``jsonargparse.ArgumentParser`` whose errors are a :class:`UserError` of one line; without abbreviations.
 
     Args:
         advice: end of the line.
@@ -62,9 +84,9 @@ def new_parser(advice: str, **settings: Any) -> Any:
                 if isinstance(cause, UserError):
                     raise cause
                 cause = cause.__cause__ or cause.__context__
-            raise UserError(f"{_plain(message)}; {advice}")
+            raise UserError(f"{_explain(message, self)}; {advice}")
 
-    return Parser(**settings)
+    return Parser(**settings, allow_abbrev=False)
 
 
 def parse_command(
@@ -126,13 +148,46 @@ def _add_field(parser: Any, field: dataclasses.Field[Any], annotation: Any, help
     parser.add_argument(field.name if is_positional else _flag(field.name), **settings)
 
 
-def _plain(message: str) -> str:
-    """jsonargparse's message on one line, with options and types named as the user writes them."""
+def _explain(message: str, parser: argparse.ArgumentParser) -> str:
+    """An error of argparse or jsonargparse on one line, with options, types and hints in the user's words."""
     text = " ".join(message.split()).rstrip(".")
-    text = re.sub(r'^Parser key "(\w+)":', lambda match: f"{_flag(match[1])}:", text)
+    actions = _actions(parser)
+    options = [option for action in actions for option in action.option_strings]
+    if match := re.match(r"unrecognized arguments: ((?:-[\d.]*[^\s\d.=][^\s=]*)?)(.*)", text):
+        option, rest = match.groups()
+        return f"unknown option {option}{nearest(option, options)}" if option else f"unexpected argument {rest}"
+    if match := re.match(r"Group '([\w.]+)' does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted", text):
+        name = ".".join(part for part in match.groups() if part)
+        return f"unknown setting {name}{nearest(name, [option.lstrip('-') for option in options])}"
+    value = r"(?:Got value|Given value(?! type)|Unable to load config)(?: '|: ?)(.*?)(?:' - .*)?$"
+    if match := re.match(rf'Parser key "([\w.]+)":.*?{value}', text):
+        action = next((action for action in actions if action.dest == match[1]), None)
+        kind = in_words(getattr(action, "_typehint", None) or getattr(action, "type", None))
+        is_setting = any(option.startswith(f"--{match[1].partition('.')[0]}.") for option in options)
+        name = f"{match[1]}=" if is_setting else f"{_flag(match[1])} "
+        return f"{name}{_shortened(match[2])}: must be {kind}"
+    if match := re.match(r"argument (?:\S+/)?(\S+): invalid (int|float) value: '(.*)'", text):
+        return f"{match[1]} {_shortened(match[3])}: must be {in_words({'int': int, 'float': float}[match[2]])}"
+    if match := re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", text):
+        choices = match[3].replace("'", "").split(", ")
+        return f"{match[1]}: invalid choice: '{match[2]}'{nearest(match[2], choices)}; choose from {', '.join(choices)}"
     text = re.sub(r'^Parser key "([\w.]+)":', r"\1:", text)
-    text = re.sub(r"Expected a (?:<class '(\w+)'>|typing\.(\S))", r"expected \1\2", text)
-    text = re.sub(r"\b[a-z]+\.(?=[a-z_]+\b)", "", text) if "are required" in text else text
+    if "are required" in text:
+        flags = {action.dest: action.option_strings[-1] for action in actions if action.option_strings}
+        text = re.sub(r"(?<![\w.-])(?:[a-z]+\.)?([a-z_]+)(?=[,;]|$)", lambda match: flags.get(match[1], match[1]), text)
+    return _shortened(text)
+
+
+def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """The arguments of a parser and of its subcommands."""
+    actions = []
+    for action in parser._actions:
+        subparsers = action.choices.values() if isinstance(action, argparse._SubParsersAction) else ()
+        actions += [action, *(each for subparser in subparsers for each in subparser._actions)]
+    return actions
+
+
+def _shortened(text: str) -> str:
     return text if len(text) < _MAX_ERROR else f"{text[:_MAX_ERROR]}…"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
+from brain_dist.common.text import in_words
 from brain_dist.errors import UserError
 
 LARGEST = 2**63  # integers must fit into 64 bits; infinity and NaN are in no range
@@ -34,15 +35,17 @@ class Range:
 
 @dataclass(frozen=True)
 class Section:
-    """Base of a section of settings: checks that every number is finite and in the range of its annotation."""
+    """Base of a section of settings: every value is set, every number finite and in the range of its annotation."""
 
     def __post_init__(self) -> None:
         for setting, annotation in get_type_hints(type(self), include_extras=True).items():
             value, limits = getattr(self, setting), range_of(annotation)
+            name = f"{type(self).__name__.removesuffix('Config').lower()}.{setting}"
+            allowed = in_words(annotation)
+            require(value is not None or "null" in allowed, name, "null", f"must be {allowed}")
             for _, number in numbers(value):
                 requirement = f"must be {limits}" if number < LARGEST else f"must be {limits} and < 2**63"
-                section = type(self).__name__.removesuffix("Config").lower()
-                require(number in limits, f"{section}.{setting}", value, requirement)
+                require(number in limits, name, value, requirement)
 
 
 def range_of(annotation: Any) -> Range:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from brain_dist.common.commands import new_parser
+from brain_dist.common.schema import Location, YamlMapping, load_yaml, places_of_keys
 from brain_dist.config.config import Config
 from brain_dist.errors import UserError
 
@@ -16,11 +19,45 @@ def load(arguments: Sequence[str], prog: str = "brain-dist train", description: 
     """Read YAML files and flags, such as ``["--config", "a.yaml", "--optim.lr", "1e-4"]``.
 
     Raises:
-        UserError: an unknown setting, a wrong type, a value out of range, or a missing file.
+        UserError: an unknown setting, a wrong type, a value out of range, or a file that is missing or invalid. The
+            message begins with ``FILE:LINE`` if the setting is in a file.
     """
-    parser = _create_parser(prog, description)
-    settings = parser.instantiate(parser.parse_args(list(arguments)))
-    return Config(**{section.name: getattr(settings, section.name) for section in dataclasses.fields(Config)})
+    places = _places(arguments)
+    parser = new_parser(f"`{prog} --help` lists all settings", prog=prog, description=description)
+    parser.add_argument(
+        "--config", action="config", help="YAML file of settings; later files and flags override earlier ones."
+    )
+    parser.add_class_arguments(Config, as_group=False)
+    try:
+        settings = parser.instantiate(parser.parse_args(list(arguments)))
+        return Config(**{section.name: getattr(settings, section.name) for section in dataclasses.fields(Config)})
+    except UserError as error:
+        setting = re.match(r"(?:unknown setting )?([\w.]*)", str(error))
+        if setting is None or setting[1] not in places:
+            raise
+        raise UserError(f"{places[setting[1]]}: {error}") from None
+
+
+def _places(arguments: Sequence[str]) -> dict[str, Location]:
+    """Where each setting gets its value, for the settings that the YAML files on the command line set."""
+    places: dict[str, Location] = {}
+    for word, following in zip_longest(arguments, arguments[1:], fillvalue=""):
+        option, _, value = word.partition("=")
+        if option == "--config":
+            places |= places_of_keys(_read_yaml(Path(value or following)), Location(value or following))
+        else:
+            places.pop(option.removeprefix("--"), None)  # a flag replaces the file's value
+    return places
+
+
+def _read_yaml(path: Path) -> YamlMapping:
+    try:
+        content = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} cannot be read ({error}); configs/ has examples") from None
+    if not isinstance(content, YamlMapping):
+        raise UserError(f"{path}: must be a mapping of settings, such as `model: {{name: resnet50}}`")
+    return content
 
 
 def read(path: Path) -> Config:
@@ -50,13 +87,3 @@ def to_dict(config: Config) -> dict[str, Any]:
         return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
     return plain(dataclasses.asdict(config))
-
-
-def _create_parser(prog: str, description: str) -> Any:
-    """A jsonargparse parser of :class:`Config`."""
-    parser = new_parser(f"`{prog} --help` lists all settings", prog=prog, description=description)
-    parser.add_argument(
-        "--config", action="config", help="YAML file of settings; later files and flags override earlier ones."
-    )
-    parser.add_class_arguments(Config, as_group=False)
-    return parser

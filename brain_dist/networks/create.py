@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from brain_dist.common.text import nearest
 from brain_dist.config import ModelConfig
 from brain_dist.errors import UserError
 from brain_dist.networks.weights import apply_weights, read_weights
@@ -30,9 +31,8 @@ def create_network(config: ModelConfig, classes: int, *, seed: int, load_weights
     import torch
 
     if not timm.is_model(config.name):
-        similar = timm.list_models(f"*{config.name.split('_')[0]}*")[:5]
-        hint = f"; similar names: {', '.join(similar)}" if similar else ""
-        raise UserError(f"model.name={config.name}: timm has no such model{hint}")
+        hint = nearest(config.name, timm.list_models())
+        raise UserError(f"model.name={config.name}: timm has no such model{hint}; timm.list_models() lists all")
     torch.manual_seed(seed)
     model = _create(config, classes, pretrained=config.pretrained and load_weights)
     if config.grad_checkpointing:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Literal
 
+from brain_dist.common.schema import Location, YamlMapping, load_yaml, places_of_keys, read_dataclass
 from brain_dist.config.checks import numbers
 from brain_dist.errors import UserError
 from brain_dist.scalability.cost import Compute, Link
@@ -82,7 +82,7 @@ class Machine:
     network: Link | None = None
 
 
-SECTIONS: Mapping[str, type] = {"compute": DeviceRates, "link": Link, "network": Link}
+SECTIONS = ("compute", "link", "network")
 
 
 def read_machine(path: Path) -> Machine:
@@ -91,62 +91,30 @@ def read_machine(path: Path) -> Machine:
     Raises:
         UserError: the file cannot be read, or a key is unknown, missing, or has an invalid value.
     """
-    values = _read_yaml(path)
-    parser = _parser(path)
-    parser.add_class_arguments(Machine, as_group=False, skip=set(SECTIONS))
-    for name, section in SECTIONS.items():
-        if values.get(name) == "measured":
-            del values[name]
-        elif isinstance(values.get(name, {}), dict):
-            parser.add_class_arguments(section, name)
-        else:
-            raise UserError(f"{path}: {name}={values[name]!r}: must be measured or hold {', '.join(_keys(section))}")
-    machine = Machine(**parser.instantiate(parser.parse_object(values)).as_dict())
+    try:
+        content = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--machine {path} cannot be read ({error}); {FOLDER}/ has examples") from None
+    location = Location(str(path))
+    if not isinstance(content, YamlMapping):
+        raise UserError(f"{path}: must be a mapping of keys to values; {FOLDER}/ has examples")
+    places = places_of_keys(content, location)
+    for name in SECTIONS:
+        value = content.get(name)
+        if value == "measured":
+            del content[name]
+        elif isinstance(value, str):
+            raise UserError(f"{location.inside(content, name)} must be measured or a mapping of keys, got {value!r}")
+    machine = read_dataclass(Machine, content, location)
+    for key, number in numbers(dataclasses.asdict(machine)):
+        if not 0 < number < math.inf:
+            raise UserError(f"{places.get(key, path)}: {key}={number:g}: must be finite and > 0")
     _check(path, machine)
     return dataclasses.replace(machine, source=" ".join(machine.source.split()))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"--machine {path}: {error.strerror}; {FOLDER}/ has examples") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--machine {path} is not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold {', '.join(_keys(Machine))}; {FOLDER}/ has examples")
-    return values
-
-
-def _parser(path: Path) -> Any:
-    """A jsonargparse parser that raises :class:`UserError` with the file's path."""
-    import jsonargparse
-
-    class Parser(jsonargparse.ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            text = " ".join(message.replace("Parser key", "key").split())
-            if "not accept" in text:
-                nested = [f"{name}.{key}" for name, section in SECTIONS.items() for key in _keys(section)]
-                text += f"; allowed: {', '.join([*_keys(Machine), *nested])}"
-            raise UserError(f"{path}: {text}")
-
-    return Parser()
-
-
-def _keys(section: type) -> list[str]:
-    return [entry.name for entry in dataclasses.fields(section)]
-
-
 def _check(path: Path, machine: Machine) -> None:
-    """Check what the types do not: ranges, precisions, and the numbers that belong together."""
-    for name in ("name", "source"):
-        if not getattr(machine, name).strip():
-            raise UserError(f"{path}: {name} is empty; it must be text")
-    for key, number in numbers(dataclasses.asdict(machine)):
-        if not 0 < number < math.inf:
-            raise UserError(f"{path}: {key}={number:g}: must be finite and > 0")
+    """Check what the types do not: precisions, and the numbers that belong together."""
     if (compute := machine.compute) is None:
         return
     for precision in compute.rate:

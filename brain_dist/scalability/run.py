@@ -27,7 +27,7 @@ DESCRIPTION = (
 )
 
 
-def argument_parser() -> argparse.ArgumentParser:
+def argument_parser() -> ArgumentParser:
     """Options besides the settings of a run."""
     parser = ArgumentParser(prog=PROG, description=DESCRIPTION, add_help=False)
     parser.add_argument("--nodes", default="1,2", help="numbers of nodes (default: 1,2)")
@@ -55,11 +55,8 @@ def main(argv: Sequence[str]) -> int:
         UserError: an option or a setting is invalid; no case has started.
         Fault: a case failed; the results of the others are written.
     """
-    parser = argument_parser()
-    if {"-h", "--help"} & set(argv):
-        print(parser.format_help() + "\nand every setting of a run:\n")
-        load(["--help"], PROG, "Measure how a training step speeds up over nodes.")
-    arguments, settings = parser.parse_known_args(list(argv))
+    about = "Measure how a training step speeds up over nodes."
+    arguments, settings = argument_parser().parse_with_settings(argv, lambda: load(["--help"], PROG, about))
     for name in ("per_node", "steps", "repeats"):
         value = getattr(arguments, name)
         if value is not None and value < 1:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -54,7 +55,9 @@ def test_every_shipped_configuration_loads_and_names_a_timm_model(file: Path) ->
         (["--train.timeout", ".inf"], "train.timeout=inf: must be in [1, 1000000]"),
         (["--model.options", "{ls_init_value: .inf}"], "model.options={'ls_init_value': inf}: must be finite"),
         (["--augment.scale", "[0.9, 0.3]"], "augment.scale=[0.9, 0.3]: must be [smallest, largest]"),
-        (["--optim.speed", "3"], "--optim.speed"),
+        (["--optim.speed", "3"], "unknown option --optim.speed"),
+        (["--data.shard", "x"], "unknown option --data.shard (did you mean --data.shards?)"),
+        (["--data", "{shard: x}"], "unknown setting data.shard (did you mean data.shards?)"),
         (["--config", "absent.yaml"], "absent.yaml"),
         (["--train.zero_stage", "5"], "train.zero_stage"),
         (["--run.name", "a/b"], "run.name=a/b"),
@@ -105,11 +108,53 @@ def test_a_range_contains_its_closed_ends(limits: Range, inside: list[float], ou
     assert not any(number in limits for number in outside)
 
 
-def test_an_unknown_key_in_yaml_is_reported(tmp_path: Path) -> None:
-    file = tmp_path / "bad.yaml"
-    file.write_text("optim: {lrr: 1.0}\n")
-    with pytest.raises(UserError, match="lrr"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model:\n  nmae: resnet50\n", ":2: unknown setting model.nmae (did you mean model.name?); "),
+        ("# comment\nmodle:\n  name: resnet50\n", ":3: unknown setting modle.name (did you mean model.name?); "),
+        ("data: {size: 64}\noptim:\n  lr: fast\n", ":3: optim.lr=fast: must be a number; "),
+        ("optim:\n  lr: -1\n", ":2: optim.lr=-1.0: must be in (0, 100]"),
+        ("optim:\n  lr:\n", ":2: optim.lr=null: must be a number"),
+        ("optim:\n  betas: 0.9\n", ":2: optim.betas=0.9: must be a list of 2 numbers; "),
+        ("data:\n  std: [1, 2]\n", ":2: data.std=[1, 2]: must be a list of 3 numbers; "),
+        ("train:\n  zero_stage: 7\n", ":2: train.zero_stage=7: must be one of 0, 1, 2, 3; "),
+        ("data:\n  fold: first\n", ":2: data.fold=first: must be an integer or null; "),
+        ("model:\n  compile: perhaps\n", ":2: model.compile=perhaps: must be true or false; "),
+        ("model:\n  options: 5\n", ":2: model.options=5: must be a mapping, such as {key: value}; "),
+        ("model: resnet50\n", ":1: model=resnet50: must be a mapping, such as {key: value}; "),
+        ("train:\n  zero_stage: 3\noptim: {ema: 0.9}\n", ":3: optim.ema=0.9 needs whole weights"),
+        ("model:\n  name: a\n  name: b\n", ":3: 'name' is given twice"),
+        ("model: {name: [\ntrain: 3\n", ":3: not valid YAML: expected ',' or ']'"),
+        ("model:\n\tname: a\n", ":2: not valid YAML: found character"),
+        ("- 1\n", ": must be a mapping of settings, such as `model: {name: resnet50}`"),
+        ("", ": must be a mapping of settings, such as `model: {name: resnet50}`"),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_file_the_line_and_what_is_allowed(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=f"^{re.escape(f'{file}{message}')}") as caught:
         config.load(["--config", str(file)])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_value_from_a_flag_is_not_looked_for_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("optim: {lr: 0.1, clip: -1}\n")
+    with pytest.raises(UserError, match=r"^optim\.lr=-1\.0"):
+        config.load([f"--config={file}", "--optim.lr", "-1", "--optim.clip=1"])
+    with pytest.raises(UserError, match=r"settings\.yaml:1: optim\.clip=-1\.0"):
+        config.load(["--optim.clip", "1", "--config", str(file)])
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes(b"model: \xff\n")
+    for name in ("latin.yaml", "absent.yaml", "."):
+        with pytest.raises(UserError, match=rf"^--config {tmp_path / name} cannot be read"):
+            config.load(["--config", str(tmp_path / name)])
 
 
 @pytest.mark.parametrize(
@@ -134,4 +179,4 @@ def test_help_imports_nothing_heavy(name: str) -> None:
 def test_the_command_lists_its_verbs_and_rejects_unknown_ones() -> None:
     assert "evaluate" in command([sys.executable, "-m", "brain_dist", "--help"]).out
     result = command([sys.executable, "-m", "brain_dist", "tran"], expect=2)
-    assert result.err.startswith("brain-dist: error: unknown command 'tran'; choose from")
+    assert result.err.startswith("brain-dist: error: unknown command 'tran' (did you mean train?); choose from")

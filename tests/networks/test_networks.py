@@ -62,7 +62,7 @@ def test_gradient_checkpointing_gives_the_same_gradient() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (ModelConfig(name="convnext_bse"), "timm has no such model; similar names: convnext_"),
+        (ModelConfig(name="convnext_bse"), r"timm has no such model \(did you mean convnext_base\?\)"),
         (ModelConfig(name="test_convnext", weights="absent.safetensors"), "no such file"),
         (ModelConfig(name="test_convnext", weights=str(imagenet_file())), "another model's weights"),
         (ModelConfig(name="vgg11", drop_path=0.1), "drop_path"),

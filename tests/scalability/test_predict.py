@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -147,19 +148,19 @@ def test_strong_scaling_keeps_the_global_batch_while_every_rank_has_an_image(out
 
 MISTAKES = [
     ("ranks_per_node: 4", "ranks_per_node: 0", "ranks_per_node=0: must be finite and > 0"),
-    ("ranks_per_node: 4", "ranks_per_node: 1.5", "\"ranks_per_node\": Expected a <class 'int'>. Got value: 1.5"),
+    ("ranks_per_node: 4", "ranks_per_node: 1.5", "ranks_per_node must be an integer, got 1.5"),
     ("mfu: 0.3", "mfu: 30", "compute.mfu=30: must be ≤ 1"),
     ("  mfu: 0.3\n", "", "compute.mfu is missing"),
-    ("  latency: 5.0e-6\n", "", "required: link.latency"),
-    ("network:\n", "wires:\n", "'wires.bandwidth' is not accepted; allowed: name, source,"),
-    ("bandwidth: 25.0e+9", "bandwidth: fast", "\"network.bandwidth\": Expected a <class 'float'>. Got value: fast"),
-    ("device: cuda", "device: tpu", "\"device\": Expected a typing.Literal['cpu', 'cuda']. Got value: tpu"),
-    ("device: cuda", "device: cuda\nspeed: 3", "'speed' is not accepted; allowed: name, source,"),
+    ("  latency: 5.0e-6\n", "", "link: the key 'latency' is missing"),
+    ("network:\n", "wires:\n", "unknown key 'wires'; known keys: name, source,"),
+    ("bandwidth: 25.0e+9", "bandwidth: fast", "network: bandwidth must be a number, got 'fast'"),
+    ("device: cuda", "device: tpu", "device must be one of cpu, cuda, got 'tpu'"),
+    ("device: cuda", "device: cuda\nspeed: 3", "unknown key 'speed'; known keys: name, source,"),
     ("fp32: 19.5e+12", "fp8: 19.5e+12", "compute.rate.fp8: unknown precision; allowed: fp32, amp, bf16, fp16"),
     ("fp32: 19.5e+12", "fp32: -1", "compute.rate.fp32=-1: must be finite and > 0"),
-    ("    fp32: 19.5e+12\n", "", "has no fp32"),
-    ("name: 4 × A100 with 200 Gbit/s", "name: ''", "name is empty"),
-    ("network:\n", "network: fast\nlink:\n", "network='fast': must be measured or hold latency, bandwidth"),
+    ("name: 4 × A100 with 200 Gbit/s", "name: ''", "name must be text, got ''"),
+    ("network:\n  bandwidth: 25.0e+9\n  latency: 15.0e-6\n", "network: fast\n",
+     "network must be measured or a mapping of keys, got 'fast'"),
 ]  # fmt: skip
 
 
@@ -171,6 +172,7 @@ def test_a_mistake_in_a_machine_file_is_one_line(out: Path, tmp_path: Path, old:
     path.write_text(text.replace(old, new, 1))
     done = predict(out, path, "--out", str(tmp_path), expect=2)
     assert message in done.err
+    assert re.search(rf"{path}(:\d+)?: ", done.err)
     assert done.err.count("\n") == 1
 
 
@@ -193,6 +195,8 @@ def test_other_mistakes_are_one_line(out: Path, tmp_path: Path) -> None:
     no_object.write_text('{"zero_optimization": true}')
     gpu.write_text(machine.read_text().replace("device: cpu", "device: cuda"))
     bracket.write_text("[")
+    no_rate = tmp_path / "no_rate.yaml"
+    no_rate.write_text((MACHINES / "a100_200gbit.yaml").read_text().replace("    fp32: 19.5e+12\n", ""))
     for folder, file, arguments, message in (
         (tmp_path, machine, [], "does not exist; create it with"),
         (tmp_path / "text", machine, [], "is not a valid Parquet file"),
@@ -201,7 +205,8 @@ def test_other_mistakes_are_one_line(out: Path, tmp_path: Path) -> None:
         (tmp_path / "empty", machine, [], "has no rows"),
         (tmp_path / "one_rank", machine, [], "two or more ranks"),
         (out, gpu, [], "measured on a cpu"),
-        (out, bracket, [], "is not valid YAML"),
+        (out, no_rate, [], "the machine's compute.rate has no fp32"),
+        (out, bracket, [], "bracket.yaml:1: not valid YAML"),
         (out, tmp_path / "none.yaml", [], "No such file"),
         (out, machine, ["--nodes", "1,two"], "--nodes 1,two: must be integers"),
         (out, machine, ["--nodes", "0"], "--nodes 0: must be ≥ 1"),
