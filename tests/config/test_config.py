@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from helpers import ROOT, command, verb
 
 from brain_dist import config
@@ -28,6 +29,13 @@ def test_a_dumped_configuration_is_read_back_unchanged(tmp_path: Path) -> None:
     loaded = config.load(["--augment.scale", "[0.3, 0.9]", "--model.weights", "w.pth", "--optim.betas", "[0.8, 0.9]"])
     (tmp_path / "config.yaml").write_text(config.dump(loaded))
     assert config.read(tmp_path / "config.yaml") == loaded
+
+
+def test_the_first_versions_configuration_is_read_and_settings_added_later_have_their_defaults() -> None:
+    file = Path(__file__).parent / "first_version.yaml"
+    loaded = config.read(file)
+    assert config.to_dict(loaded)["train"].keys() > yaml.safe_load(file.read_text())["train"].keys()
+    assert loaded == dataclasses.replace(config.Config(), data=config.DataConfig(shards="shards/built/a"))
 
 
 def test_a_folder_without_a_configuration_is_not_a_run_folder(tmp_path: Path) -> None:
