@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from collections import deque
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from brain_dist.config import DataConfig
+from brain_dist.errors import Fault
 from brain_dist.store.dataset import Dataset
 from brain_dist.store.reader import ShardReader
 from brain_dist.stream.augment import Decisions, pixel_boxes
@@ -22,7 +24,11 @@ if TYPE_CHECKING:
 def batches(
     dataset: Dataset, config: DataConfig, jobs: Iterator[Job], *, augmented: bool, device: torch.device
 ) -> Iterator[Batch]:
-    """Batches of ``jobs``; each worker process loads one job at a time."""
+    """Batches of ``jobs``; each worker process loads one job at a time.
+
+    Raises:
+        Fault: a worker process ended, or could not be started.
+    """
     import torch.utils.data
 
     pending: deque[Job] = deque()
@@ -42,8 +48,19 @@ def batches(
         # forking a process that already runs the threads of gloo and DeepSpeed may deadlock
         multiprocessing_context="forkserver",
     )
-    for image in loader:
-        yield Batch.of(image.to(device, non_blocking=True), pending.popleft().micro, dataset.columns["label"])
+    try:
+        for image in loader:
+            yield Batch.of(image.to(device, non_blocking=True), pending.popleft().micro, dataset.columns["label"])
+    except (RuntimeError, OSError) as error:
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None
+        if not full and not str(error).startswith("DataLoader worker"):
+            raise
+        reason = str(error).partition(". ")[0]
+        raise Fault(
+            f"a loading process ended or did not start ({reason}): it lacked memory, or space in /dev/shm, through"
+            " which it hands over images; lower data.threads or data.prefetch, or give the container more"
+            " (docker run --shm-size=8g)"
+        ) from error
 
 
 class _Images:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from brain_dist.errors import Fault
-from brain_dist.tracking.metrics_file import complete_rows
 
 FILE = "attempts.jsonl"
 # A signal during start-up still leads to one step before the save. If this many attempts of a job made no more than one
@@ -43,3 +43,16 @@ def begin(run: Path, step: int) -> None:
 def read(run: Path) -> list[dict[str, Any]]:
     """All attempts so far, oldest first, without a line that a crash left incomplete."""
     return complete_rows(run / FILE)
+
+
+def complete_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file, without a line that a killed process left incomplete; empty if it is missing."""
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows

@@ -8,10 +8,9 @@ import platform
 import shlex
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from brain_dist.common.files import write_atomically
 from brain_dist.common.locks import Busy, take_lock
@@ -28,25 +27,6 @@ if TYPE_CHECKING:
 _PACKAGES = ("brain_dist", "torch", "deepspeed", "timm", "nvidia-dali-cuda120", "torchmetrics", "numpy", "pillow")
 _LOCK_TIMEOUT = 10.0  # seconds; a job that is just ending still holds the lock
 _locks: list[IO[str]] = []  # open until the process ends
-
-
-@dataclass(frozen=True)
-class RunFacts:
-    """What is recorded about a run when it starts.
-
-    Attributes:
-        config: the resolved configuration.
-        dataset: the opened shards.
-        world: this process among all processes.
-        device: where this process computes.
-        parameters: number of parameters of the network.
-    """
-
-    config: Config
-    dataset: Dataset
-    world: World
-    device: torch.device
-    parameters: int
 
 
 def lock_run_folder(path: Path, world: World) -> None:
@@ -68,39 +48,25 @@ def lock_run_folder(path: Path, world: World) -> None:
     run_on_main(world, lock)
 
 
-def write_run_files(facts: RunFacts, command: Sequence[str]) -> None:
-    """Write config.yaml and environment.json; ``command`` is the command line of the run."""
-    path = facts.config.run.path
-    path.mkdir(parents=True, exist_ok=True)
-    write_atomically(path / "config.yaml", dump(facts.config))
-    write_atomically(path / "environment.json", json.dumps(_environment(facts, command), indent=1) + "\n")
+def write_run_files(
+    config: Config, dataset: Dataset, world: World, device: torch.device, parameters: int, command: Sequence[str]
+) -> None:
+    """Write config.yaml and environment.json.
 
-
-def describe_run(facts: RunFacts, first_step: int, total_steps: int) -> str:
-    """A summary of the run in three lines: network, data, ranks and steps."""
-    config, dataset, world = facts.config, facts.dataset, facts.world
-    train = config.train
-    accumulation = train.global_batch // (train.micro_batch * world.size)
-    steps = f"resuming at step {first_step} of {total_steps}" if first_step else f"{total_steps} steps"
-    return (
-        f"{config.run.path}: {config.model.name} ({facts.parameters / 1e6:.1f} M parameters), {config.data.size}²,"
-        f" {train.precision}, ZeRO {train.zero_stage}\n"
-        f"{dataset.name} (version {dataset.version[:12]}): {len(dataset.rows('train'))} training,"
-        f" {len(dataset.rows('val'))} validation, {len(dataset.rows('test'))} test images;"
-        f" loader {config.data.loader}\n"
-        f"{world.size} × {facts.device.type} ({world.launcher}), batch {train.global_batch} ="
-        f" {train.micro_batch} × {accumulation} accumulated × {world.size} ranks; {steps}"
-    )
-
-
-def _environment(facts: RunFacts, command: Sequence[str]) -> dict[str, Any]:
-    """Versions, devices, commit and data of a run. Environment variables are left out: they may hold secrets."""
+    Args:
+        config: the resolved configuration.
+        dataset: the opened shards.
+        world: this process among all processes.
+        device: where this process computes.
+        parameters: number of parameters of the network.
+        command: the command line of the run.
+    """
     import torch
 
-    dataset, world = facts.dataset, facts.world
-    return {
+    # environment variables are left out: they may hold secrets
+    environment = {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
-        "devices": f"{world.size} × {_device_name(facts.device)}",
+        "devices": f"{world.size} × {_device_name(device)}",
         "threads": torch.get_num_threads(),
         "world_size": world.size,
         "launcher": world.launcher,
@@ -109,10 +75,33 @@ def _environment(facts: RunFacts, command: Sequence[str]) -> dict[str, Any]:
         "dataset_version": dataset.version,
         "classes": list(dataset.classes),
         "shards": dataset.origin or str(dataset.root.resolve()),
-        "parameters": facts.parameters,
+        "parameters": parameters,
         "command": shlex.join(command),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
+    path = config.run.path
+    path.mkdir(parents=True, exist_ok=True)
+    write_atomically(path / "config.yaml", dump(config))
+    write_atomically(path / "environment.json", json.dumps(environment, indent=1) + "\n")
+
+
+def describe_run(
+    config: Config, dataset: Dataset, world: World, device: torch.device, parameters: int, *,
+    first_step: int, total_steps: int,
+) -> str:  # fmt: skip
+    """A summary of the run in three lines: network, data, ranks and steps."""
+    train = config.train
+    accumulation = train.global_batch // (train.micro_batch * world.size)
+    steps = f"resuming at step {first_step} of {total_steps}" if first_step else f"{total_steps} steps"
+    return (
+        f"{config.run.path}: {config.model.name} ({parameters / 1e6:.1f} M parameters), {config.data.size}²,"
+        f" {train.precision}, ZeRO {train.zero_stage}\n"
+        f"{dataset.name} (version {dataset.version[:12]}): {len(dataset.rows('train'))} training,"
+        f" {len(dataset.rows('val'))} validation, {len(dataset.rows('test'))} test images;"
+        f" loader {config.data.loader}\n"
+        f"{world.size} × {device.type} ({world.launcher}), batch {train.global_batch} ="
+        f" {train.micro_batch} × {accumulation} accumulated × {world.size} ranks; {steps}"
+    )
 
 
 def _device_name(device: torch.device) -> str:

@@ -7,17 +7,19 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from brain_dist.common.files import write_atomically
 from brain_dist.config import Config
 from brain_dist.errors import Fault
 from brain_dist.tracking import attempts, wandb_log
-from brain_dist.tracking.metrics_file import METRICS, truncate_metrics
+from brain_dist.tracking.attempts import complete_rows
 from brain_dist.tracking.progress import Progress, format_value
 
 if TYPE_CHECKING:
     from brain_dist.judging.examples import Example
+
+METRICS = "metrics.jsonl"  # one JSON row per optimiser step or evaluation
 
 
 class Tracker:
@@ -29,7 +31,7 @@ class Tracker:
         if not enabled:
             return
         self.log_path = path / METRICS
-        truncate_metrics(self.log_path, first_step)
+        _truncate(self.log_path, first_step)
         self.log = self.log_path.open("a", buffering=1)  # line-buffered
         self.wandb = wandb_log.open_log(config, path, attempt=len(attempts.read(path)) or 1)
         self.progress = Progress(first_step, total_steps)
@@ -76,12 +78,19 @@ class Tracker:
     def __enter__(self) -> Tracker:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.enabled:
             problem = self.wandb and self.wandb.finish(0 if kind is None else 1)
             if problem:
                 self.print_line(problem)
             self.progress.close()
             self.log.close()
+
+
+def _truncate(path: Path, first_step: int) -> None:
+    """Remove the rows of steps from ``first_step`` on, which a resumed run repeats, so that each step has one row."""
+    if not path.exists():
+        return
+    # a train row has the index of its step; an evaluation row has the number of completed steps
+    rows = [row for row in complete_rows(path) if row["step"] < first_step + (row["kind"] == "eval")]
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))

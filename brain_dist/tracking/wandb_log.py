@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import netrc
 import os
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ from brain_dist.config import Config, to_dict
 if TYPE_CHECKING:
     from brain_dist.judging.examples import Example
 
+INIT_TIMEOUT = 15.0  # seconds until W&B counts as unreachable; its default is 90
 FINISHED = "FINISHED"  # marks an offline run that is complete, for `brain-dist sync`
 FINISH_TIMEOUT = 120.0  # seconds for the last uploads; the jobs in slurm/ are warned five minutes before their end
 _NOT_LOGGED = ("kind", "step", "split", "time", "per_class", "confusion")
@@ -26,7 +29,8 @@ class WandbLog:
     """An open W&B run.
 
     W&B writes in a separate process, and SLURM may send its SIGTERM to every process of a step. Rows that W&B does not
-    accept are kept, and sent when the run finishes: after the checkpoint, which must not wait for them.
+    accept are kept, and sent when the run finishes: after the checkpoint, which must not wait for them. No error of W&B
+    ends a training, whatever its type.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -42,9 +46,18 @@ class WandbLog:
             console="off",
             silent=True,
             x_transaction_log_flush_interval=1,  # seconds of rows that are lost if W&B's process is killed; default 15
+            init_timeout=INIT_TIMEOUT,
             finish_timeout=FINISH_TIMEOUT,  # without a network the job must still end
         )
-        self.run = wandb.init(**self.settings, settings=settings)
+        try:
+            self.run = wandb.init(**self.settings, settings=settings)
+        except Exception as error:
+            if self.settings["mode"] != "online":
+                raise
+            _print_line(f"logging offline, as W&B did not answer ({_one_line(error)}); upload with `brain-dist sync`")
+            self.settings["mode"] = "offline"
+            self._end_service()
+            self.run = wandb.init(**self.settings, settings=settings)
         self.run.define_metric("*", step_metric="step")
 
     def log_row(self, row: dict[str, Any], examples: Sequence[Example] = ()) -> None:
@@ -52,7 +65,7 @@ class WandbLog:
         if not self.unsent:
             try:
                 return self._send(row, examples)
-            except OSError:  # the connection to W&B's process is broken
+            except Exception:  # mostly the connection to W&B's process is broken
                 pass
         self.unsent.append((row, examples))
 
@@ -79,34 +92,46 @@ class WandbLog:
         Returns:
             What went wrong, in one line, or None. The exit code of the training and metrics.jsonl do not depend on W&B.
         """
-        import wandb
-
         folders, problem = {Path(self.run.settings.sync_dir)}, None
         try:
             if self.unsent:
-                self._resend()
+                problem = self._resend()
             self.run.finish(exit_code=code)
-        except (OSError, wandb.Error) as error:
-            problem = (
-                f"W&B ended before this run did ({type(error).__name__}: {error}); its last rows may be missing there"
-            )
-            with contextlib.suppress(OSError, wandb.Error):
-                wandb.teardown()
+        except Exception as error:
+            problem = f"W&B ended before this run did ({_one_line(error)}); its last rows may be missing there"
+            self._end_service()
         for folder in folders | {Path(self.run.settings.sync_dir)}:
-            if folder.is_dir():
+            with contextlib.suppress(OSError):  # it does not exist
                 (folder / FINISHED).touch()
         return problem
 
-    def _resend(self) -> None:
+    def _resend(self) -> str | None:
         """Continue the same W&B run in a new file, and send the rows that W&B did not accept."""
-        import wandb
-
-        with contextlib.suppress(OSError):
-            wandb.teardown()
+        self._end_service()
         self.settings |= {"id": self.run.id, "resume": "allow"}
         self._open()
+        problem = None
         for row, examples in self.unsent:
-            self._send(row, examples)
+            try:
+                self._send(row, examples)
+            except Exception as error:
+                problem = f"W&B lacks the row of step {row['step']} ({_one_line(error)})"
+        return problem
+
+    def _end_service(self) -> None:
+        """End W&B's process, so that a new one can start."""
+        import wandb
+
+        with contextlib.suppress(Exception):
+            wandb.teardown()
+
+
+def _print_line(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _confusion_plot(confusion: list[list[int]], classes: list[str], title: str) -> Any:
@@ -134,26 +159,49 @@ def has_key() -> bool:
 
 
 def open_log(config: Config, path: Path, attempt: int) -> WandbLog | None:
-    """Start the W&B run of an attempt (1, 2, …) in ``path``/wandb. Return None if ``track.wandb`` is off."""
+    """Start the W&B run of an attempt (1, 2, …) in ``path``/wandb.
+
+    WANDB_MODE can turn W&B off or keep it offline, as for any program that uses it.
+
+    Returns:
+        None if ``track.wandb`` is off, or if W&B cannot be started: then a line says why.
+    """
     if config.track.wandb == "off":
         return None
-    os.environ.setdefault("WANDB_SILENT", "true")
-    return WandbLog(
-        {
-            "project": config.track.project,
-            "group": config.track.group or config.run.name,
-            "job_type": f"seed {config.run.seed}",
-            "name": config.run.name if attempt == 1 else f"{config.run.name} (attempt {attempt})",
-            "dir": str(path),
-            "config": {**to_dict(config), "attempt": attempt, "slurm_job": os.environ.get("SLURM_JOB_ID")},
-            "mode": _mode(config),
-        }
-    )
-
-
-def _mode(config: Config) -> str:
-    """The mode of ``wandb.init``. WANDB_MODE can turn W&B off or keep it offline, as for any program that uses it."""
     mode = os.environ.get("WANDB_MODE")
-    if mode == "disabled":
-        return "disabled"
-    return "online" if config.track.wandb == "auto" and mode in (None, "online") and has_key() else "offline"
+    if mode != "disabled":
+        online = config.track.wandb == "auto" and mode in (None, "online") and has_key()
+        mode = "online" if online else "offline"
+    os.environ.setdefault("WANDB_SILENT", "true")
+    try:
+        _choose_folders(path)
+        return WandbLog(
+            {
+                "project": config.track.project,
+                "group": config.track.group or config.run.name,
+                "job_type": f"seed {config.run.seed}",
+                "name": config.run.name if attempt == 1 else f"{config.run.name} (attempt {attempt})",
+                "dir": str(path),
+                "config": {**to_dict(config), "attempt": attempt, "slurm_job": os.environ.get("SLURM_JOB_ID")},
+                "mode": mode,
+            }
+        )
+    except Exception as error:
+        _print_line(f"not logging to W&B, only to metrics.jsonl: W&B did not start ({_one_line(error)})")
+        return None
+
+
+def _choose_folders(run: Path) -> None:
+    """Put the folders that W&B needs besides the run's into the run's, if the home folder is not writable."""
+    import platformdirs
+
+    for kind in ("cache", "config", "data"):
+        variable, folder = f"WANDB_{kind.upper()}_DIR", Path(getattr(platformdirs, f"user_{kind}_dir")("wandb"))
+        if variable in os.environ or (folder / "settings").exists():
+            continue
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(4096))
+        except OSError:
+            os.environ[variable] = str((run / "wandb" / kind).absolute())

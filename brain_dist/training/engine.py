@@ -20,11 +20,12 @@ from brain_dist.training.fragments import optimizer_counters
 from brain_dist.training.freeze import Freeze
 from brain_dist.training.loss import weighted_losses
 from brain_dist.training.nonfinite import GradientCheck, SkippedSteps, nan_if_infinite
-from brain_dist.training.optim import GroupSettings, create_optimizer
-from brain_dist.training.running_statistics import RunningStatistics
+from brain_dist.training.optim import create_optimizer, group_settings
 
 if TYPE_CHECKING:
     import torch
+
+_STATISTICS = ("running_mean", "running_var")  # last parts of the names of BatchNorm's running statistics
 
 
 class Engine:
@@ -36,7 +37,6 @@ class Engine:
         normalize: turns loaded images into the network's input.
         parameters: number of parameters.
         ema: averaged weights; None if ``optim.ema`` is 0.
-        statistics: BatchNorm's running statistics.
         skipped: counts of skipped steps.
     """
 
@@ -67,14 +67,15 @@ class Engine:
         self.ema = Ema(config.optim.ema, model) if config.optim.ema else None
         self._freeze = Freeze(model, frozen_steps)
         optimizer = create_optimizer(config.optim, model, self._freeze.head)
-        self._group_settings = [GroupSettings.of(group) for group in optimizer.param_groups]
+        # kept here, as loading a checkpoint may overwrite those in the optimiser
+        self._groups = [{**group, "params": None} for group in optimizer.param_groups]
         self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=settings, dist_init_required=False
         )
         if config.model.compile:
             self.module.compile()  # in place, so that the names of the weights stay the same
         self.deepspeed.train()
-        self.statistics = RunningStatistics(self.module, self.ema, world)
+        self._statistics = [buffer for name, buffer in self.module.named_buffers() if name.endswith(_STATISTICS)]
         self.skipped = SkippedSteps()
         self._gradient_check = GradientCheck(self.deepspeed, config.train)
 
@@ -111,7 +112,7 @@ class Engine:
         """
         import torch
 
-        statistics = self.statistics.copy()
+        statistics = [buffer.clone() for buffer in self._statistics]
         self._prepare_step(batches[0].micro.step, lr)
         loss_share = torch.zeros((), device=self.device)
         for batch in batches:
@@ -124,15 +125,16 @@ class Engine:
         skip = self.grad_norm is None
         self.skipped.count(skip)
         if skip:
-            self.statistics.restore(statistics)
+            for buffer, value in zip(self._statistics, statistics, strict=True):
+                buffer.copy_(value)
         elif self.ema:
             self.ema.update(self.module.state_dict().items())
         return loss_share
 
     def _prepare_step(self, step: int, lr: float) -> None:
         self._freeze.before_step(step)
-        for group, settings in zip(self.deepspeed.optimizer.param_groups, self._group_settings, strict=True):
-            group.update(settings.at_step(self.config.optim, lr, step, self._freeze.steps))
+        for group, initial in zip(self.deepspeed.optimizer.param_groups, self._groups, strict=True):
+            group.update(group_settings(initial, self.config.optim, lr, step, self._freeze.steps))
 
     def _seed_dropout(self, batch: Batch) -> None:
         """Make dropout and dropped paths depend only on the step and the position in the global batch.
@@ -144,12 +146,29 @@ class Engine:
         micro = batch.micro
         torch.manual_seed(int(counter.bits(self.config.run.seed, "forward", micro.step, micro.position[0])))
 
+    def average_statistics(self) -> None:
+        """Replace BatchNorm's running statistics on each rank by their mean over all ranks. Every rank must call.
+
+        DeepSpeed keeps parameters equal, but not buffers. Running statistics are linear in the statistics of each
+        batch, so averaging now and again later gives the same result as averaging only later.
+        """
+        import torch.distributed as dist
+        from timm.utils import distribute_bn
+
+        if self.world.size == 1:
+            return
+        distribute_bn(self.module, self.world.size, reduce=True)
+        for name, value in self.ema.state.items() if self.ema else ():
+            if name.endswith(_STATISTICS):
+                dist.all_reduce(value)
+                value /= self.world.size
+
     @contextmanager
     def evaluating(self) -> Iterator[torch.nn.Module]:
         """The network in evaluation mode, with the EMA weights if there are any. Every rank must call."""
         import torch
 
-        self.statistics.average_over_ranks()
+        self.average_statistics()
         with self.ema.applied_to(self.module) if self.ema else nullcontext():
             self.deepspeed.eval()
             try:
@@ -165,7 +184,7 @@ class Engine:
         """
         import deepspeed
 
-        self.statistics.average_over_ranks()
+        self.average_statistics()
         sharded = self.config.train.zero_stage == 3
         with deepspeed.zero.GatheredParameters(list(self.module.parameters()), enabled=sharded):
             if not self.world.is_main:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 WEIGHT = "weight"  # fp32 master weights
 MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's moments, by torch's names
+# name, first element and number of elements of a parameter; the flat tensor that holds them, and from which offset
+_Location = tuple[str, int, int, "torch.Tensor", int]
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -44,17 +46,6 @@ class Fragment:
     tensors: dict[str, torch.Tensor]
 
 
-@dataclass(frozen=True)
-class _Location:
-    """Where the optimiser keeps elements ``start`` to ``start + count`` of a parameter: in ``flat`` from ``offset``."""
-
-    name: str
-    start: int
-    count: int
-    flat: torch.Tensor
-    offset: int
-
-
 def local_fragments(deepspeed: Any) -> list[Fragment]:
     """The fragments of all trained parameters that this rank updates. Missing moments are created as zeros.
 
@@ -66,17 +57,18 @@ def local_fragments(deepspeed: Any) -> list[Fragment]:
     if getattr(deepspeed.optimizer, "swap_optimizer", False):
         raise UserError("train.deepspeed: optimizer states on NVMe cannot be saved; offload them to the cpu")
     fragments = []
-    for location in _locations(deepspeed.module, deepspeed.optimizer):
-        state = deepspeed.basic_optimizer.state[location.flat]
+    for name, start, count, flat, offset in _locations(deepspeed.module, deepspeed.optimizer):
+        state = deepspeed.basic_optimizer.state[flat]
         if not state:
-            state |= _initial_state(location.flat)
-        tensors = {WEIGHT: location.flat.detach(), **{kind: state[kind] for kind in MOMENTS}}
-        views = {kind: t.view(-1).narrow(0, location.offset, location.count) for kind, t in tensors.items()}
-        fragments.append(Fragment(location.name, location.start, location.count, views))
+            state |= _initial_state(flat)
+        tensors = {WEIGHT: flat.detach(), **{kind: state[kind] for kind in MOMENTS}}
+        views = {kind: tensor.view(-1).narrow(0, offset, count) for kind, tensor in tensors.items()}
+        fragments.append(Fragment(name, start, count, views))
     return fragments
 
 
 def _locations(module: torch.nn.Module, optimizer: Any) -> Iterator[_Location]:
+    """Where the optimiser keeps each parameter, or the part of it that this rank updates."""
     parameters: list[tuple[str, Any]] = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if hasattr(optimizer, "grad_position"):
         return _locations_stage3(parameters, optimizer)
@@ -84,8 +76,8 @@ def _locations(module: torch.nn.Module, optimizer: Any) -> Iterator[_Location]:
         return _locations_stage12(parameters, optimizer)
     if hasattr(optimizer, "fp32_groups"):
         masters = {id(low): high for low, high in _stage0_pairs(optimizer)}
-        return (_Location(name, 0, p.numel(), masters[id(p)], 0) for name, p in parameters)
-    return (_Location(name, 0, p.numel(), p, 0) for name, p in parameters)
+        return ((name, 0, p.numel(), masters[id(p)], 0) for name, p in parameters)
+    return ((name, 0, p.numel(), p, 0) for name, p in parameters)
 
 
 def _locations_stage3(parameters: list[tuple[str, Any]], optimizer: Any) -> Iterator[_Location]:
@@ -95,7 +87,7 @@ def _locations_stage3(parameters: list[tuple[str, Any]], optimizer: Any) -> Iter
         start = size * optimizer._get_param_partition_rank(parameter)
         count = min(size, parameter.ds_numel - start)
         if count > 0:
-            yield _Location(name, start, count, optimizer.fp32_partitioned_groups_flat[group], offset)
+            yield (name, start, count, optimizer.fp32_partitioned_groups_flat[group], offset)
 
 
 def _locations_stage12(parameters: list[tuple[str, Any]], optimizer: Any) -> Iterator[_Location]:
@@ -106,7 +98,7 @@ def _locations_stage12(parameters: list[tuple[str, Any]], optimizer: Any) -> Ite
         mapping = parameter._hp_mapping
         if mapping is not None:
             master, part = mapping.hp_fragment_address, mapping.lp_fragment_address
-            yield _Location(name, part.start, part.numel, flats[mapping.param_group_index], master.start)
+            yield (name, part.start, part.numel, flats[mapping.param_group_index], master.start)
 
 
 def _stage0_pairs(optimizer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -16,8 +16,8 @@ class Freeze:
 
     The classifier's inputs are detached, so that the backward pass ends there and gradient clipping measures only what
     trains. BatchNorm uses its running statistics and does not update them. The learning rates are set in
-    :meth:`brain_dist.training.optim.GroupSettings.at_step`. All of it depends on the step only, so a checkpoint stores
-    nothing for it.
+    :func:`brain_dist.training.optim.group_settings`. All of it depends on the step only, so a checkpoint stores nothing
+    for it.
 
     Attributes:
         steps: number of frozen steps; with 0 the network is not changed at all.

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from brain_dist.checkpoints.evaluations import Evaluations
 from brain_dist.config import Config
 from brain_dist.errors import EXIT_PREEMPTED
 from brain_dist.inference.examples import make_examples
 from brain_dist.judging.examples import Example
 from brain_dist.ranks.device import peak_memory
+from brain_dist.ranks.group import LONGEST_STEP
 from brain_dist.ranks.stopping import SAVE, STOP, StepAgreement, StepResult
 from brain_dist.ranks.watch import Watch
 from brain_dist.store.dataset import Dataset
 from brain_dist.stream.batch import Batch
-from brain_dist.tracking.evaluations import Evaluations
 from brain_dist.tracking.tracker import Tracker
 from brain_dist.training.engine import Engine
 from brain_dist.training.nonfinite import raise_nonfinite
 from brain_dist.training.saving import Saver
 from brain_dist.training.schedule import Schedule
-from brain_dist.training.throughput import Throughput
 from brain_dist.training.validation import validate
 
 
 @dataclass(kw_only=True)
 class Trainer:
-    """Everything that the training loop uses; :func:`brain_dist.training.setup.prepare` creates it.
+    """Everything that the training loop uses; :func:`brain_dist.training.start.run_training` creates it.
 
     Attributes:
         config: the run's configuration.
@@ -58,22 +60,27 @@ class Trainer:
     evaluations: Evaluations
     tracker: Tracker
     watch: Watch
-    throughput: Throughput = field(init=False)
+    _steps_timed: int = field(default=0, init=False)
+    _clock: float = field(default=0.0, init=False)
 
     def run(self) -> int:
         """Train to the end or to a stop request. Every rank must call. Returns the exit code."""
         with self.tracker:
             self.tracker.print_line(self.summary)
+            self.agreement.request.saved_step = lambda: self.saver.saved or self.first_step
             if self.evaluation_missed:
                 self.evaluate_and_record(self.first_step)
-            self.throughput = Throughput(self.config.train.global_batch)
+            self._clock = time.perf_counter()
             for step in range(self.first_step, self.schedule.total_steps):
                 if self.evaluations.patience_exhausted:
-                    self.report_early_stop()
+                    train = self.config.train
+                    self.tracker.print_line(
+                        f"stopped early: {train.patience} evaluations without a better {train.best}"
+                    )
                     break
                 result = self.train_step(step)
                 steps_done = step + 1
-                with self.throughput.paused():
+                with self.clock_paused():
                     # save first: a scheduler that asked to stop may not wait for an evaluation
                     saved = self.save_if_due(steps_done, result)
                     if result.stop and steps_done < self.schedule.total_steps:
@@ -81,7 +88,8 @@ class Trainer:
                         return EXIT_PREEMPTED
                     if self.schedule.evaluation_due(steps_done):
                         self.evaluate_and_record(steps_done)
-                        if not saved and self.is_best_or_last(steps_done):
+                        best_or_last = self.evaluations.best == steps_done or self.evaluations.patience_exhausted
+                        if best_or_last and not saved:
                             self.save(steps_done)
             self.saver.finish()
             self.report_end()
@@ -96,15 +104,17 @@ class Trainer:
         lr = self.schedule.learning_rate(step)
         self.watch.report_progress(f"loading step {step}")
         batches = [next(self.batches) for _ in range(self.engine.accumulation_steps)]
-        self.watch.report_progress(f"computing step {step}")
+        allowance = LONGEST_STEP if step == self.first_step else 0.0  # the first step may compile the network
+        self.watch.report_progress(f"computing step {step}", allowance)
         loss_share = self.engine.step(batches, lr)
-        self.watch.report_progress(f"waiting for the others after step {step}")
+        self.watch.report_progress(f"waiting for the others after step {step}", allowance)
         result = self.agreement.after_step(loss_share, writing=self.saver.writing, write_failed=self.saver.write_failed)
-        self.saver.finish_if_written(writing=result.writing, write_failed=result.write_failed)
+        if result.write_failed or not result.writing:
+            self.saver.finish()
         if self.engine.skipped.in_a_row >= self.config.train.skip_limit:
             keys = self.dataset.columns["key"]
             raise_nonfinite(self.config.run.path, step, self.engine.skipped, batches, keys, self.engine.world)
-        self.throughput.count_step()
+        self._steps_timed += 1
         if self.schedule.log_due(step + 1):
             self.tracker.log_step(step, self.metrics_row(step, result.loss, lr))
         return result
@@ -119,9 +129,23 @@ class Trainer:
             "grad_norm": engine.grad_norm,
             "skipped": engine.skipped.total,
             **({} if engine.loss_scale is None else {"loss_scale": engine.loss_scale}),
-            "images_per_s": self.throughput.restart(),
+            "images_per_s": self.throughput(),
             "memory_gib": peak_memory(engine.device),
         }
+
+    def throughput(self) -> float:
+        """Images per second since the last call (or the start)."""
+        now = time.perf_counter()
+        rate = self._steps_timed * self.config.train.global_batch / (now - self._clock)
+        self._steps_timed, self._clock = 0, now
+        return rate
+
+    @contextmanager
+    def clock_paused(self) -> Iterator[None]:
+        """Exclude the time of a block, an evaluation or a checkpoint, from :meth:`throughput`."""
+        pause_start = time.perf_counter()
+        yield
+        self._clock += time.perf_counter() - pause_start
 
     def save_if_due(self, steps_done: int, result: StepResult) -> bool:
         """Start a checkpoint if one is scheduled or requested. Returns whether it did."""
@@ -154,16 +178,6 @@ class Trainer:
             examples = make_examples(predictions, self.dataset, self.config, self.engine.normalize, self.engine.device)
         self.tracker.log_evaluation(steps_done, "val", {"epoch": self.schedule.epoch(steps_done), **metrics}, examples)
         self.evaluations.add(steps_done, metrics)
-        self.saver.best = self.evaluations.best
-
-    def is_best_or_last(self, steps_done: int) -> bool:
-        """Whether the evaluation after ``steps_done`` steps was the best so far, or ends the training."""
-        return self.evaluations.best == steps_done or self.evaluations.patience_exhausted
-
-    def report_early_stop(self) -> None:
-        """Print that training stopped early."""
-        train = self.config.train
-        self.tracker.print_line(f"stopped early: {train.patience} evaluations without a better {train.best}")
 
     def report_end(self) -> None:
         """Print the best step and the command that evaluates the run."""

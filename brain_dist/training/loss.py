@@ -8,7 +8,6 @@ from brain_dist.config import Config
 from brain_dist.stream import augment
 from brain_dist.stream.batch import Batch
 from brain_dist.stream.normalize import Normalize
-from brain_dist.training.mixing import mix_images
 
 if TYPE_CHECKING:
     import torch
@@ -37,3 +36,34 @@ def weighted_losses(network: torch.nn.Module, normalize: Normalize, batch: Batch
     logits = network(image).float()
     own = mix_weight * losses(logits, label) * batch.weight
     return own + (1 - mix_weight) * losses(logits, label[partner]) * batch.weight[partner]
+
+
+def mix_images(
+    image: torch.Tensor, partner: torch.Tensor, weight: torch.Tensor, mix: augment.Mix
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Blend each image with its partner (mixup), or paste a box of the partner into it (CutMix).
+
+    Args:
+        image: [B, C, H, W], the network's input.
+        partner: [B, C, H, W], the partner of each image.
+        weight: float32 [B], ``mix.weight`` on the device.
+        mix: which images are blended, and the boxes to paste.
+
+    Returns:
+        The mixed images [B, C, H, W], and the weight of each image's own label [B]. For CutMix the weight is the share
+        of pixels that were not pasted.
+    """
+    import torch
+
+    size = image.shape[-1]
+    blend = torch.from_numpy(mix.blend).to(image.device)
+    image_share = torch.where(blend, weight, 1.0).to(image.dtype).reshape(-1, 1, 1, 1)
+    image = image * image_share + partner * (1 - image_share)
+    x0, y0, x1, y1 = torch.from_numpy(augment.pixel_boxes(mix.box, size)).to(image.device).T
+    index = torch.arange(size, device=image.device)
+    inside_x = (index >= x0[:, None]) & (index < x1[:, None])
+    inside_y = (index >= y0[:, None]) & (index < y1[:, None])
+    paste = (inside_y[:, :, None] & inside_x[:, None, :])[:, None]
+    image = torch.where(paste, partner, image)
+    pasted_share = paste.float().mean(dim=(1, 2, 3))
+    return image, torch.where(blend, weight, 1 - pasted_share)

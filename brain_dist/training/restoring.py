@@ -39,8 +39,12 @@ def restore(root: Path, step: int, engine: Engine) -> None:
     path = checkpoint_folder(root, step)
     counters = read_marker(path)["counters"]
     weights = load_file(path / MODEL)
+    persistent = engine.module.state_dict()
     for name, buffer in engine.module.named_buffers():
-        buffer.copy_(weights[name])
+        if name in persistent:
+            if name not in weights:
+                raise Fault(f"{path / MODEL} does not contain {name}; it is of another network")
+            buffer.copy_(weights[name])
     with ExitStack() as open_files:
         saved = _index_fragments(path, open_files)
         for fragment in local_fragments(engine.deepspeed):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
-from brain_dist.checkpoints.layout import complete_steps
-from brain_dist.checkpoints.newest import newest_checkpoint
+from brain_dist.checkpoints.layout import checkpoint_folder, complete_steps, read_marker, verify_checkpoint
 from brain_dist.config import Config, to_dict
-from brain_dist.errors import UserError
+from brain_dist.errors import Fault, UserError
+from brain_dist.ranks.group import gather_objects, run_on_main
 from brain_dist.ranks.world import World
 
 # Settings that no later number depends on, so they may change between attempts
@@ -20,7 +21,7 @@ _FREE = {
     "train": {"eval_every", "save_every", "keep", "best", "patience", "log_every", "timeout", "skip_limit"},
     "track": {"wandb", "project", "group", "examples"},
 }
-RANKS, MICRO_BATCH = "the number of ranks", "train.micro_batch"
+RANKS, DATASET_VERSION, MICRO_BATCH = "the number of ranks", "the version of data.shards", "train.micro_batch"
 # Settings that may change with a message: each step keeps its samples and augmentations, but sums are rounded otherwise
 _ELASTIC = {RANKS, MICRO_BATCH, "train.zero_stage", "train.deepspeed"}
 
@@ -33,7 +34,7 @@ def settings_to_match(config: Config, dataset_version: str, world_size: int) -> 
         for name, value in values.items()
         if name not in _FREE.get(section, set())
     }
-    return {**settings, "the version of data.shards": dataset_version, RANKS: world_size}
+    return {**settings, DATASET_VERSION: dataset_version, RANKS: world_size}
 
 
 def resume_step(config: Config, root: Path, settings: dict[str, Any], world: World) -> int | None:
@@ -59,7 +60,9 @@ def resume_step(config: Config, root: Path, settings: dict[str, Any], world: Wor
     if newest is None:
         return None
     step, saved = newest
-    changes = {name: (saved.get(name), value) for name, value in settings.items() if saved.get(name) != value}
+    # a setting that was added to the configuration later is not in the checkpoint; its default is what the run used
+    saved = {**settings_to_match(Config(), settings[DATASET_VERSION], world.size), **saved}
+    changes = {name: (saved[name], value) for name, value in settings.items() if saved[name] != value}
     for name, (before, now) in changes.items():
         if name not in _ELASTIC:
             raise UserError(
@@ -71,3 +74,31 @@ def resume_step(config: Config, root: Path, settings: dict[str, Any], world: Wor
         exception = "; batches of BatchNorm and dropped paths change" if MICRO_BATCH in changes else ""
         print(f"resuming with {text}: samples and augmentations stay the same{exception}", file=sys.stderr, flush=True)
     return step
+
+
+def newest_checkpoint(root: Path, world: World) -> tuple[int, dict[str, Any]] | None:
+    """Step and saved settings (``facts`` of COMPLETE) of the newest intact checkpoint; None if there is no checkpoint.
+
+    The main rank verifies every file. It warns about each damaged checkpoint and tries the one before. Every rank must
+    call.
+
+    Raises:
+        Fault: there are checkpoints, but all are damaged.
+    """
+    checkpoint: list[Any] = []
+
+    def find() -> None:
+        steps = complete_steps(root)
+        for step in reversed(steps):
+            folder = checkpoint_folder(root, step)
+            problems = verify_checkpoint(folder)
+            if not problems:
+                checkpoint[:] = step, read_marker(folder)["facts"]
+                return
+            warnings.warn(f"checkpoint {step} is damaged and skipped: {problems[0]}", stacklevel=2)
+        if steps:
+            raise Fault(f"all checkpoints in {root} are damaged; move the folder away to train from the start")
+
+    run_on_main(world, find)
+    checkpoint = gather_objects(checkpoint, world)[0]
+    return (checkpoint[0], checkpoint[1]) if checkpoint else None

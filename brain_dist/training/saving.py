@@ -2,9 +2,8 @@
 
 1. :meth:`Saver.begin` copies the state of each rank to the host. A thread writes and syncs the rank's files into
    ``.partial-<step>``.
-2. The reduction that every training step makes anyway tells all ranks when every thread is done
-   (:meth:`Saver.finish_if_written`), or :meth:`Saver.finish` waits for them.
-3. The main rank writes the marker and renames the folder.
+2. The reduction that every training step makes anyway tells all ranks when every thread is done. Then, or at a stop or
+   the next checkpoint, :meth:`Saver.finish` is called: the main rank writes the marker and renames the folder.
 
 If any rank dies before that, the previous checkpoint is still there and intact. The format of a checkpoint is described
 in :mod:`brain_dist.checkpoints.layout`.
@@ -17,6 +16,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from brain_dist.checkpoints.evaluations import Evaluations
 from brain_dist.checkpoints.layout import (
     EMA,
     MARKER,
@@ -78,22 +78,26 @@ class Saver:
     """Writes the checkpoints of one engine, one at a time. Every rank must make the same calls in the same order.
 
     Attributes:
-        best: step of a checkpoint that is never deleted; None if there is none.
+        saved: step of the last checkpoint that this process completed; None if there is none.
         bytes: size of the last complete checkpoint, of all ranks.
     """
 
-    def __init__(self, root: Path, engine: Engine, settings: dict[str, Any], *, keep: int) -> None:
+    def __init__(
+        self, root: Path, engine: Engine, settings: dict[str, Any], evaluations: Evaluations | None = None, *, keep: int
+    ) -> None:
         """Create ``root`` and remove the incomplete checkpoints of earlier processes.
 
         Args:
             root: the run's ``checkpoints`` folder, shared by all ranks.
             engine: what is saved.
             settings: the settings that must match on resume, stored in every checkpoint.
-            keep: number of complete checkpoints to keep, besides ``best``.
+            evaluations: the validation results so far, stored in every checkpoint.
+            keep: number of complete checkpoints to keep, besides the best one.
         """
-        self.best: int | None = None
+        self.saved: int | None = None
         self.bytes = 0
         self._root, self._engine, self._settings, self._keep = root, engine, settings, keep
+        self._evaluations = evaluations or Evaluations(None, 0)
         self._write: _Write | None = None
 
         def remove_incomplete() -> None:
@@ -124,19 +128,6 @@ class Saver:
         self._write = _Write(step, self._engine.counters(), self._root / f"{_PARTIAL}{step:08d}", files)
         self._write.start()
 
-    def finish_if_written(self, *, writing: bool, write_failed: bool) -> None:
-        """Complete the checkpoint if all ranks have written it, or fail if any rank could not.
-
-        Args:
-            writing: whether any rank is ``writing``, as all ranks agreed after a step.
-            write_failed: whether any rank has ``write_failed``, likewise.
-
-        Raises:
-            Fault: a rank could not write its files.
-        """
-        if self._write is not None and (write_failed or not writing):
-            self.finish()
-
     def finish(self) -> None:
         """Wait for the checkpoint that is being written, if any, and complete it.
 
@@ -149,7 +140,7 @@ class Saver:
         write.join()
         self._write = None
         world = self._engine.world
-        results = gather_objects((write.listing, write.problem), world)
+        results = gather_objects((write.listing, write.problem and str(write.problem)), world)
         problem = next((problem for _, problem in results if problem), None)
         if problem:
             run_on_main(world, lambda: shutil.rmtree(write.partial, ignore_errors=True))
@@ -157,11 +148,12 @@ class Saver:
         listing = {name: entry for files, _ in results for name, entry in files.items()}
         self.bytes = sum(entry["size"] for entry in listing.values())
         run_on_main(world, lambda: self._complete(write, listing))
+        self.saved = write.step
 
     def _copy_state(self) -> Files:
         """Copies on the host of what this rank writes. Every rank must call."""
         engine, world = self._engine, self._engine.world
-        engine.statistics.average_over_ranks()
+        engine.average_statistics()
         fragments = local_fragments(engine.deepspeed)
         if engine.config.train.zero_stage == 0:  # every rank has everything: each writes a part
             fragments = fragments[world.rank :: world.size]
@@ -176,7 +168,13 @@ class Saver:
 
     def _complete(self, write: _Write, listing: Listing) -> None:
         """Write the marker, rename the folder, delete old checkpoints; on the main rank."""
-        marker = {"step": write.step, "counters": write.counters, "facts": self._settings, "files": listing}
+        marker = {
+            "step": write.step,
+            "counters": write.counters,
+            "facts": self._settings,
+            "evaluations": [row for row in self._evaluations.rows if row["step"] <= write.step],
+            "files": listing,
+        }
         write_durably(write.partial / MARKER, encode_marker(marker))
         sync_folder(write.partial)
         folder = checkpoint_folder(self._root, write.step)
@@ -187,7 +185,7 @@ class Saver:
         # newer checkpoints are damaged, because the run resumed from an older one; they must not displace intact ones
         steps = [step for step in complete_steps(self._root) if step <= write.step]
         for step in steps[: -self._keep]:
-            if step != self.best:
+            if step != self._evaluations.best:
                 shutil.rmtree(checkpoint_folder(self._root, step))
 
 

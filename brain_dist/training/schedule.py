@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from brain_dist.config import Config, OptimConfig, TrainConfig
 from brain_dist.store.dataset import Dataset
 from brain_dist.stream.plan import steps_per_epoch
-from brain_dist.training.optim import learning_rate
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,16 @@ class Schedule:
         return steps_done / self.steps_per_epoch
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of ``step`` (0-based)."""
-        return learning_rate(self.optim, step, self.steps_per_epoch, self.train.epochs)
+        """Learning rate of ``step`` (0-based): linear warm-up, then half a cosine down to ``optim.min_lr``.
+
+        (Loshchilov & Hutter, ICLR 2017, without restarts.)
+        """
+        optim = self.optim
+        warmup_steps = round(optim.warmup_epochs * self.steps_per_epoch)
+        if step < warmup_steps:
+            return optim.lr * (step + 1) / warmup_steps
+        progress = min((step - warmup_steps) / max(self.total_steps - warmup_steps, 1), 1.0)
+        return optim.min_lr + (optim.lr - optim.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
     def log_due(self, steps_done: int) -> bool:
         """Whether the last step is written to metrics.jsonl."""

@@ -1,20 +1,40 @@
-"""Start a training: find the ranks, open the data, join the process group and run the loop."""
+"""Start a training: find the ranks, open the data, join the process group, create all parts of the loop and run it."""
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from brain_dist.checkpoints.evaluations import Evaluations
 from brain_dist.config import Config
 from brain_dist.errors import EXIT_PREEMPTED, Fault, UserError
+from brain_dist.networks.create import create_network
 from brain_dist.ranks.device import choose_device, enable_determinism
-from brain_dist.ranks.group import gather_objects, is_connection_loss, process_group
-from brain_dist.ranks.stopping import StopRequest
+from brain_dist.ranks.group import LONGEST_STEP, gather_objects, is_connection_loss, process_group, run_on_main
+from brain_dist.ranks.stopping import StepAgreement, StopRequest
 from brain_dist.ranks.watch import Watch, watch_ranks
-from brain_dist.ranks.world import discover
-from brain_dist.store.access import open_data
-from brain_dist.training.setup import TrainingJob, prepare
+from brain_dist.ranks.world import World, discover
+from brain_dist.store.access import check_shards, open_data
+from brain_dist.store.dataset import Dataset
+from brain_dist.stream.batches import training_batches
+from brain_dist.tracking import attempts
+from brain_dist.tracking.run_folder import describe_run, lock_run_folder, write_run_files
+from brain_dist.tracking.tracker import Tracker
+from brain_dist.training.engine import Engine
+from brain_dist.training.loop import Trainer
+from brain_dist.training.restoring import restore
+from brain_dist.training.resume import resume_step, settings_to_match
+from brain_dist.training.saving import Saver
+from brain_dist.training.schedule import Schedule
+
+if TYPE_CHECKING:
+    import torch
 
 
 def run_training(config: Config, stop_request: StopRequest, command: Sequence[str]) -> int:
@@ -30,21 +50,83 @@ def run_training(config: Config, stop_request: StopRequest, command: Sequence[st
         Fault: another rank was lost, the disk is full, or training diverged.
     """
     world = discover()
+    timeout = config.train.timeout
+    with watch_ranks(world, timeout) as watch, _clear_faults(config, watch):
+        dataset = _open_data(config, watch)
+        device = choose_device(world, config.run.device)
+        if config.run.deterministic:
+            enable_determinism()
+        with process_group(world, device, timeout, watch):
+            watch.report_progress("starting", LONGEST_STEP)
+            trainer = _prepare(config, dataset, world, device, watch, stop_request, command)
+            code = trainer.run() if trainer else 0
+            if code == EXIT_PREEMPTED:
+                # leave together: srun ends all ranks when the first one leaves, but the main rank may still log to W&B
+                watch.report_progress("leaving")
+                gather_objects(None, world)
+            return code
+
+
+def _open_data(config: Config, watch: Watch) -> Dataset:
+    watch.report_progress("opening the shards", math.inf)  # to copy or join them may take long
     dataset = open_data(config.data, Path(config.run.dir))
     if not len(dataset.rows("train")):
         raise UserError(f"{dataset.root} has no training split; rebuild it with other --fractions")
-    device = choose_device(world, config.run.device)
-    if config.run.deterministic:
-        enable_determinism()
-    timeout = config.train.timeout
-    with process_group(world, device, timeout), watch_ranks(world, timeout) as watch, _clear_faults(config, watch):
-        trainer = prepare(TrainingJob(config, dataset, world, device, watch, stop_request, command))
-        code = trainer.run() if trainer else 0
-        if code == EXIT_PREEMPTED:
-            # leave together: srun ends all ranks when the first one leaves, but the main rank may still log to W&B
-            watch.report_progress("leaving")
-            gather_objects(None, world)
-        return code
+    if config.train.best and not len(dataset.rows("val")):
+        raise UserError(
+            f"train.best={config.train.best} needs a validation split, but {dataset.root} has none; rebuild it with"
+            " other --fractions, or unset train.best"
+        )
+    return dataset
+
+
+def _prepare(
+    config: Config, dataset: Dataset, world: World, device: torch.device,
+    watch: Watch, stop_request: StopRequest, command: Sequence[str],
+) -> Trainer | None:  # fmt: skip
+    """Lock the run's folder and create everything that the loop uses; None if training is already complete."""
+    run, checkpoints, train = config.run.path, config.run.path / "checkpoints", config.train
+    run_on_main(world, lambda: check_shards(dataset, np.concatenate([dataset.rows("train"), dataset.rows("val")])))
+    lock_run_folder(run, world)
+    settings = settings_to_match(config, dataset.version, world.size)
+    checkpoint_step = resume_step(config, checkpoints, settings, world)
+    first_step = checkpoint_step or 0
+    schedule = Schedule.of(config, dataset)
+    evaluations = Evaluations.resume(run, train.best, train.patience, step=first_step, world=world)
+    # the run may have been interrupted between its last checkpoint and the evaluation of that step
+    evaluation_missed = schedule.evaluation_due(first_step) and not evaluations.has_step(first_step)
+    if evaluations.patience_exhausted or (first_step == schedule.total_steps and not evaluation_missed):
+        if world.is_main:
+            print(f"training in {run} is already complete; choose another run.name", file=sys.stderr)
+        return None
+    run_on_main(world, lambda: attempts.begin(run, first_step))
+
+    network = create_network(
+        config.model, len(dataset.classes), seed=config.run.seed, load_weights=checkpoint_step is None
+    )
+    engine = Engine(config, network, world, device, frozen_steps=schedule.frozen_steps)
+    if checkpoint_step is not None:
+        restore(checkpoints, checkpoint_step, engine)
+    run_on_main(world, lambda: write_run_files(config, dataset, world, device, engine.parameters, command))
+    batches = training_batches(config, dataset, world, device, first_step=first_step)
+    saver = Saver(checkpoints, engine, settings, evaluations, keep=train.keep)
+    return Trainer(
+        config=config,
+        dataset=dataset,
+        schedule=schedule,
+        first_step=first_step,
+        evaluation_missed=evaluation_missed,
+        summary=describe_run(
+            config, dataset, world, device, engine.parameters, first_step=first_step, total_steps=schedule.total_steps
+        ),
+        engine=engine,
+        batches=batches,
+        agreement=StepAgreement(world, stop_request, run),
+        saver=saver,
+        evaluations=evaluations,
+        tracker=Tracker(config, run, first_step=first_step, total_steps=schedule.total_steps, enabled=world.is_main),
+        watch=watch,
+    )
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def check_running_statistics_are_averaged(world: World) -> None:
     assert statistics
     for value in statistics:
         value.fill_(1.0 + 2 * world.rank)  # 1 on one rank, 3 on the other
-    engine.statistics.average_over_ranks()
+    engine.average_statistics()
     assert all(torch.all(value == 2.0) for value in statistics), (world.rank, statistics[0])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -119,3 +120,16 @@ def test_a_corrupt_image_is_reported_with_its_shard_and_key(phantom_shards: Path
         file.write(bytes([byte[0] ^ 0x10]))
     with pytest.raises(Fault, match=rf"{dataset.columns['shard'][row]}.*{dataset.columns['key'][row]}.*crc32"):
         batches(dataset, DataConfig(size=32, threads=1, loader=loader), train=True)  # type: ignore[arg-type]
+
+
+def test_a_loading_process_that_is_killed_ends_the_run_with_one_line(phantom_shards: Path) -> None:
+    dataset, config = open_dataset(phantom_shards), DataConfig(size=64, threads=1, prefetch=1, loader="torch")
+    plan = evaluation_micro_batches(np.tile(dataset.rows("train"), 50), micro_batch=16, rank=0, world_size=1)
+    jobs = evaluation_jobs(dataset, config, plan)
+    loaded = open_loader(config, dataset, jobs, augmented=False, micro_batch=16, device=CPU)
+    before = {process.pid for process in multiprocessing.active_children()}
+    next(loaded)
+    (worker,) = [process for process in multiprocessing.active_children() if process.pid not in before]
+    worker.kill()
+    with pytest.raises(Fault, match=r"killed by signal: Killed.*or space in /dev/shm"):
+        list(loaded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import TINY, read_metrics, verb
+from helpers import TINY, command, read_metrics, verb
 from PIL import Image
 from wandb_files import history, records
 
@@ -133,3 +134,33 @@ def test_sync_uses_wandb_and_reports_a_failed_upload(
     assert server.requests, "wandb sent no request"  # type: ignore[attr-defined]
     assert f"did not upload 2 of {len(folders)} runs" in result.err
     assert not list(run.rglob("*.synced"))
+
+
+WITHOUT_NETWORK = """
+import pathlib, sys, time
+from brain_dist.config import Config
+from brain_dist.tracking import wandb_log
+wandb_log.INIT_TIMEOUT = 3.0
+log = wandb_log.open_log(Config(), pathlib.Path(sys.argv[1]), 1)
+for step in range(5):
+    log.log_row({"kind": "train", "step": step, "loss": 1.0})
+classes = {"a": {"f1": 0.5}, "b": {"f1": None}}
+row = {"kind": "eval", "split": "val", "step": 5, "loss": 1.0, "per_class": classes, "confusion": [[3, 1], [2, 4]]}
+log.log_row(row)
+assert log.finish(0) is None
+"""
+
+
+def test_without_network_and_home_all_rows_are_logged_offline_with_one_line(tmp_path: Path) -> None:
+    variables = {"HOME": "/proc/nohome", "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    result = command([sys.executable, "-c", WITHOUT_NETWORK, str(tmp_path)], **variables)
+    assert result.out == ""
+    assert len(result.err.splitlines()) == 1, result.err
+    assert "logging offline, as W&B did not answer" in result.err
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    rows = history(folder)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    assert rows[-1]["val/a/f1"] == 0.5
+    assert "val/confusion_table/path" in rows[-1]
+    assert (folder / "FINISHED").exists()
+    assert (tmp_path / "wandb" / "data").is_dir()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -66,17 +66,18 @@ def valid_samples(engine: Engine, batches: Sequence[Batch]) -> tuple[torch.Tenso
     return image, torch.cat([batch.label[batch.valid] for batch in batches])
 
 
-def check_frozen_training(world: World, zero_stage: int) -> None:
-    """The engine with 4 frozen steps equals plain PyTorch with one AdamW for the head and a later one for the rest."""
+def check_frozen_training(world: World, zero_stage: int, name: Literal["adamw", "adam"] = "adamw") -> None:
+    """The engine with 4 frozen steps equals plain PyTorch with one optimiser for the head, a later one for the rest."""
     batches, frozen_steps = noise_batches(24, epochs=4), 4  # 2 steps per epoch
     config = with_stage(zero_stage, micro_batch=4 // world.size)
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, name=name))
     own_batches = noise_batches(24, epochs=4, world=world, micro_batch=4 // world.size)
     engine = Engine(config, create_network(CONFIG.model, 4, seed=0), world, CPU, frozen_steps=frozen_steps)
     plain = create_network(CONFIG.model, 4, seed=0)
     initial = {name: value.clone() for name, value in plain.state_dict().items()}
     head = list(plain.get_classifier().parameters())
     rest = [p for p in plain.parameters() if all(p is not h for h in head)]
-    head_optimizer, rest_optimizer = _adamw(head), _adamw(rest)
+    head_optimizer, rest_optimizer = _optimizer(name, head), _optimizer(name, rest)
     for step in range(8):
         engine.step(of_step(own_batches, step), lr=1e-2)
         image, label = valid_samples(engine, of_step(batches, step))
@@ -86,13 +87,13 @@ def check_frozen_training(world: World, zero_stage: int) -> None:
         head_optimizer.step()
         if step >= frozen_steps:
             rest_optimizer.step()
-        for name, value in engine.weights().items():
-            if step < frozen_steps and not name.startswith("head.fc."):
-                assert torch.equal(value, initial[name]), name
-            torch.testing.assert_close(value, plain.state_dict()[name], rtol=2e-3, atol=3e-4)
+        for key, value in engine.weights().items():
+            if step < frozen_steps and not key.startswith("head.fc."):
+                assert torch.equal(value, initial[key]), key
+            torch.testing.assert_close(value, plain.state_dict()[key], rtol=2e-3, atol=3e-4)
 
 
-def _adamw(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def _optimizer(name: str, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     matrices = {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.05}
     vectors = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
-    return torch.optim.AdamW([matrices, vectors], lr=1e-2)
+    return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[name]([matrices, vectors], lr=1e-2)

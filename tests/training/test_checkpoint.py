@@ -15,13 +15,12 @@ from brain_dist.checkpoints.layout import (
     optimizer_file,
     verify_checkpoint,
 )
-from brain_dist.checkpoints.newest import newest_checkpoint
 from brain_dist.common.files import sha256_file
 from brain_dist.config import Config
 from brain_dist.errors import Fault, UserError
 from brain_dist.ranks.group import run_on_main
 from brain_dist.ranks.world import discover
-from brain_dist.training.resume import resume_step, settings_to_match
+from brain_dist.training.resume import newest_checkpoint, resume_step, settings_to_match
 
 SINGLE = discover({})
 
@@ -114,6 +113,35 @@ def test_only_settings_that_matter_must_match_on_resume(tmp_path: Path, capsys: 
     for changed, name in ((other_data, "the version of data.shards"), (other_seed, "run.seed")):
         with pytest.raises(UserError, match=f"with {name}="):
             resume_step(config, tmp_path, changed, SINGLE)
+
+
+# settings that must match on resume as the first version of the program stored them, and its other settings' defaults
+FIRST_VERSION: dict[str, Any] = {
+    **{"run.seed": 0, "data.loader": "dali", "data.size": 224, "data.color": "gray", "data.head_crop": False},
+    **{"data.window": 0, "data.mean": [0.485, 0.456, 0.406], "data.std": [0.229, 0.224, 0.225]},
+    **{"augment.scale": [0.7, 1.0], "augment.ratio": [0.8, 1.25], "augment.flip": 0.5, "augment.rotate": 15.0},
+    **{"augment.brightness": 0.2, "augment.contrast": 0.2, "augment.erase": 0.0, "augment.mixup": 0.0},
+    **{"augment.cutmix": 0.0, "model.name": "convnext_base", "model.pretrained": False, "model.weights": None},
+    **{"model.in_chans": 3, "model.drop_path": 0.0, "model.drop": 0.0, "model.grad_checkpointing": False},
+    **{"optim.name": "adamw", "optim.lr": 0.0001, "optim.min_lr": 0.0, "optim.warmup_epochs": 1.0},
+    **{"optim.weight_decay": 0.05, "optim.betas": [0.9, 0.999], "optim.clip": 1.0, "optim.label_smoothing": 0.1},
+    **{"optim.ema": 0.0, "train.epochs": 20, "train.global_batch": 64, "train.micro_batch": 32},
+    **{"train.precision": "bf16", "train.zero_stage": 2, "train.deepspeed": None},
+    **{"the version of data.shards": "v", "the number of ranks": 2},
+}
+
+
+def test_a_setting_that_a_checkpoint_does_not_name_had_its_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Config()
+    assert set(settings_to_match(config, "v", 2)) - set(FIRST_VERSION), "settings were added since"
+    write_checkpoint(tmp_path, 5, FIRST_VERSION)
+    assert resume_step(config, tmp_path, settings_to_match(config, "v", 2), SINGLE) == 5
+    assert not capsys.readouterr().err
+    changed = with_settings(config, "train", balance="weights")
+    with pytest.raises(UserError, match=r"with train\.balance=none, now it is weights"):
+        resume_step(changed, tmp_path, settings_to_match(changed, "v", 2), SINGLE)
 
 
 def test_resume_never_rejects_a_folder_with_a_run(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,6 +121,11 @@ def test_frozen_steps_train_the_head_alone_and_the_rest_then_starts_fresh(world:
     check_frozen_training(world, zero_stage)
 
 
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_weight_decay_of_frozen_layers_does_not_enter_the_moments_of_adam(world: World, zero_stage: int) -> None:
+    check_frozen_training(world, zero_stage, "adam")
+
+
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_layer_decay_equals_plain_adamw_also_after_a_resume(world: World, zero_stage: int, tmp_path: Path) -> None:
     config = dataclasses.replace(
@@ -159,6 +165,37 @@ def test_layer_decay_equals_plain_adamw_also_after_a_resume(world: World, zero_s
     restore(tmp_path, 1, resumed)
     resumed.step(of_step(batches, 1), lr=1e-2)
     assert all(torch.equal(value, weights[name]) for name, value in resumed.weights().items())
+
+
+SMALL: dict[str, Any] = {"embed_dim": 16, "depth": 1, "num_heads": 2}
+SMALL_SWIN: dict[str, Any] = {"img_size": 32, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1], "window_size": 4}
+# networks with buffers that are not in the state dict: indices of relative positions, tables of rotary embeddings
+NOT_PERSISTENT: dict[str, dict[str, Any]] = {
+    "levit_128s": {"embed_dim": [16, 16, 16], "depth": [1, 1, 1], "key_dim": 8, "num_heads": [1, 1, 1]},
+    "swin_tiny_patch4_window7_224": SMALL_SWIN,
+    "swinv2_tiny_window8_256": SMALL_SWIN,
+    "beit_base_patch16_224": {**SMALL, "img_size": 32},
+    "eva02_tiny_patch14_224": {**SMALL, "img_size": 32, "patch_size": 16},
+    "vit_small_patch16_dinov3": {**SMALL, "img_size": 32},
+    "test_maxvit": {},
+}
+
+
+@pytest.mark.parametrize("name", NOT_PERSISTENT)
+def test_networks_with_buffers_that_are_not_saved_resume(world: World, tmp_path: Path, name: str) -> None:
+    model = ModelConfig(name=name, options=NOT_PERSISTENT[name])
+    config = dataclasses.replace(CONFIG, model=model, optim=dataclasses.replace(CONFIG.optim, ema=0.5))
+    engine = Engine(config, create_network(model, 4, seed=0), world, CPU)
+    assert {name for name, _ in engine.module.named_buffers()} - set(engine.module.state_dict())
+    saver = Saver(tmp_path, engine, {}, keep=1)
+    saver.begin(0)
+    saver.finish()
+    resumed = Engine(config, create_network(model, 4, seed=1), world, CPU)
+    restore(tmp_path, 0, resumed)
+    size = {"levit_128s": 224, "test_maxvit": 160}.get(name, 32)
+    image = torch.rand(2, 3, size, size)
+    with engine.evaluating() as network, resumed.evaluating() as other, torch.no_grad():
+        assert torch.equal(network(image), other(image))
 
 
 def test_restoring_the_checkpoint_of_another_network_is_a_fault(world: World, tmp_path: Path) -> None:

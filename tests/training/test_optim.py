@@ -5,15 +5,21 @@ import itertools
 import pytest
 import torch
 
-from brain_dist.config import ModelConfig, OptimConfig
+from brain_dist.config import ModelConfig, OptimConfig, TrainConfig
 from brain_dist.networks.create import create_network
 from brain_dist.training.ema import Ema
-from brain_dist.training.optim import create_optimizer, learning_rate
+from brain_dist.training.optim import create_optimizer
+from brain_dist.training.schedule import Schedule
+
+
+def learning_rate(config: OptimConfig, step: int) -> float:
+    """Learning rate in a training of 5 epochs of 10 steps."""
+    return Schedule(TrainConfig(epochs=5), config, steps_per_epoch=10, has_validation=False).learning_rate(step)
 
 
 def test_warm_up_is_linear_and_the_cosine_ends_at_min_lr() -> None:
     config = OptimConfig(lr=1.0, min_lr=0.1, warmup_epochs=1.0)
-    rates = [learning_rate(config, step, 10, 5) for step in range(50)]
+    rates = [learning_rate(config, step) for step in range(50)]
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert rates[10] == pytest.approx(1.0)
     assert rates[30] == pytest.approx(0.55)
@@ -22,7 +28,7 @@ def test_warm_up_is_linear_and_the_cosine_ends_at_min_lr() -> None:
 
 
 def test_without_warm_up_the_peak_comes_first() -> None:
-    assert learning_rate(OptimConfig(lr=0.5, warmup_epochs=0), 0, 10, 5) == 0.5
+    assert learning_rate(OptimConfig(lr=0.5, warmup_epochs=0), 0) == 0.5
 
 
 def test_biases_and_norms_have_no_weight_decay() -> None:

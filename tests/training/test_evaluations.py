@@ -7,12 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import TINY, read_metrics, verb
+from helpers import TINY, launch, read_metrics, verb
 
-from brain_dist.checkpoints.layout import checkpoint_folder, complete_steps
+from brain_dist.checkpoints.evaluations import Evaluations, best_step
+from brain_dist.checkpoints.layout import MARKER, checkpoint_folder, complete_steps, encode_marker, read_marker
 from brain_dist.errors import UserError
 from brain_dist.inference.run import load_run
-from brain_dist.tracking.evaluations import Evaluations, best_step
+from brain_dist.ranks.world import discover
+
+SINGLE = discover({})
 
 
 def write_metrics(path: Path, values: list[float | None], metric: str = "kappa") -> None:
@@ -41,7 +44,9 @@ def test_best_evaluation_and_early_stopping(
 ) -> None:
     write_metrics(tmp_path / "metrics.jsonl", values, metric)
     assert Evaluations.read(tmp_path, metric, 2).best == best
-    stops = [n for n in range(1, 6) if Evaluations.read(tmp_path, metric, 2, up_to=10 * n).patience_exhausted]
+    stops = [
+        n for n in range(1, 6) if Evaluations.resume(tmp_path, metric, 2, step=10 * n, world=SINGLE).patience_exhausted
+    ]
     assert (stops[0] if stops else None) == stops_after
     assert not Evaluations.read(tmp_path, metric, 0).patience_exhausted
     assert Evaluations.read(tmp_path, None, 0).best is None
@@ -56,6 +61,27 @@ def test_a_missing_best_checkpoint_is_explained(tmp_path: Path) -> None:
     assert best_step(tmp_path, "kappa", [20, 30]) == 20
     with pytest.raises(UserError, match="step 20 was best, but its checkpoint is missing"):
         best_step(tmp_path, "kappa", [10, 30])
+
+
+def test_a_lost_or_cut_metrics_file_is_replaced_by_the_copies_in_the_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_metrics(tmp_path / "metrics.jsonl", [0.1, 0.5, 0.4, 0.3])
+    uncut = Evaluations.resume(tmp_path, "kappa", 2, step=30, world=SINGLE)
+    assert [row["step"] for row in uncut.rows] == [10, 20, 30]
+    folder = checkpoint_folder(tmp_path / "checkpoints", 30)
+    folder.mkdir(parents=True)
+    (folder / MARKER).write_bytes(encode_marker({"step": 30, "evaluations": uncut.rows, "files": {}}))
+    assert Evaluations.resume(tmp_path, "kappa", 2, step=30, world=SINGLE) == uncut
+    assert not capsys.readouterr().err
+
+    for values, lost in ([0.1], 2), ([], 3):
+        write_metrics(tmp_path / "metrics.jsonl", list(values))
+        assert Evaluations.resume(tmp_path, "kappa", 2, step=30, world=SINGLE) == uncut
+        assert f"has lost {lost} of 3 evaluations up to step 30" in capsys.readouterr().err
+    (tmp_path / "metrics.jsonl").unlink()
+    assert best_step(tmp_path, "kappa", [20, 30]) == 20
+    assert Evaluations.read(tmp_path, "loss", 0).best is None
 
 
 @pytest.fixture(scope="module")
@@ -100,14 +126,29 @@ def test_a_run_stops_without_improvement_and_keeps_its_best_checkpoint(stopped_r
 def test_a_resumed_run_repeats_a_missed_evaluation_and_stops_at_the_same_step(
     arguments: list[str], stopped_run: Path
 ) -> None:
-    """As if killed after the best checkpoint was written and before its evaluation was logged."""
+    """As if killed after the best checkpoint was written and before that step was evaluated."""
     resumed = Path(arguments[-1]) / "resumed"
     shutil.copytree(stopped_run, resumed)
     best, last = complete_steps(resumed / "checkpoints")
     shutil.rmtree(checkpoint_folder(resumed / "checkpoints", last))
+    folder = checkpoint_folder(resumed / "checkpoints", best)
+    (folder / MARKER).write_bytes(encode_marker({**read_marker(folder), "evaluations": []}))
     lines = (resumed / "metrics.jsonl").read_text().splitlines(keepends=True)
     (resumed / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] < best))
     verb("train", *arguments, "--run.name", "resumed")
     assert evaluations(resumed) == evaluations(stopped_run)
     assert complete_steps(resumed / "checkpoints") == [best, last]
     assert "is already complete" in verb("train", *arguments, "--run.name", "resumed").err
+
+
+def test_a_resume_without_metrics_keeps_the_best_checkpoint_and_the_patience(
+    arguments: list[str], stopped_run: Path
+) -> None:
+    run, (best, last) = Path(arguments[-1]) / "lost", complete_steps(stopped_run / "checkpoints")
+    stop = {"rank": 0, "place": "step", "count": best + 3, "action": "SIGTERM"}
+    launch(1, "train", *arguments, "--run.name", run.name, expect=75, inject=stop)
+    (run / "metrics.jsonl").unlink()
+    assert "has lost 1 of 1 evaluations" in verb("train", *arguments, "--run.name", run.name).err
+    assert evaluations(run) == evaluations(stopped_run)[1:]
+    assert complete_steps(run / "checkpoints") == [best, last]
+    assert load_run(run, step="best").step == best
