@@ -23,7 +23,8 @@ class Command(Protocol):
 
     A field without a default is a positional argument, or a required flag if it is keyword-only; every other field is
     a flag. A list is several positional arguments, or a flag that may be repeated; a bool is a flag without a value.
-    Integers must be ≥ 0. The docstring is the help: its first line, its description, and ``Args:`` for the fields.
+    Integers must be ≥ 0 and < 2**63. The docstring is the help: its first line, its description, and ``Args:`` for the
+    fields.
     """
 
     def run(self) -> int:
@@ -121,8 +122,8 @@ def parse_command(
     namespace = parser.parse_args(argv)
     values = vars(namespace[namespace.command])
     for name, value in values.items():
-        if isinstance(value, int) and value < 0:
-            raise UserError(f"{_flag(name)} {value} must be ≥ 0")
+        if isinstance(value, int) and not 0 <= value < 2**63:
+            raise UserError(f"{_flag(name)} {value} must be ≥ 0{'' if value < 0 else ' and < 2**63'}")
     return commands[namespace.command](**values)
 
 

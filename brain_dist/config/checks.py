@@ -44,8 +44,8 @@ class Section:
             allowed = in_words(annotation)
             require(value is not None or "null" in allowed, name, "null", f"must be {allowed}")
             for _, number in numbers(value):
-                requirement = f"must be {limits}" if number < LARGEST else f"must be {limits} and < 2**63"
-                require(number in limits, name, value, requirement)
+                bound = " and < 2**63" if limits.high == LARGEST and not number < LARGEST else ""
+                require(number in limits, name, value, f"must be {limits}{bound}")
 
 
 def range_of(annotation: Any) -> Range:

@@ -59,7 +59,11 @@ def test_fields_are_positional_arguments_and_flags():
         (["copy", "--out", "o"], "arguments are required: files;"),
         (["copy", "x"], "arguments are required: --out;"),
         (["copy", "x", "--out", "o", "--max-size", "many"], "^--max-size many: must be an integer; see"),
-        (["copy", "x", "--out", "o", "--max-size", "-1"], "--max-size -1 must be ≥ 0"),
+        (["copy", "x", "--out", "o", "--max-size", "-1"], "--max-size -1 must be ≥ 0$"),
+        (
+            ["copy", "x", "--out", "o", "--max-size", str(2**64)],
+            r"--max-size 18446744073709551616 must be ≥ 0 and < 2\*\*63",
+        ),
         (
             ["copy", "x", "--out", "o", "--mode", "drop"],
             "^--mode drop: must be one of keep, replace;",
