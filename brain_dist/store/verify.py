@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tarfile
+import warnings
 import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import Image
 
+from brain_dist.collection.pixels import BadImage, examine
 from brain_dist.common.files import sha256_bytes, sha256_file
 from brain_dist.common.progress import Progress, no_progress
 from brain_dist.common.workers import worker_pool
 from brain_dist.errors import UserError
 from brain_dist.store.crosscheck import SHOWN, Columns, contradictions, index_problems, missing_entries
 from brain_dist.store.dataset import open_dataset
-from brain_dist.store.index import INDEX, read_columns
+from brain_dist.store.index import COLUMNS, INDEX, read_columns
 from brain_dist.store.manifest import JoinedManifest, Manifest, ShardEntry, load_manifest
 from brain_dist.store.tar import idx_text
 
+_MEASURED = ("width", "height", "pixel_hash", "phash", "head_x", "head_y", "head_w", "head_h")
+_JOINED = ("shard", "offset", "key", "group", "split", "label")  # columns that a joined folder has of its own
 _Job = tuple[ShardEntry, "list[dict[str, Any]] | None"]  # a shard and its rows; None if the index is damaged
 
 
@@ -29,14 +35,15 @@ def verify(root: Path, *, workers: int = 1, progress: Progress = no_progress) ->
     """Find everything that is wrong with a shard folder.
 
     Compares every byte of shards and index with the checksums in the manifest, every sample with its row of the index
-    and with the .idx, the manifest's counts with the index, and values that the manifest states twice. The sources of a
-    joined folder are verified, and its rows compared with theirs. A folder without any .idx file (a staged copy) is
-    complete. Files that no reader opens (neither .tar nor .idx) are ignored.
+    and with the .idx, the manifest's counts with the index, and values that the manifest states twice. Every image is
+    decoded and measured, unless its size is not that of its row. The sources of a joined folder are verified, and its
+    rows compared with theirs. A folder without any .idx file (a staged copy) is complete. Files that no reader opens
+    (neither .tar nor .idx) are ignored.
 
     Some entries cannot be checked against anything and are trusted, as the dataset version covers them. In the
     manifest: the origin of the data (title, source, licence, citation and recipe, if all agree), options that the split
     does not repeat, the number of near copies, the deviation of shares, what was skipped or excluded, the builder. In
-    the index: values that come from decoding (widths, hashes, heads).
+    the index: the mode of the source file, and the attributes.
 
     Returns:
         One line per problem.
@@ -97,8 +104,9 @@ def _joined_problems(root: Path, columns: Columns | None, workers: int, progress
 
 
 def _images(columns: Columns) -> list[tuple[Any, ...]]:
-    """Shard, offset, size and crc32 of every row."""
-    return list(zip(*(columns[name].tolist() for name in ("shard", "offset", "size", "crc32")), strict=True))
+    """What a join does not change of every row: shard, offset and all columns that describe the image."""
+    names = ["shard", "offset", *(name for name in COLUMNS if name not in _JOINED)]
+    return list(zip(*(columns[name].tolist() for name in names), strict=True))
 
 
 def _built_problems(
@@ -126,7 +134,7 @@ def _built_problems(
 
 def _rows_of(columns: Columns, shard: str, classes: list[str]) -> list[dict[str, Any]]:
     """The index rows of a shard, with the class's name (None if the label is outside the classes)."""
-    names = ("key", "offset", "size", "crc32", "label", "dataset", "patient", "group", "source", "split")
+    names = ("key", "offset", "size", "crc32", "label", "dataset", "patient", "group", "source", "split", *_MEASURED)
     class_of = dict(enumerate(classes))
     return [
         {name: columns[name][row] for name in names} | {"class": class_of.get(columns["label"][row])}
@@ -198,9 +206,29 @@ def _sample_problems(file: BinaryIO, members: list[tarfile.TarInfo], row: dict[s
         problems.append(f"{size} bytes at {offset}, in the index {row['size']} at {row['offset']}")
     if zlib.crc32(image) != row["crc32"]:
         problems.append("the image's bytes are damaged (crc32 differs)")
+    else:
+        problems += _image_problems(image, row)
     if label != str(row["label"]).encode():
         problems.append(f".cls is {label[:20]!r}, in the index {row['label']}")
     return line, problems + _metadata_problems(metadata, row)
+
+
+def _image_problems(data: bytes, row: dict[str, Any]) -> list[str]:
+    """Differences between an encoded image and what the index says was measured on it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decoded here
+            width, height = Image.open(io.BytesIO(data), formats=("JPEG", "PNG")).size
+        if (width, height) != (row["width"], row["height"]):
+            return [f"the image is {width} x {height} pixels, in the index {row['width']} x {row['height']}"]
+        image = examine(data)
+    except BadImage as error:
+        return [f"the image {error}"]
+    except (OSError, Image.DecompressionBombError) as error:
+        return [f"the image cannot be decoded ({error})"]
+    measured = dict(zip(_MEASURED, (width, height, image.pixel_hash, image.phash, *image.head), strict=True))
+    differing = [name for name in _MEASURED if measured[name] != row[name]]
+    return [f"the image and the index differ in {', '.join(differing)}"] if differing else []
 
 
 def _metadata_problems(data: bytes, row: dict[str, Any]) -> list[str]:

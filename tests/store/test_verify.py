@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import resource
 import shutil
+import subprocess
+import sys
 import tarfile
 import zlib
 from pathlib import Path
@@ -14,9 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import write_collection
+from PIL import Image
 
 from brain_dist.collection.recipes import default_recipe, parse_recipe
 from brain_dist.errors import Fault, UserError
@@ -35,7 +41,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = write_collection(base / "mine", each=6, size=64)
     part = {"patients": {"file": "patients.csv", "id": "id", "patient": "patient"}}
     options = BuildOptions(shard_size="6", fractions=(0.5, 0.25, 0.25))
-    build(source, base / "out", parse_recipe({"parts": [part]}, "it"), options, workers=1)
+    build(source, base / "out", parse_recipe({"parts": [part]}, "it"), options, workers=1, allow_missing=True)
     return base / "out"
 
 
@@ -91,6 +97,58 @@ def test_flipped_byte_names_the_sample(folder):
         f"{shard.name}: the bytes are not those that were built (sha256 differs)",
         f"{shard.name}: sample {dataset.columns['key'][row]}: the image's bytes are damaged (crc32 differs)",
     ]
+
+
+MEASURED = {"width": 20, "height": 20, "head_x": 3, "head_w": 5, "pixel_hash": "0" * 32, "phash": "0" * 16}
+
+
+@pytest.mark.parametrize("column", MEASURED)
+def test_a_row_that_does_not_describe_its_image(folder, column):
+    edit_index(folder, lambda rows: rows[5].update({column: MEASURED[column]}), hide=True)
+    key = open_dataset(folder).columns["key"][5]
+    expected = f"the image and the index differ in {column}"
+    if column in ("width", "height"):
+        size = "20 x 64" if column == "width" else "64 x 20"
+        expected = f"the image is 64 x 64 pixels, in the index {size}"
+    problems = [problem for problem in verify(folder) if "audit" not in problem]  # a copy less, or more
+    assert problems == [f"{open_dataset(folder).columns['shard'][5]}: sample {key}: {expected}"]
+
+
+def test_a_huge_image_in_the_row_of_a_small_one_is_not_decoded(folder):
+    shard, huge = shard_of(folder), io.BytesIO()
+    Image.new("L", (12_000, 12_000)).save(huge, "PNG")  # 144 megabytes in a file of 140 kB
+
+    def replace(members):
+        name = members[0][0].rpartition(".")[0]
+        return [(f"{name}.png", huge.getvalue()), *members[1:]]
+
+    rewrite(shard, replace)
+    with tarfile.open(shard) as tar:
+        members = tar.getmembers()
+
+    def describe(rows):
+        images = (member for member in members if not member.name.endswith((".cls", ".json")))
+        for row, member in zip((row for row in rows if row["shard"] == shard.name), images, strict=True):
+            row.update(offset=member.offset_data, size=member.size)
+            if member is members[0]:
+                row.update(crc32=zlib.crc32(huge.getvalue()))
+
+    edit_index(folder, describe, hide=True)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    problems = verify(folder)
+    assert any("the image is 12000 x 12000 pixels, in the index 64 x 64" in problem for problem in problems)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KB
+
+
+def test_exit_code_2_although_nobody_reads_the_output(folder):
+    shard_of(folder).unlink()
+    code = "import sys; from brain_dist.errors import leave; from brain_dist.shard import main; leave(main)"
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", code, "verify", str(folder), "--workers", "1"]
+    done = subprocess.run(command, stdout=write, stderr=write, cwd=ROOT, check=False, timeout=60)
+    os.close(write)
+    assert done.returncode == 2
 
 
 def test_truncated_shard(folder):
@@ -354,7 +412,7 @@ def test_a_joined_folder_is_verified_with_its_sources(whole, tmp_path):
     one, two = (Path(shutil.copytree(whole, tmp_path / name)) for name in ("one", "two"))
     source = write_collection(tmp_path / "mine", each=4, size=64)
     shutil.rmtree(two)
-    build(source, two, default_recipe(source), BuildOptions(seed=1), workers=1)
+    build(source, two, default_recipe(source), BuildOptions(seed=1), workers=1, allow_missing=True)
     joined = tmp_path / "joined"
     join([one, two], joined, leave_out=None, workers=1)
     assert verify(joined) == []
