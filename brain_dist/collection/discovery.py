@@ -9,23 +9,22 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+from brain_dist.collection.folders import WrongLayout, class_folders, files_below, layout_advice
 from brain_dist.collection.matlab import read_folds
 from brain_dist.collection.pixels import BadImage, Contents
 from brain_dist.collection.recipes import Recipe, RecipePart
 from brain_dist.collection.records import Record, sample_keys, source_name, stem
-from brain_dist.collection.slicefiles import SUFFIXES, read_contents
-from brain_dist.collection.spellings import SPLIT_OF, binary_hint, class_of, normalize
+from brain_dist.collection.slicefiles import read_contents
 from brain_dist.collection.tables import read_files, read_patients
 from brain_dist.common.text import printable
 from brain_dist.errors import UserError
 
 
-def find_records(recipe: Recipe, source: Path) -> tuple[list[Record], list[str]]:
+def find_records(recipe: Recipe, source: Path, *, allow_missing: bool = False) -> tuple[list[Record], list[str]]:
     """All slices that ``recipe`` describes in ``source``, ordered by path and number, and warnings.
 
     Raises:
@@ -39,14 +38,22 @@ def find_records(recipe: Recipe, source: Path) -> tuple[list[Record], list[str]]
     files: list[Record] = []
     for number, part in enumerate(recipe.parts):
         dataset = part.dataset or source_name(source)
-        found = _part_files(part, recipe.classes, source, warnings)
+        try:
+            found = _part_files(part, recipe.classes, source, warnings, allow_missing)
+        except WrongLayout as error:
+            raise UserError(f"{error}; {layout_advice(error, recipe, source)}") from None
         files += [replace(file, part=number, dataset=dataset) for file in found]
     files.sort(key=lambda file: os.fsencode(file.path))
     for previous, file in pairwise(files):
         if previous.path == file.path:
             raise UserError(f"{printable(file.path)} belongs to two parts or classes of the recipe; keep one of them")
+    headers = [_read_header(file, recipe, source) for file in files]
     folds = [read_folds(part, source) for part in recipe.parts]
-    slices = [record for file in files for record in _slices(file, recipe, source, folds[file.part])]
+    slices = [
+        record
+        for file, header in zip(files, _distinguish_patients(files, headers, warnings), strict=True)
+        for record in _slices(file, header, recipe, folds[file.part])
+    ]
     keys = sample_keys([(record.dataset, record.path, record.frame) for record in slices])
     records = [replace(record, key=key) for record, key in zip(slices, keys, strict=True)]
     return records, warnings + _count_warnings(recipe, records, source)
@@ -65,15 +72,17 @@ def _count_warnings(recipe: Recipe, records: list[Record], source: Path) -> list
     return warnings
 
 
-def _part_files(part: RecipePart, classes: tuple[str, ...], source: Path, warnings: list[str]) -> list[Record]:
+def _part_files(
+    part: RecipePart, classes: tuple[str, ...], source: Path, warnings: list[str], allow_missing: bool
+) -> list[Record]:
     """The files of one part, with everything that folders, tables and names say of them."""
     if part.table is not None:
         files = read_files(part, classes, source)
     else:
         files = [
             Record(path, label, published=published)
-            for folder, label, published in _class_folders(part, classes, source)
-            for path in _files_below(source, folder, part, warnings)
+            for folder, label, published in class_folders(part, classes, source, warnings, allow_missing=allow_missing)
+            for path in files_below(source, folder, part, warnings)
         ]
     if part.patients is not None:
         patients = read_patients(part.patients, source / part.root)
@@ -110,123 +119,54 @@ def _patient(path: str, part: RecipePart, patients: dict[str, str | None]) -> st
     )
 
 
-def _slices(file: Record, recipe: Recipe, source: Path, folds: dict[str, int]) -> list[Record]:
+def _read_header(file: Record, recipe: Recipe, source: Path) -> Contents | str:
+    """What the file's header says, or why it cannot be read."""
+    try:
+        return read_contents(source / file.path, recipe.parts[file.part])
+    except BadImage as error:
+        return str(error)
+
+
+def _distinguish_patients(
+    files: list[Record], headers: list[Contents | str], warnings: list[str]
+) -> list[Contents | str]:
+    """The headers, with studies as patients in a dataset whose headers all state the same patient.
+
+    Anonymised DICOM files often have one PatientID for all.
+    """
+    result = list(headers)
+    for dataset in dict.fromkeys(file.dataset for file in files):
+        stated = {
+            number: header
+            for number, (file, header) in enumerate(zip(files, headers, strict=True))
+            if file.dataset == dataset and isinstance(header, Contents) and header.study
+        }
+        patients = {header.patient for header in stated.values()}
+        if len(patients) == 1 and len({header.study for header in stated.values()}) > 1:
+            for number, header in stated.items():
+                result[number] = replace(header, patient=header.study)
+            warnings.append(
+                f"{dataset}: all DICOM files have the PatientID {patients.pop()}; each StudyInstanceUID is taken for a "
+                "patient"
+            )
+    return result
+
+
+def _slices(file: Record, header: Contents | str, recipe: Recipe, folds: dict[str, int]) -> list[Record]:
     """The records of a file, one per slice, without keys."""
     part, name = recipe.parts[file.part], os.path.basename(stem(file.path))  # noqa: PTH119
-    try:
-        contents = read_contents(source / file.path, part)
-    except BadImage as error:
-        contents, file = Contents([(None, {})]), replace(file, header_error=str(error))
+    if isinstance(header, str):
+        file, header = replace(file, header_error=header), Contents([(None, {})])
     if part.folds and name not in folds:
         raise UserError(
             f"{printable(file.path)} has no fold in {part.folds}, which has folds for 1.mat to {len(folds)}.mat"
         )
     stated = {"fold": folds[name], **file.attributes} if part.folds else file.attributes
-    label = recipe.classes.index(contents.label) if contents.label else file.label
-    patient = file.patient or contents.patient
-    if patient is None and contents.volume:
+    label = recipe.classes.index(header.label) if header.label else file.label
+    patient = file.patient or header.patient
+    if patient is None and header.volume:
         patient = printable(stem(file.path))  # a volume's slices must stay together
     return [
         replace(file, label=label, patient=patient, frame=frame, attributes={**attributes, **stated})
-        for frame, attributes in contents.slices
+        for frame, attributes in header.slices
     ]
-
-
-def _class_folders(part: RecipePart, classes: tuple[str, ...], source: Path) -> list[tuple[str, int, str | None]]:
-    """(path, label, published split) of each class folder: those that the recipe lists, or those named like a class.
-
-    A label is -1 if the files state it.
-
-    Raises:
-        UserError: a listed folder is missing, a folder's name is not a class, or there are no class folders.
-    """
-    if part.format == "mat":
-        return [(part.root, -1, part.published)]
-    spellings = class_of(classes, part.aliases)
-    folders: list[tuple[str, int, str | None]] = []
-    for label, names in part.folders.items():
-        for path in (Path(part.root, name).as_posix() for name in names):
-            if not (source / path).is_dir():
-                raise UserError(f"the folder {path} for class {label} is missing in {source}")
-            folders.append((path, classes.index(label), part.published))
-
-    def search(folder: str, published: str | None) -> None:
-        """Add the class folders in a folder, and in its folders that are named like a split."""
-        for name in _subfolders(source, folder):
-            path = Path(folder, name).as_posix()
-            spelling = normalize(name)
-            if name in part.ignore:
-                continue
-            if spelling in spellings:
-                folders.append((path, classes.index(spellings[spelling]), published))
-            elif published is None and spelling in SPLIT_OF:
-                search(path, SPLIT_OF[spelling])
-            else:
-                hint = binary_hint(name, spellings) or (
-                    "; rename it, or copy shards/datasets/folder_per_class.yaml and list it under `aliases` or `ignore`"
-                )
-                raise UserError(f"the folder {printable(path)} is not one of the classes {', '.join(classes)}{hint}")
-
-    if not part.folders:
-        search(part.root, part.published)
-    if not folders:
-        raise UserError(f"{source / part.root} has no class folders; expected some of {', '.join(classes)}")
-    return folders
-
-
-def _subfolders(source: Path, folder: str) -> list[str]:
-    """Names of the folders in a folder, without hidden ones, sorted."""
-    try:
-        # is_dir is False for circular links
-        names = [path.name for path in (source / folder).iterdir() if not path.name.startswith(".") and path.is_dir()]
-    except FileNotFoundError:
-        raise UserError(f"the folder {folder} is missing in {source}") from None
-    except OSError as error:
-        raise UserError(f"{source / folder} cannot be read ({error.strerror})") from None
-    return sorted(names)
-
-
-def _files_below(source: Path, folder: str, part: RecipePart, warnings: list[str]) -> list[str]:
-    """Paths, relative to ``source``, of the files of the part's format below a folder; other files are a warning.
-
-    Raises:
-        UserError: a folder is missing or cannot be read, or there are no such files.
-    """
-    suffixes = SUFFIXES[part.format]
-    folds = part.folds and Path(part.root, part.folds).as_posix()
-    paths: list[str] = []
-    others: list[str] = []
-    for path in _walk(source, folder):
-        name = os.path.basename(path)  # noqa: PTH119
-        if path != folds:
-            (paths if name.lower().endswith(suffixes) and not name.startswith(".") else others).append(path)
-    kind = "images" if part.format == "images" else f"{' or '.join(suffixes)} files"
-    if not paths:
-        instead = f" ({len(others)} other files, such as {printable(others[0])})" if others else ""
-        raise UserError(
-            f"the folder {printable(folder)} contains no {kind}{instead}; add some or remove it; a recipe's `format` "
-            "sets which kind of files is read"
-        )
-    if others:
-        warnings.append(
-            f"{printable(folder)}: {len(others)} files are not {kind} by their names, such as {printable(others[0])}"
-        )
-    return paths
-
-
-def _walk(source: Path, folder: str) -> Iterator[str]:
-    """Paths of all files below a folder, without hidden folders; links are followed, each folder once."""
-
-    def fail(error: OSError) -> None:
-        raise UserError(f"{error.filename} cannot be read ({error.strerror})")
-
-    visited: set[str] = set()
-    for base, folders, files in os.walk(source / folder, onerror=fail, followlinks=True):
-        real = os.path.realpath(base)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            yield os.path.relpath(os.path.join(base, name), source)  # noqa: PTH118

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from functools import partial
@@ -29,7 +30,7 @@ from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.store.index import INDEX, index_bytes
 from brain_dist.store.manifest import FORMAT, MANIFEST, BuiltManifest, Excluded, ShardEntry, count_classes
 from brain_dist.store.options import BuildOptions
-from brain_dist.store.split import LEFT_OUT, split_images
+from brain_dist.store.split import LEFT_OUT, check_split, split_images
 from brain_dist.store.tar import Sample, Shard, plan_shards, write_shard
 
 
@@ -48,33 +49,78 @@ class BuildResult(NamedTuple):
 
 
 def build(
-    source: Path, out: Path, recipe: Recipe, options: BuildOptions, *, workers: int, progress: Progress = no_progress
-) -> BuildResult:
+    source: Path, out: Path, recipe: Recipe, options: BuildOptions, *, workers: int, allow_missing: bool = False,
+    progress: Progress = no_progress,
+) -> BuildResult:  # fmt: skip
     """Build the shard folder ``out`` from the images in ``source``.
 
     The same source, recipe and options give the same bytes, with any number of workers. If the process is killed,
     ``out`` is unchanged.
 
+    Args:
+        source: the collection.
+        out: the shard folder to write.
+        recipe: how the collection is stored.
+        options: what decides the bytes, besides recipe and source.
+        workers: number of processes.
+        allow_missing: whether the collection may lack a class of the recipe, or a split a class of the collection.
+        progress: called with (stage, done, total).
+
     Raises:
-        UserError: the input is faulty, ``out`` contains something else, or is not writable.
+        UserError: the input is faulty, images or splits lack a class, ``out`` contains something else, or is not
+            writable.
     """
     if out.resolve().is_relative_to(source.resolve()):
         raise UserError(f"--out {out} is inside --source {source}; choose a folder outside it")
     with worker_pool(workers) as run:  # the processes start while the files are listed
-        records, warnings = find_records(recipe, source)
+        records, warnings = find_records(recipe, source, allow_missing=allow_missing)
         request = _request_entries(source, recipe, options, records)
         existing = _existing_dataset(out, request)
         if existing is not None:
+            _check_contents(existing, out, source, recipe, options, records, run, progress)
             return BuildResult(existing, warnings, fresh=False)
+        warnings += _check_classes(records, recipe.classes, options, allow_missing=allow_missing)
         try:
             with partial_folder(out) as folder:
-                _write_folder(folder, source, recipe, options, records, request, run, progress)
+                warnings += _write_folder(
+                    folder, source, recipe, options, records, request, run, progress, allow_missing=allow_missing
+                )
         except BrokenProcessPool:
             raise UserError("a worker process was killed (out of memory?); build with fewer --workers") from None
         except OSError as error:
             raise UserError(f"--out {out} cannot be written ({error.strerror or error})") from None
-    dataset = open_dataset(out)
-    return BuildResult(dataset, warnings + _missing_class_warnings(dataset), fresh=True)
+    return BuildResult(open_dataset(out), warnings, fresh=True)
+
+
+def _check_classes(
+    records: list[Record], classes: tuple[str, ...], options: BuildOptions, *, allow_missing: bool
+) -> list[str]:
+    """Check, before images are decoded, that classes and splits have images, as far as patients tell.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        UserError: a class or a split would have no images.
+    """
+    known = [record for record in records if record.label >= 0]
+    if len(known) < len(records):
+        return []  # only their damaged headers state the classes of some files
+    absent = [name for label, name in enumerate(classes) if label not in {record.label for record in records}]
+    if absent and not (allow_missing or options.split == "test"):
+        others = ", ".join(name for name in classes if name not in absent)
+        raise UserError(
+            f"no images of {', '.join(absent)}, which no network could learn from these shards; build with a recipe"
+            f" whose classes are {others}, or with --allow-missing to join the shards with others"
+        )
+    first: dict[tuple[str, str], int] = {}
+    groups = [
+        row if record.patient is None else first.setdefault((record.dataset, record.patient), row)
+        for row, record in enumerate(records)
+    ]
+    split = split_images(records, np.array(groups), classes, options)
+    check_split(split, records, np.array(groups), classes, allow_missing=allow_missing)
+    return [f"no images of {name}" for name in absent]
 
 
 def _request_entries(source: Path, recipe: Recipe, options: BuildOptions, records: list[Record]) -> dict[str, Any]:
@@ -123,7 +169,7 @@ def _existing_dataset(out: Path, request: dict[str, Any]) -> Dataset | None:
     for key, meaning in (("name", "recipe"), ("recipe", "recipe"), ("source_listing_sha256", "list of source files")):
         if getattr(manifest, key, None) != request[key]:
             raise UserError(f"--out {out} contains shards built from another {meaning}; {advice}")
-    options = getattr(manifest, "options", {})
+    options = {"keep_blank": True, **getattr(manifest, "options", {})}  # earlier releases kept blank images
     for key, value in request["options"].items():
         if options.get(key) != value:
             flag = key.replace("_", "-")
@@ -131,15 +177,59 @@ def _existing_dataset(out: Path, request: dict[str, Any]) -> Dataset | None:
     return dataset
 
 
-def _write_folder(
-    folder: Path, source: Path, recipe: Recipe, options: BuildOptions, records: list[Record], request: dict[str, Any],
+def _check_contents(
+    dataset: Dataset, out: Path, source: Path, recipe: Recipe, options: BuildOptions, records: list[Record],
     run: Run, progress: Progress,
 ) -> None:  # fmt: skip
-    """Write shards, index and, last, the manifest into ``folder``."""
+    """Raise :class:`UserError` if images of the source changed since the dataset was built from them.
+
+    Files that are stored byte for byte are compared by their checksum. The others are decoded again.
+    """
+    columns = dataset.columns
+    row_of = {key: row for row, key in enumerate(columns["key"])}
+    stored = [record for record in records if record.key in row_of]  # not left out
+    rows = [row_of[record.key] for record in stored]
+    bytes_of_row = zip(columns["size"][rows].tolist(), columns["crc32"][rows].tolist(), strict=True)
+    differing = [
+        record
+        for record, (size, crc32) in zip(stored, bytes_of_row, strict=True)
+        if not _has_bytes(source / record.path, size, crc32)
+    ]
+    if not differing:
+        return
+    examined = examine_all(
+        differing, source, recipe, run, skip_bad=options.skip_bad, keep_blank=options.keep_blank,
+        progress=partial(progress, "comparing"), max_side=options.max_side,
+    )  # fmt: skip
+    unchanged = {
+        record.key
+        for record, image in zip(examined.records, examined.images, strict=True)
+        if image.payload is not None and image.pixel_hash == columns["pixel_hash"][row_of[record.key]]
+    }
+    changed = dict.fromkeys(record.path for record in differing if record.key not in unchanged)
+    if changed:
+        raise UserError(
+            f"--out {out} contains shards built from other contents of {len(changed)} source files, such as"
+            f" {printable(next(iter(changed)))}; choose another --out or remove it"
+        )
+
+
+def _has_bytes(file: Path, size: int, crc32: int) -> bool:
+    try:
+        return file.stat().st_size == size and zlib.crc32(file.read_bytes()) == crc32
+    except OSError:
+        return False
+
+
+def _write_folder(
+    folder: Path, source: Path, recipe: Recipe, options: BuildOptions, records: list[Record], request: dict[str, Any],
+    run: Run, progress: Progress, *, allow_missing: bool,
+) -> list[str]:  # fmt: skip
+    """Write shards, index and, last, the manifest into ``folder``; returns warnings."""
     spool = folder / "spool"  # images that were encoded again, so that none is decoded twice
     spool.mkdir()
     examined = examine_all(
-        records, source, recipe, run, skip_bad=options.skip_bad,
+        records, source, recipe, run, skip_bad=options.skip_bad, keep_blank=options.keep_blank,
         progress=partial(progress, "decoding"), spool=spool, max_side=options.max_side,
     )  # fmt: skip
     records = examined.records
@@ -147,10 +237,8 @@ def _write_folder(
     hashes = [image.pixel_hash for image in examined.images]
     findings = search.find_copies(examined.thumbs, hashes, patients, progress=partial(progress, "comparing"))
     labels = np.array([record.label for record in records])
-    split = split_images(
-        findings.groups, labels, [record.dataset for record in records], [record.published for record in records],
-        [record.attributes.get("fold") for record in records], recipe.classes, options,
-    )  # fmt: skip
+    split = split_images(records, findings.groups, recipe.classes, options)
+    warnings = check_split(split, records, findings.groups, recipe.classes, allow_missing=allow_missing)
     split_of_image = np.array([*split.names, ""], dtype=object)[split.codes]  # LEFT_OUT is the last one
 
     rows = _index_rows(examined, findings.groups, split_of_image)
@@ -170,12 +258,13 @@ def _write_folder(
         split=split.description,
         excluded=_excluded([records[row] for row in np.flatnonzero(split.codes == LEFT_OUT)], recipe.classes),
         audit=search.counts(findings, labels, patients, split.codes),
-        skipped=examined.bad,
+        skipped=examined.bad + examined.blank,
         shards=entries,
         index_sha256=sha256_bytes(index),
         builder=__version__,
     )
     write_durably(folder / MANIFEST, manifest.to_bytes())
+    return warnings
 
 
 def _index_rows(examined: Examination, groups: np.ndarray, splits: np.ndarray) -> list[dict[str, Any]]:
@@ -233,20 +322,3 @@ def _excluded(records: list[Record], classes: tuple[str, ...]) -> Excluded:
         by_class = counts.setdefault(record.dataset, dict.fromkeys(classes, 0))
         by_class[classes[record.label]] += 1
     return Excluded(len(records), counts, [record.key for record in records])
-
-
-def _missing_class_warnings(dataset: Dataset) -> list[str]:
-    """Warnings about splits that lack a class although they should have a share of it."""
-    counts, split = dataset.manifest.counts, dataset.manifest.split
-    shares = dict(zip(counts, [1.0] * len(counts) if dataset.folds else split["fractions"], strict=True))
-    subject = "it has"
-    if split["method"] == "leave-one-out":
-        del shares["test"]  # a whole dataset, with the classes that it has
-        subject = f"outside {split['test_on']} it has"
-    return [
-        f"{class_name} has no images in {split_name}: {subject} too few groups (patients, or sets of copies) to divide"
-        for class_name in dataset.classes
-        if any(by_class[class_name] for by_class in counts.values())
-        for split_name, share in shares.items()
-        if share > 0 and not counts[split_name][class_name]
-    ]

@@ -35,7 +35,8 @@ class Build:
         out: the shard folder to write
         recipe: how the collection is stored (shards/datasets/*.yaml); without it: one folder per class
         split: grouped: no patient and no copy in two splits; original: the published split, counting its leaks; kfold:
-            grouped folds, of which data.fold of a run selects one; leave-one-out: test on a whole dataset of the recipe
+            grouped folds, of which data.fold of a run selects one; leave-one-out: test on a whole dataset of the
+            recipe; test: everything is the test split
         fractions: shares TRAIN,VAL,TEST of the splits (default: 0.7,0.1,0.2); if the test split is given, train and val
             divide the rest in their proportion
         folds: for --split kfold: the number of folds, 3 or more, or published for those of the collection
@@ -47,12 +48,14 @@ class Build:
         shard_size: approximate limit of a shard, in bytes such as 64MB, or in samples such as 500
         workers: number of processes
         skip_bad: leave damaged images out and list them in the manifest, instead of stopping
+        keep_blank: keep blank images, which are otherwise left out and listed in the manifest
+        allow_missing: build although the collection lacks a class of the recipe, or a split a class of the collection
     """
 
     source: Path
     out: Path
     recipe: Path | None = None
-    split: Literal["grouped", "original", "kfold", "leave-one-out"] = "grouped"
+    split: Literal["grouped", "original", "kfold", "leave-one-out", "test"] = "grouped"
     fractions: str | None = None
     folds: str | None = None
     test_on: str | None = None
@@ -61,6 +64,8 @@ class Build:
     shard_size: str = "64MB"
     workers: int = field(default_factory=cpu_cores)
     skip_bad: bool = False
+    keep_blank: bool = False
+    allow_missing: bool = False
 
     def options(self) -> BuildOptions:
         """The options of the build.
@@ -77,8 +82,8 @@ class Build:
         for method, flag, value in (("kfold", "--folds", self.folds), ("leave-one-out", "--test-on", self.test_on)):
             if (value is not None) != (self.split == method):
                 raise UserError(f"{flag} and --split {method} belong together; set both or neither")
-        if self.split == "kfold" and self.fractions is not None:
-            raise UserError("--fractions has no effect with --split kfold, whose folds have equal shares; remove it")
+        if self.split in ("kfold", "test") and self.fractions is not None:
+            raise UserError(f"--fractions has no effect with --split {self.split}; remove it")
         return BuildOptions(
             split=self.split,
             fractions=parse_fractions(self.fractions or FRACTIONS),
@@ -86,6 +91,7 @@ class Build:
             max_side=self.max_side,
             shard_size=self.shard_size,
             skip_bad=self.skip_bad,
+            keep_blank=self.keep_blank,
             folds=None if self.folds is None else parse_folds(self.folds),
             test_on=self.test_on,
         )
@@ -101,7 +107,10 @@ class Build:
         recipe = read_recipe(self.recipe) if self.recipe else default_recipe(self.source)
         try:
             with show_progress() as progress:
-                result = build(self.source, self.out, recipe, options, workers=self.workers, progress=progress)
+                result = build(
+                    self.source, self.out, recipe, options,
+                    workers=self.workers, allow_missing=self.allow_missing, progress=progress,
+                )  # fmt: skip
         except BadImages as error:
             print_list(error.files, self.out.with_name(f"{self.out.name}.bad-images.txt"))
             raise
@@ -209,7 +218,7 @@ def _print_build(dataset: Dataset) -> None:
         print(
             f"leaks: {audit['test_leaked']} of {sum(manifest.counts['test'].values())} test images are known from"
             f" train: {audit['test_with_copy_in_train']} by a copy, {audit['test_with_patient_in_train']} by their"
-            " patient; --split grouped avoids this"
+            f" patient{'; --split grouped avoids this' if audit['test_leaked'] else ''}"
         )
     for entry in manifest.skipped[:LISTED]:
         print(f"left out: {entry['source']}: {entry['reason']}")
@@ -234,9 +243,9 @@ def _print_join(dataset: Dataset) -> None:
             f"{pair['of']}: {pair['exact']} images have an exact copy in {pair['in']}, {pair['near']} more a near copy;"
             f" {pair['patient']} are of patients in {pair['in']}"
         )
-    for source, counts in manifest.excluded.counts.items():
+    for name, counts in manifest.excluded.counts.items():
         numbers = ", ".join(f"{number} of {split}" for split, number in counts.items()) or "nothing"
-        print(f"left out of {source}: {numbers}")
+        print(f"left out of {name}: {numbers}")
     for name in dataset.classes:
         by_split = {split: by_class[name] for split, by_class in manifest.counts.items()}
         if any(by_split.values()) and not by_split["train"]:

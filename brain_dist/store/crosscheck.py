@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,8 @@ def missing_entries(manifest: Manifest) -> list[str]:
         "audit": ("exact_redundant", "near_pairs", "near_pairs_mirrored", "images_with_label_conflict",
                   "largest_groups", *_LEAKS),
         "recipe": tuple(field.name for field in fields(Recipe)),
-        "options": tuple(field.name for field in fields(BuildOptions)),
+        # earlier releases had no keep_blank
+        "options": tuple(field.name for field in fields(BuildOptions) if field.name != "keep_blank"),
     }  # fmt: skip
     return [
         f"{MANIFEST}: {entry}.{key} is missing"
@@ -132,10 +134,11 @@ def _audit_problems(manifest: BuiltManifest, columns: Columns) -> list[str]:
     """Counts of the audit that the index contradicts. It cannot if images were left out, which the audit counts."""
     if manifest.excluded.samples:
         return []
-    expected = {
-        "exact_redundant": len(columns["key"]) - len(set(columns["pixel_hash"])),
+    expected: dict[str, Any] = {
         "largest_groups": sorted(Counter(columns["group"]).values(), reverse=True)[:5],
     }
+    if not manifest.options.get("keep_blank"):  # blank images are not copies of each other
+        expected["exact_redundant"] = len(columns["key"]) - len(set(columns["pixel_hash"]))
     if manifest.split["method"] != "original":
         expected |= dict.fromkeys(_LEAKS, 0)
     return [

@@ -100,7 +100,7 @@ class BuiltManifest(Manifest):
         recipe: the recipe, as JSON.
         options: the :class:`~brain_dist.store.options.BuildOptions`, as JSON.
         source_listing_sha256: sha256 (hex) of the list of source files with their sizes, labels and patients.
-        skipped: damaged images that were left out: their ``source`` and the ``reason``.
+        skipped: damaged and blank images that were left out: their ``source`` and the ``reason``.
     """
 
     recipe: dict[str, Any]

@@ -14,12 +14,13 @@ class BuildOptions:
     """Settings that decide the bytes of a build, besides the recipe and the source.
 
     Attributes:
-        split: how groups are split: ``grouped``, ``original``, ``kfold`` or ``leave-one-out``.
-        fractions: shares of train, val and test.
+        split: how groups are split: ``grouped``, ``original``, ``kfold``, ``leave-one-out`` or ``test``.
+        fractions: shares of train, val and test; always 0, 0, 1 for the split test.
         seed: seed of the split and of the order in the shards.
         max_side: larger images are reduced to this many pixels on the longer side; None keeps the bytes.
         shard_size: limit of a shard, see :func:`brain_dist.store.tar.parse_shard_size`.
         skip_bad: leave damaged images out instead of stopping.
+        keep_blank: keep images that show nothing, as at the ends of a volume.
         folds: number of folds of the split kfold, or ``published``.
         test_on: the test dataset of the split leave-one-out.
     """
@@ -30,8 +31,13 @@ class BuildOptions:
     max_side: int | None = None
     shard_size: str = "64MB"
     skip_bad: bool = False
+    keep_blank: bool = False
     folds: int | str | None = None
     test_on: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.split == "test":
+            object.__setattr__(self, "fractions", (0.0, 0.0, 1.0))
 
 
 def parse_fractions(text: str) -> tuple[float, float, float]:
@@ -44,6 +50,8 @@ def parse_fractions(text: str) -> tuple[float, float, float]:
         values = tuple(float(piece) for piece in text.split(","))
     except ValueError:
         values = ()
+    if values == (0, 0, 1):
+        raise UserError(f"--fractions {text} leaves nothing to train on; use --split test for a pure test set")
     if len(values) != 3 or not all(0 <= value <= 1 for value in values) or abs(sum(values) - 1) > 1e-6 or not values[0]:
         raise UserError(f"--fractions {text!r} must be three numbers for train,val,test that sum to 1, with train > 0")
     return values

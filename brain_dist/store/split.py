@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from brain_dist.collection.records import Record
 from brain_dist.collection.spellings import SPLITS
 from brain_dist.errors import UserError
 from brain_dist.store.options import MAX_FOLDS, BuildOptions
@@ -28,38 +29,30 @@ class Split(NamedTuple):
     description: dict[str, Any]
 
 
-def split_images(
-    groups: np.ndarray,
-    labels: np.ndarray,
-    datasets: Sequence[str],
-    published: Sequence[str | None],
-    published_folds: Sequence[int | str | None],
-    classes: Sequence[str],
-    options: BuildOptions,
-) -> Split:
+def split_images(records: Sequence[Record], groups: np.ndarray, classes: Sequence[str], options: BuildOptions) -> Split:
     """Split N images by ``options.split``; every class of every dataset is balanced by itself.
 
     Args:
+        records: label, dataset, and published split and fold of each image.
         groups: int [N], any numbering.
-        labels: int [N], positions in ``classes``.
-        datasets: [N], names.
-        published: [N], the published split of each image, or None.
-        published_folds: [N], the published fold of each image, or None.
         classes: class names.
         options: method, shares and seed.
 
     Raises:
         UserError: the images cannot be split as requested.
     """
+    labels = np.array([record.label for record in records])
     numbers: dict[str, int] = {}
-    dataset = np.array([numbers.setdefault(name, len(numbers)) for name in datasets])
+    dataset = np.array([numbers.setdefault(record.dataset, len(numbers)) for record in records])
     strata = labels * len(numbers) + dataset
     fractions, seed = options.fractions, options.seed
     names, shares = SPLITS, dict(enumerate(fractions))
     description: dict[str, Any] = {"method": options.split, "fractions": list(fractions), "seed": seed}
     if options.split == "original":
+        published = [record.published for record in records]
         return Split(names, original(published, groups, strata, fractions, seed), description)
     if options.split == "kfold" and options.folds == "published":
+        published_folds = [record.attributes.get("fold") for record in records]
         codes, folds, moved = keep_folds(published_folds, groups, strata, seed)
         description = {"method": "kfold", "folds": folds, "seed": seed, "published": True, "moved": moved}
     elif options.split == "kfold":
@@ -69,9 +62,13 @@ def split_images(
     elif options.split == "leave-one-out":
         if options.test_on not in numbers:
             raise UserError(f"--test-on {options.test_on} is not one of the datasets {', '.join(numbers)}")
+        if len(numbers) == 1:
+            raise UserError(f"--test-on {options.test_on}: all images belong to it; use --split test")
         codes = leave_one_out(groups, strata, dataset == numbers[options.test_on], fractions, seed)
         shares = dict(enumerate(without_test(fractions)[:2]))
         description["test_on"] = options.test_on
+    elif options.split == "test":
+        codes = np.full(len(groups), SPLITS.index("test"), dtype=np.int8)
     else:
         codes = grouped(groups, strata, fractions, seed)
     if options.split == "kfold":
@@ -79,6 +76,84 @@ def split_images(
         shares = dict.fromkeys(range(folds), 1 / folds)
     description["off_by"] = share_deviation(codes, labels, classes, shares)
     return Split(names, codes, description)
+
+
+def check_split(
+    split: Split, records: Sequence[Record], groups: np.ndarray, classes: Sequence[str], *, allow_missing: bool
+) -> list[str]:
+    """Check that every split has images, and that it has images of every class that the collection has.
+
+    Args:
+        split: the split of N images.
+        records: the images.
+        groups: int [N], the group of each image.
+        classes: class names.
+        allow_missing: a split may lack a class, but not all images.
+
+    Returns:
+        Warnings about classes that a split lacks: allowed ones, and those that the publisher's own split lacks.
+
+    Raises:
+        UserError: a split has no images, or it lacks a class; the message names the cause.
+    """
+    labels, codes = np.array([record.label for record in records]), split.codes
+    method, fractions = split.description["method"], split.description.get("fractions", [])
+    published = {record.published for record in records} if method == "original" else set()
+    if method == "kfold":
+        expected = list(split.names)
+    elif method == "original":
+        added = ["val"] if fractions[1] > 0 and "train" in published else []
+        expected = [name for name in split.names if name in published or name in added]
+    else:
+        expected = [name for name, share in zip(split.names, fractions, strict=True) if share > 0]
+        if method == "leave-one-out":
+            expected = [name for name in expected if name != "test"]  # a whole dataset, with the classes that it has
+    present = np.unique(labels[codes != LEFT_OUT])
+    errors: list[str] = []
+    warnings: list[str] = []
+    empty = False
+    divided = np.isin(codes, [split.names.index(name) for name in expected if name not in published or name == "train"])
+    guilty = divided  # the images whose groups are too few
+    for name in expected:
+        own = labels[codes == split.names.index(name)]
+        if not len(own):
+            errors.append(f"{name} would have no images")
+            empty = True
+            continue
+        for label in np.setdiff1d(present, own):
+            text = f"{classes[label]} would have no images in {name}"
+            if name in published or allow_missing:
+                warnings.append(text.replace("would have", "has"))
+            else:
+                guilty = guilty if errors else divided & (labels == label)
+                errors.append(text)
+    if errors:
+        rows = np.flatnonzero(guilty).tolist()
+        cause = _cause([records[row] for row in rows], groups[rows])
+        raise UserError(f"{'; '.join(errors)}: {cause}{'' if empty else ', or --allow-missing'}")
+    return warnings
+
+
+def _cause(records: Sequence[Record], groups: np.ndarray) -> str:
+    """Why N images in groups int [N] cannot be divided into splits, and what helps."""
+    patients = [(record.dataset, record.patient) for record in records]
+    known = {patient for patient in patients if patient[1] is not None}
+    names, sizes = np.unique(groups, return_counts=True)
+    largest = np.flatnonzero(groups == names[sizes.argmax()])
+    joined = {patients[row] for row in largest} & known
+    if 2 * len(largest) > len(records):
+        images = f"{len(largest)} of {len(records)} images"
+        if len(known) == 1 and joined:
+            return f"{images} have the same patient, {next(iter(known))[1]!r}; give the patients in a table"
+        if len(joined) > 1:
+            return (
+                f"one group, joined by copies, holds {len(joined)} of {len(known)} patients and {images}; look for the"
+                " copies with `python -m brain_dist.shard audit`"
+            )
+    return (
+        f"there are too few groups (patients, or sets of copies), {len(names)} for {len(records)} images; use other"
+        " --fractions or fewer --folds"
+    )
 
 
 def grouped(

@@ -237,7 +237,7 @@ UNUSABLE = {
     "many frames": ("dicom", lambda path: write_dicom(path, IMAGE, NumberOfFrames=10**6), "contains 1000000 frames"),
     "fewer frames": ("dicom", lambda path: write_dicom(path, IMAGE, NumberOfFrames=9), "less than expected"),
     "page": ("nifti", lambda path: path.write_bytes(b"<html>404</html>"), "is not a NIfTI file"),
-    "series": ("nifti", lambda path: nifti_of(path, (20, 20, 20, 3)), "20 x 20 x 20 x 3 values; expected one volume"),
+    "series": ("nifti", lambda path: nifti_of(path, (20, 20, 20, 3)), "contains 3 volumes; choose"),
     "flat": ("nifti", lambda path: nifti_of(path, (20, 20)), "contains 20 x 20 values;"),
     "thin": ("nifti", lambda path: nifti_of(path, (20, 3, 20)), "20 x 3 pixels; a slice has at least 16"),
     "complex": ("nifti", lambda path: nifti_of(path, (20, 20, 20), np.complex64), "values of type complex64"),

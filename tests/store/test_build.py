@@ -33,10 +33,9 @@ PATIENTS = {"patients": {"file": "patients.csv", "id": "id", "patient": "patient
 
 
 def make(source: Path, out: Path, *, part: dict | None = None, recipe=None, workers: int = 1, **options) -> BuildResult:
+    """Build; the small collections here have too few patients for all splits to have all classes."""
     recipe = recipe or parse_recipe({"parts": [part or {}]}, "the recipe")
-    return build(
-        source, out, recipe, BuildOptions(**options), workers=workers, progress=lambda stage, done, total: None
-    )
+    return build(source, out, recipe, BuildOptions(**options), workers=workers, allow_missing=True)
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +177,23 @@ def test_a_second_build_does_nothing_or_fails_with_the_reason(source, built, tmp
     assert {path: path.stat().st_mtime_ns for path in built.root.iterdir()} == before
 
 
+@pytest.mark.parametrize("name", ["notumor/no003.jpg", "glioma/gl001.bmp"])
+def test_corrected_pixels_are_noticed_although_size_and_time_are_the_same(source, tmp_path, name):
+    """A JPEG is stored byte for byte, a BMP is encoded again."""
+    edited = tmp_path / "mine"
+    shutil.copytree(source, edited)
+    first = make(edited, tmp_path / "out", part=PATIENTS)
+    assert not make(edited, tmp_path / "out", part=PATIENTS, workers=2).fresh
+    before = (edited / name).stat()
+    data = bytearray((edited / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (edited / name).write_bytes(data)
+    os.utime(edited / name, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(UserError, match=f"other contents of 1 source files, such as {name}; choose another --out"):
+        make(edited, tmp_path / "out", part=PATIENTS)
+    assert open_dataset(tmp_path / "out").version == first.dataset.version
+
+
 def test_a_foreign_out_is_unchanged(source, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")
@@ -252,14 +268,72 @@ def test_published_split_is_kept_and_its_leaks_are_counted(tmp_path):
     assert regrouped.manifest.audit["test_leaked"] == 0
 
 
-def test_classes_with_too_few_groups_give_warnings(tmp_path):
+def test_a_class_that_a_split_lacks_is_an_error_or_a_warning(tmp_path):
     root = write_collection(tmp_path / "raw", each=6)  # two patients a class
-    built = make(root, tmp_path / "out", part=PATIENTS, fractions=(0.5, 0.25, 0.25))
+    recipe, options = parse_recipe({"parts": [PATIENTS]}, "it"), BuildOptions(fractions=(0.5, 0.25, 0.25))
+    message = r"would have no images in (val|test); .*too few groups .*, 2 for 6 images; .* --allow-missing"
+    with pytest.raises(UserError, match=message):
+        build(root, tmp_path / "out", recipe, options, workers=1)
+    assert not (tmp_path / "out").exists()
+    built = build(root, tmp_path / "out", recipe, options, workers=1, allow_missing=True)
     counts = built.dataset.manifest.counts
     assert all(sum(by_class.values()) for by_class in counts.values())  # but no split is empty
-    lacking = [f"{name} has no images in {split}" for name in CLASSES for split in counts if not counts[split][name]]
+    lacking = {f"{name} has no images in {split}" for name in CLASSES for split in counts if not counts[split][name]}
     assert len(lacking) == 4
-    assert [warning.split(":")[0] for warning in built.warnings] == lacking
+    assert set(built.warnings) == lacking
+
+
+def test_a_split_without_images_is_an_error_with_its_cause(tmp_path):
+    root = write_collection(tmp_path / "raw", each=9)
+    ids = [f"{kind[:2]}{number:03d}" for kind in CLASSES for number in range(9)]
+    table, thirds = root / "patients.csv", (0.34, 0.33, 0.33)
+    recipe = parse_recipe({"parts": [PATIENTS]}, "it")
+    assert build(root, tmp_path / "good", recipe, BuildOptions(fractions=thirds), workers=1).warnings == []
+
+    def fails(patients: list[str], message: str) -> None:
+        table.write_text("id,patient\n" + "".join(f"{key},{who}\n" for key, who in zip(ids, patients, strict=True)))
+        with pytest.raises(UserError, match=message):
+            build(root, tmp_path / "out", recipe, BuildOptions(fractions=thirds), workers=1)
+        assert not (tmp_path / "out").exists()
+
+    fails(["ANON"] * 36, r"(val|test) would have no images.*36 of 36 images have the same patient, 'ANON'")
+    for number in (3, 6):  # a picture that every patient with a meningioma has
+        shutil.copy(root / "meningioma" / "me000.jpg", root / "meningioma" / f"me00{number}.jpg")
+    patients = [f"{kind}{number // 3}" for kind in CLASSES for number in range(9)]
+    fails(patients, r"meningioma would have .*one group, joined by copies, holds 3 of 3 patients and 9 of 9 images")
+
+
+def test_a_class_without_images_is_an_error_before_images_are_decoded(tmp_path):
+    root = write_collection(tmp_path / "raw", each=9)
+    shutil.rmtree(root / "notumor")
+    (root / "glioma" / "damaged.png").write_bytes(b"")
+    recipe = parse_recipe({"parts": [{}]}, "it")
+    with pytest.raises(UserError, match=r"no images of notumor.* whose classes are glioma, meningioma, pituitary"):
+        build(root, tmp_path / "out", recipe, BuildOptions(), workers=1)
+    options = BuildOptions(skip_bad=True)
+    built = build(root, tmp_path / "out", recipe, options, workers=1, allow_missing=True)
+    assert "no images of notumor" in built.warnings
+    listed = {"parts": [{"folders": {"notumor": "no", "glioma": "glioma"}}]}
+    with pytest.raises(UserError, match=r"the folder no for class notumor is missing in .* --allow-missing"):
+        build(root, tmp_path / "none", parse_recipe(listed, "it"), options, workers=1)
+    built = build(root, tmp_path / "one", parse_recipe(listed, "it"), options, workers=1, allow_missing=True)
+    assert len(built.dataset) == 9
+
+
+def test_a_pure_test_set(tmp_path):
+    root = write_collection(tmp_path / "raw", each=3)
+    shutil.rmtree(root / "notumor")
+    recipe = parse_recipe({"parts": [{}]}, "it")
+    built = build(root, tmp_path / "out", recipe, BuildOptions(split="test"), workers=1)
+    assert built.warnings == ["no images of notumor"]
+    dataset = built.dataset
+    assert len(dataset.rows("test")) == len(dataset) == 9
+    assert dataset.manifest.counts["train"] == dict.fromkeys(CLASSES, 0)
+    assert verify(dataset.root) == []
+    published = parse_recipe({"parts": [{"published": "test"}]}, "it")
+    kept = build(root, tmp_path / "kept", published, BuildOptions(split="original"), workers=1, allow_missing=True)
+    assert kept.warnings == ["no images of notumor"]
+    assert len(kept.dataset.rows("test")) == 9
 
 
 def spoil(root: Path) -> dict[str, str]:
@@ -298,7 +372,7 @@ def test_skipping_must_leave_images_of_every_class(tmp_path):
     for path in (root / "pituitary").iterdir():
         path.write_bytes(b"")
     with pytest.raises(UserError, match="no image of class pituitary"):
-        make(root, tmp_path / "out", skip_bad=True)
+        make(root, tmp_path / "out", skip_bad=True, fractions=(0.5, 0.0, 0.5))
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
@@ -349,11 +423,15 @@ def test_killed_build_leaves_nothing_finished_and_the_next_one_succeeds(tmp_path
 
 
 def test_too_little_temporary_space_is_a_one_line_error_and_leaves_nothing(source, tmp_path):
-    words = f"{sys.executable} -m brain_dist.shard build --source {source} --out {tmp_path / 'out'} --workers 2"
+    words = f"{sys.executable} -m brain_dist.shard build --source {source} --out {tmp_path / 'out'}"
     # bash counts blocks of 1,024 bytes; the thumbnails of 48 images need more than 20
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     done = subprocess.run(
-        ["bash", "-c", f"ulimit -f 20; {words}"], capture_output=True, text=True, check=False, env=environment
+        ["bash", "-c", f"ulimit -f 20; {words} --workers 2 --allow-missing"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
     )
     assert done.returncode == 2
     assert done.stderr == (
@@ -386,7 +464,10 @@ def test_a_file_that_changes_during_the_build_is_an_error(source, tmp_path, chan
                 draw(4711).save(root / "glioma" / "gl005.jpg")
 
     with pytest.raises(UserError, match=r"gl005.*changed while the shards were built"):
-        build(root, tmp_path / "out", default_recipe(root), BuildOptions(), workers=1, progress=change_file)
+        build(
+            root, tmp_path / "out", default_recipe(root), BuildOptions(),
+            workers=1, allow_missing=True, progress=change_file,
+        )  # fmt: skip
     assert not (tmp_path / "out").exists()
 
 

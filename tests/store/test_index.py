@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     source = write_collection(tmp_path / "mine", each=5, size=64)
     (source / "patients.csv").unlink()  # the patients are unknown
     options = BuildOptions(shard_size="4")
-    build(source, tmp_path / "out", default_recipe(source), options, workers=1)
+    build(source, tmp_path / "out", default_recipe(source), options, workers=1, allow_missing=True)
     return tmp_path / "out"
 
 

@@ -15,14 +15,17 @@ from brain_dist.store.dataset import open_dataset
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Two classes with four images of random cells each."""
-    for number, kind in enumerate(("glioma", "no_tumor")):
+    """Four classes with four images of random cells each."""
+    for number, kind in enumerate(("glioma", "no_tumor", "Meningioma", "pituitary")):
         (tmp_path / "images" / kind).mkdir(parents=True)
         for turn in range(4):
             cells = np.random.default_rng([number, turn]).integers(0, 256, (9, 9), dtype=np.uint8)
             image = Image.fromarray(cells).resize((64, 64), Image.Resampling.BICUBIC)
             image.save(tmp_path / "images" / kind / f"{turn}.png")
     return tmp_path / "images"
+
+
+HALVES = ["--fractions", "0.5,0.25,0.25", "--workers", "1"]
 
 
 def test_every_command_has_help():
@@ -33,13 +36,13 @@ def test_every_command_has_help():
 
 def test_build_then_verify_then_build_again(images, tmp_path):
     out = tmp_path / "out"
-    words = ["build", "--source", str(images), "--out", str(out), "--fractions", "0.5,0.25,0.25", "--workers", "1"]
+    words = ["build", "--source", str(images), "--out", str(out), *HALVES]
     first = verb("shard", *words)
     version = open_dataset(out).version[:12]
-    assert "images: 8 images in 8 groups" in first.out
+    assert "images: 16 images in 16 groups" in first.out
     assert f"written to {out}, dataset version {version}" in first.out
     assert (
-        f"no problems; 8 samples in 3 shards, dataset version {version}" in in_process("shard", "verify", str(out)).out
+        f"no problems; 16 samples in 3 shards, dataset version {version}" in in_process("shard", "verify", str(out)).out
     )
     assert "nothing to do" in in_process("shard", *words).out
     other = in_process("shard", *words, "--seed", "2", expect=2)
@@ -50,7 +53,7 @@ def test_build_then_verify_then_build_again(images, tmp_path):
 
 def test_damage_is_listed_and_exits_with_2(images, tmp_path):
     out = tmp_path / "out"
-    in_process("shard", "build", "--source", str(images), "--out", str(out), "--workers", "1")
+    in_process("shard", "build", "--source", str(images), "--out", str(out), *HALVES)
     (shard,) = out.glob("*-train-*.tar")
     shard.unlink()
     done = in_process("shard", "verify", str(out), expect=2)
@@ -62,7 +65,7 @@ def test_damage_is_listed_and_exits_with_2(images, tmp_path):
 def test_bad_images_are_listed_and_written_to_a_file_if_there_are_many(images, tmp_path):
     for number in range(60):
         (images / "glioma" / f"bad{number:02d}.jpg").write_bytes(b"")
-    words = ["build", "--source", str(images), "--out", str(tmp_path / "out"), "--workers", "1"]
+    words = ["build", "--source", str(images), "--out", str(tmp_path / "out"), *HALVES]
     done = in_process("shard", *words, expect=2)
     lines = done.err.splitlines()
     assert lines[0] == "glioma/bad00.jpg: is empty (0 bytes)"
@@ -79,10 +82,13 @@ def test_bad_images_are_listed_and_written_to_a_file_if_there_are_many(images, t
     ("words", "message"),
     [
         (["--fractions", "1,2,3"], "--fractions '1,2,3' must be three numbers"),
+        (["--fractions", "0,0,1"], "use --split test for a pure test set"),
+        (["--split", "test", "--fractions", "1,0,0"], "--fractions has no effect with --split test"),
+        (["--split", "leave-one-out", "--test-on", "images"], "all images belong to it; use --split test"),
         (["--shard-size", "many"], "--shard-size 'many' must be a number of samples such as 500"),
         (["--max-side", "3"], "--max-side 3 must be ≥ 16"),
         (["--split", "original"], "belong to no published split; use --split grouped"),
-        (["--recipe", "absent.yaml"], "recipe absent.yaml cannot be read"),
+        (["--recipe", "absent.yaml"], "recipe absent.yaml does not exist"),
         (["--source", "absent"], "--source absent is not a folder"),
     ],
 )
@@ -95,9 +101,9 @@ def test_errors_are_one_line(images, tmp_path, words, message):
 
 
 def test_phantoms_are_built(tmp_path):
-    size = ["--patients", "8", "--slices", "4", "--size", "64", "--seed", "3", "--plant", "0.2", "--workers", "1"]
+    size = ["--patients", "12", "--slices", "3", "--size", "64", "--seed", "3", "--plant", "0.2", "--workers", "1"]
     in_process("shard", "phantom", "--out", str(tmp_path / "raw"), *size)
-    in_process("shard", "build", "--source", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--workers", "1")
+    in_process("shard", "build", "--source", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), *HALVES)
     dataset = open_dataset(tmp_path / "out")
     assert dataset.name == "phantom"
     assert set(dataset.columns["dataset"]) == {"phantom"}

@@ -15,6 +15,7 @@ from pictures import CLASSES, draw, write_collection
 from PIL import Image
 
 from brain_dist.collection.recipes import parse_recipe
+from brain_dist.collection.records import Record
 from brain_dist.collection.spellings import SPLITS
 from brain_dist.errors import UserError
 from brain_dist.shard import main
@@ -100,9 +101,12 @@ def test_fractions():
 
 
 def choose(method: str, group: np.ndarray, label: np.ndarray, dataset: np.ndarray, **more) -> split.Split:
-    published_folds = more.pop("published_folds", [None] * len(group))
-    chosen = BuildOptions(split=method, **more)
-    return split.split_images(group, label, dataset.tolist(), [None] * len(group), published_folds, CLASSES, chosen)
+    folds = more.pop("published_folds", [None] * len(group))
+    images = [
+        Record(str(row), int(kind), dataset=str(name), attributes={} if fold is None else {"fold": fold})
+        for row, (kind, name, fold) in enumerate(zip(label, dataset, folds, strict=True))
+    ]
+    return split.split_images(images, group, CLASSES, BuildOptions(split=method, **more))
 
 
 @settings(max_examples=150, deadline=None)
@@ -202,7 +206,7 @@ def test_impossible_folds(text):
 
 def make(root: Path, out: Path, parts: list[dict], **options) -> Dataset:
     recipe = parse_recipe({"name": "mine", "parts": parts}, "it")
-    return build(root, out, recipe, BuildOptions(**options), workers=1).dataset
+    return build(root, out, recipe, BuildOptions(**options), workers=1, allow_missing=True).dataset
 
 
 PATIENTS = {"patients": {"file": "patients.csv", "id": "id", "patient": "patient"}}
@@ -347,7 +351,7 @@ def test_the_command_prints_the_split(two, tmp_path):
     recipe = tmp_path / "two.yaml"
     parts = [{"dataset": "a", "root": "a", **PATIENTS}, {"dataset": "b", "root": "b"}]
     recipe.write_text(json.dumps({"name": "two", "parts": parts}))
-    words = ["build", "--recipe", str(recipe), "--source", str(two), "--workers", "1"]
+    words = ["build", "--recipe", str(recipe), "--source", str(two), "--workers", "1", "--allow-missing"]
     done = in_process("shard", *words, "--out", str(tmp_path / "lodo"), "--split", "leave-one-out", "--test-on", "b")
     assert "left out: 12 images that share a group with the test images" in done.out
     assert "off by" in done.out

@@ -98,7 +98,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("stage")
     source = write_collection(base / "mine", size=64)
     options = BuildOptions(shard_size="100", fractions=(0.5, 0.25, 0.25))
-    build(source, base / "out", default_recipe(source), options, workers=1)
+    build(source, base / "out", default_recipe(source), options, workers=1, allow_missing=True)
     return base / "out"
 
 
