@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from brain_dist.common.files import sha256_bytes, sha256_file
+from brain_dist.errors import Fault, UserError
 
 MARKER, MODEL, EMA = "COMPLETE", "model.safetensors", "ema.safetensors"
 
@@ -95,6 +96,30 @@ def verify_checkpoint(path: Path, only: str | None = None) -> list[str]:
 
     with ThreadPoolExecutor(4) as pool:
         return [problem for problem in pool.map(verify, files) if problem]
+
+
+def weights_file(path: Path) -> Path:
+    """The intact file of weights of a run (of its newest checkpoint) or of a checkpoint: the EMA's if there is one.
+
+    Args:
+        path: the folder of the run or of the checkpoint.
+
+    Raises:
+        UserError: it is neither.
+        Fault: the checkpoint is damaged.
+    """
+    steps = complete_steps(path / "checkpoints")
+    folder = checkpoint_folder(path / "checkpoints", steps[-1]) if steps else path
+    if not (folder / MARKER).is_file():
+        raise UserError(f"{path} is neither the folder of a run with a checkpoint nor that of a checkpoint")
+    try:
+        name = EMA if EMA in read_marker(folder)["files"] else MODEL
+    except (OSError, ValueError, KeyError):
+        name = MODEL  # verify_checkpoint says what is damaged
+    problems = verify_checkpoint(folder, only=name)
+    if problems:
+        raise Fault(problems[0])
+    return folder / name
 
 
 def _verify_file(file: Path, size: int, sha256: str | None) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,9 +29,9 @@ def take_lock(path: Path, *, timeout: float = 0.0, required: bool = True) -> IO[
 
     Raises:
         Busy: another process still holds the lock after ``timeout``.
-        OSError: the file is not writable, or its file system does not support locks.
+        OSError: the file is not writable or a symbolic link, or its file system does not support locks.
     """
-    file = path.open("a")
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -48,8 +50,10 @@ def take_lock(path: Path, *, timeout: float = 0.0, required: bool = True) -> IO[
 
 
 @contextmanager
-def locked(path: Path, *, patience: float = math.inf, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+def locked(path: Path, *, patience: float = math.inf, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
     """Hold the lock on ``path`` during a ``with`` block, after waiting for it as long as necessary.
+
+    Yields whether the lock is held: False on a file system without locks, such as Lustre mounted without ``flock``.
 
     Args:
         path: the lock file.
@@ -62,5 +66,10 @@ def locked(path: Path, *, patience: float = math.inf, on_wait: Callable[[], None
         if on_wait is not None:
             on_wait()
         file = take_lock(path, timeout=math.inf)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        yield False
+        return
     with file:
-        yield
+        yield True

@@ -45,7 +45,7 @@ class Progress:
     def print_line(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
         if self.bar is not None:
-            self.bar.console.print(text, highlight=False)
+            self.bar.console.print(text, highlight=False, markup=False)
         else:
             print(text, file=sys.stderr, flush=True)
 

@@ -33,12 +33,15 @@ def lock_run_folder(path: Path, world: World) -> None:
     """Create the run's folder and lock it until the process ends. Every rank must call; the main rank holds the lock.
 
     Raises:
-        UserError: another job trains in the folder, or it is not writable.
+        UserError: another job trains in the folder, or it is not writable or contains a link.
     """
 
     def lock() -> None:
         try:
             path.mkdir(parents=True, exist_ok=True)
+            link = next((entry for entry in path.iterdir() if entry.is_symlink()), None)
+            if link:  # in a run that someone else sent, it may lead to any file of this user
+                raise UserError(f"{link} is a symbolic link, and training does not write through links; remove it")
             _locks.append(take_lock(path / ".lock", timeout=_LOCK_TIMEOUT, required=False))
         except Busy:
             raise UserError(f"another job trains in {path}; choose another run.name") from None

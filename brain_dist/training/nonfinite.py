@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from brain_dist.common.files import write_atomically
 from brain_dist.config import TrainConfig
 from brain_dist.errors import Fault
 
@@ -106,7 +107,7 @@ def raise_nonfinite(
         Fault: always.
     """
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder = run_folder / "nonfinite"
     folder.mkdir(exist_ok=True)
@@ -115,9 +116,9 @@ def raise_nonfinite(
         name: torch.cat([getattr(batch, name).cpu() for batch in batches]).contiguous()
         for name in ("image", "label", "row", "valid")
     }
-    save_file(tensors, file)
+    write_atomically(file, save(tensors))
     sample_keys = [str(keys[row]) for row in tensors["row"].tolist()]
-    file.with_suffix(".json").write_text(json.dumps(sample_keys, indent=1) + "\n")
+    write_atomically(file.with_suffix(".json"), json.dumps(sample_keys, indent=1) + "\n")
     raise Fault(
         f"loss or gradient was not finite in {skipped.in_a_row} steps in a row, up to step {step}; the images of that"
         f" step are in {folder}; lower optim.lr, or set train.precision=amp or fp32"

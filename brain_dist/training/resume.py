@@ -67,13 +67,18 @@ def resume_step(config: Config, root: Path, settings: dict[str, Any], world: Wor
         if name not in _ELASTIC:
             raise UserError(
                 f"{config.run.path} was saved at step {step} with {name}={before}, now it is {now};"
-                " set it back to resume, or choose another run.name"
+                f" set it back to resume, or {advice(config.run.path)}"
             )
     if changes and world.is_main:
         text = ", ".join(f"{name} {before} → {now}" for name, (before, now) in changes.items())
         exception = "; batches of BatchNorm and dropped paths change" if MICRO_BATCH in changes else ""
         print(f"resuming with {text}: samples and augmentations stay the same{exception}", file=sys.stderr, flush=True)
     return step
+
+
+def advice(run: Path) -> str:
+    """What to do if a run cannot go on with other settings, such as more epochs, which change all learning rates."""
+    return f"choose another run.name (add model.weights={run} to start from its weights)"
 
 
 def newest_checkpoint(root: Path, world: World) -> tuple[int, dict[str, Any]] | None:

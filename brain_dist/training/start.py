@@ -6,13 +6,15 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from brain_dist.checkpoints.evaluations import Evaluations
-from brain_dist.config import Config
+from brain_dist.checkpoints.layout import weights_file
+from brain_dist.config import Config, ModelConfig
 from brain_dist.errors import EXIT_PREEMPTED, Fault, UserError
 from brain_dist.networks.create import create_network
 from brain_dist.ranks.device import choose_device, enable_determinism
@@ -29,7 +31,7 @@ from brain_dist.tracking.tracker import Tracker
 from brain_dist.training.engine import Engine
 from brain_dist.training.loop import Trainer
 from brain_dist.training.restoring import restore
-from brain_dist.training.resume import resume_step, settings_to_match
+from brain_dist.training.resume import advice, resume_step, settings_to_match
 from brain_dist.training.saving import Saver
 from brain_dist.training.schedule import Schedule
 
@@ -97,13 +99,12 @@ def _prepare(
     evaluation_missed = schedule.evaluation_due(first_step) and not evaluations.has_step(first_step)
     if evaluations.patience_exhausted or (first_step == schedule.total_steps and not evaluation_missed):
         if world.is_main:
-            print(f"training in {run} is already complete; choose another run.name", file=sys.stderr)
+            print(f"training in {run} is already complete; {advice(run)}", file=sys.stderr)
         return None
     run_on_main(world, lambda: attempts.begin(run, first_step))
 
-    network = create_network(
-        config.model, len(dataset.classes), seed=config.run.seed, load_weights=checkpoint_step is None
-    )
+    model = config.model if checkpoint_step is not None else _find_weights(config.model, world)
+    network = create_network(model, len(dataset.classes), seed=config.run.seed, load_weights=checkpoint_step is None)
     engine = Engine(config, network, world, device, frozen_steps=schedule.frozen_steps)
     if checkpoint_step is not None:
         restore(checkpoints, checkpoint_step, engine)
@@ -127,6 +128,20 @@ def _prepare(
         tracker=Tracker(config, run, first_step=first_step, total_steps=schedule.total_steps, enabled=world.is_main),
         watch=watch,
     )
+
+
+def _find_weights(model: ModelConfig, world: World) -> ModelConfig:
+    """Replace ``model.weights`` by the file that it means, if it is the folder of a run or of a checkpoint."""
+    file = model.weights
+
+    def find() -> None:
+        nonlocal file
+        if file and Path(file).is_dir():
+            file = str(weights_file(Path(file)))
+            print(f"initial weights: {file}", file=sys.stderr, flush=True)
+
+    run_on_main(world, find)
+    return replace(model, weights=gather_objects(file, world)[0])
 
 
 @contextmanager

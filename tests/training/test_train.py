@@ -17,6 +17,7 @@ from helpers import TINY, children, command, in_process, interrupt, launch, loss
 from safetensors.torch import load_file
 
 from brain_dist.checkpoints.layout import complete_steps
+from brain_dist.common.locks import take_lock
 
 BATCH = ["--train.global_batch", "24", "--train.micro_batch", "4", "--optim.lr", "1e-3"]
 
@@ -185,6 +186,51 @@ def test_resume_with_other_settings_is_rejected(phantom_shards: Path, runs: Path
     result = launch(2, "train", *command_line, expect=2)
     assert "with optim.lr=0.001, now it is 0.0005" in result.err
     assert len(result.err.strip().splitlines()) == 1
+
+
+def test_more_epochs_are_refused_and_another_run_starts_from_the_weights(
+    phantom_shards: Path, runs: Path, uninterrupted: Path
+) -> None:
+    more = arguments(phantom_shards, runs, uninterrupted.name, *EXACT, "--train.epochs", "6")
+    longer = launch(2, "train", *more, expect=2)
+    assert "with train.epochs=4, now it is 6; set it back to resume, or choose another run.name" in longer.err
+    assert f"(add model.weights={uninterrupted} to start from its weights)" in longer.err
+    assert len(longer.err.strip().splitlines()) == 1
+
+    unchanged = [
+        "--train.epochs",
+        "1",
+        "--optim.lr",
+        "1e-12",
+        "--optim.weight_decay",
+        "0",
+        "--optim.warmup_epochs",
+        "0",
+    ]
+    checkpoint = newest_checkpoint(uninterrupted)
+    for ranks, folder in ((2, uninterrupted), (1, checkpoint)):
+        run = runs / f"from-{folder.name}"
+        settings = arguments(phantom_shards, runs, run.name, *unchanged, "--model.weights", str(folder))
+        result = launch(ranks, "train", *settings)
+        assert f"initial weights: {checkpoint}/ema.safetensors" in result.err
+        trained = load_file(newest_checkpoint(run) / "model.safetensors")
+        expected = load_file(checkpoint / "ema.safetensors")
+        assert all((value - expected[name]).abs().max() < 1e-6 for name, value in trained.items())
+    settings = arguments(phantom_shards, runs, "from-nothing", "--model.weights", str(phantom_shards))
+    assert f"{phantom_shards} is neither the folder of a run" in launch(1, "train", *settings, expect=2).err
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "attempts.jsonl"])
+def test_nothing_is_written_through_links_in_a_run_folder(phantom_shards: Path, tmp_path: Path, name: str) -> None:
+    target, link = tmp_path / "thesis.tex", tmp_path / "sent" / name
+    target.write_text("my thesis")
+    link.parent.mkdir()
+    link.symlink_to(target)
+    result = in_process("train", *arguments(phantom_shards, tmp_path, "sent"), expect=2)
+    assert f"{link} is a symbolic link" in result.err
+    with pytest.raises(OSError, match="symbolic links"):
+        take_lock(link)
+    assert target.read_text() == "my thesis"
 
 
 def test_damaged_checkpoint_is_reported_and_the_previous_one_taken(
