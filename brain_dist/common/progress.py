@@ -23,7 +23,7 @@ def show_progress(unit: Literal["images", "bytes"] = "images") -> Iterator[Progr
     from rich.console import Console
 
     console = Console(stderr=True)
-    columns: list[rich.ProgressColumn] = [rich.TextColumn("{task.description:>14}"), rich.BarColumn()]
+    columns: list[rich.ProgressColumn] = [rich.TextColumn("{task.description:>14}", markup=False), rich.BarColumn()]
     columns += [rich.DownloadColumn(), rich.TransferSpeedColumn()] if unit == "bytes" else [rich.MofNCompleteColumn()]
     columns.append(rich.TimeRemainingColumn())
     hidden = not console.is_terminal

@@ -17,10 +17,11 @@ WANDB_SUMMARY = ("images_per_s", "step", "mfu", "bytes_sent", "joules_per_image"
 def report_profile(profile: Profile, config: Config, out: Path) -> None:
     """Print ``profile``, write it to ``out``, and log it to W&B if that is on."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     title = "{model} {size}², {precision}, ZeRO {zero_stage}, {world} × {device}, batch {global_batch}, loader {loader}"
-    table = Table(title=title.format(**profile), title_justify="left")
+    table = Table(title=escape(title.format(**profile)), title_justify="left")
     for column in COLUMNS:
         table.add_column(column, justify="left" if column == "stage" else "right")
     for row in table_rows(profile):
@@ -28,7 +29,7 @@ def report_profile(profile: Profile, config: Config, out: Path) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
     for line in summary_lines(profile):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, json.dumps(profile, indent=1) + "\n")
     _log_to_wandb(profile, config, out.parent)

@@ -65,7 +65,7 @@ def render(
         phantom="phantom" in set(predictions.dataset),
         separation=separation(files),
         stopped=stopped_training(files),
-        calibration=calibration(predictions, metrics),
+        calibration=calibration(prob, metrics),
         shortcuts=shortcut_comparison(files, metrics["accuracy"]),
         sensitivity_intervals=sensitivity_intervals(metrics),
         mistakes=[card(predictions, position, slices) for position in mistakes],
@@ -165,9 +165,9 @@ def stopped_training(files: RunFiles) -> dict[str, Any] | None:
     }
 
 
-def calibration(predictions: Predictions, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Mean confidence, and a ``verdict`` on it in words."""
-    confidence = float(predictions.prob.max(axis=1).mean())
+def calibration(prob: np.ndarray, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Mean confidence of probabilities [N, K], and a ``verdict`` on it in words."""
+    confidence = float(prob.max(axis=1).mean())
     gap = confidence - metrics["accuracy"]
     if abs(gap) > OVERCONFIDENT:
         verdict = f"{'over' if gap > 0 else 'under'}confident on average"

@@ -107,7 +107,7 @@ class Board:
         if name in self.started:
             seconds = time.monotonic() - self.started[name]
         return [
-            case.mode, case.config.model.name, str(train.zero_stage), str(case.nodes), str(case.ranks),
+            case.mode, escape(case.config.model.name), str(train.zero_stage), str(case.nodes), str(case.ranks),
             str(train.global_batch), str(case.repeat + 1), f"[{COLOURS[state]}]{state}[/]",
             f"{rate:,.1f}" if rate is not None else "",
             escape(self.note.get(name) or (f"{seconds:.0f} s" if seconds is not None else "")),

@@ -76,11 +76,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def print_tables(curves: Sequence[Curve]) -> None:
     """Print the most important columns of every curve."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 140)
     for curve in curves:
-        table = Table(title=f"{curve.mode} scaling: {curve.label}, {curve.first['device']}", title_justify="left")
+        title = f"{curve.mode} scaling: {curve.label}, {curve.first['device']}"
+        table = Table(title=escape(title), title_justify="left")
         for name in TERMINAL_COLUMNS:
             table.add_column(name, justify="right", no_wrap=True)
         for point in curve.points:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from brain_dist.pages.figures import COLOURS, INK, MUTED, STYLES, new_figure, style_axes
+from brain_dist.pages.figures import COLOURS, INK, MUTED, STYLES, literal, new_figure, style_axes
 from brain_dist.scalability.results import STAGES, Curve
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
         for row, label in enumerate(labels, 1):
             matches = [curve for curve in curves if (curve.mode, curve.label) == (mode, label)]
             axes = grid[row, column]
-            _draw_stages(axes, matches[0] if matches else None, f"{label}, {mode}", "ms a step" if column == 0 else "")
+            _draw_stages(
+                axes, matches[0] if matches else None, f"{literal(label)}, {mode}", "ms a step" if column == 0 else ""
+            )
     for row_axes in grid:
         _share_limits(row_axes)
     _add_legend(figure, grid[1])
@@ -84,7 +86,7 @@ def _draw_speedup(axes: Axes, curve: Curve, index: int) -> None:
     axes.errorbar(
         [ranks for ranks, _ in points], median, yerr=np.array([below, above]), color=COLOURS[index % len(COLOURS)],
         linestyle=STYLES[index % len(STYLES)], marker=MARKERS[index % len(MARKERS)], markersize=5, capsize=3,
-        linewidth=1.8, label=curve.label + efficiency,
+        linewidth=1.8, label=literal(curve.label) + efficiency,
     )  # fmt: skip
 
 

@@ -65,9 +65,10 @@ def report(
 
 
 def _table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for name in COLUMNS:
         table.add_column(name, justify="right")
     for row in rows:
@@ -147,7 +148,7 @@ def assumptions(machine: Machine, measured: Sequence[MeasuredStep]) -> list[str]
 
 def draw(rows: Sequence[dict[str, Any]], machine: str, error: str, path: Path) -> None:
     """Plot images/s per curve; the dotted ideal is the rate of the fewest nodes times the number of nodes."""
-    from brain_dist.pages.figures import COLOURS, STYLES, new_figure, style_axes
+    from brain_dist.pages.figures import COLOURS, STYLES, literal, new_figure, style_axes
 
     figure = new_figure(8, 5)
     axes = figure.subplots()
@@ -158,13 +159,13 @@ def draw(rows: Sequence[dict[str, Any]], machine: str, error: str, path: Path) -
         ideal = [curve[0]["images_per_s"] * count / ranks[0] for count in ranks]
         rates = [row["images_per_s"] for row in curve]
         axes.plot(ranks, ideal, color=colour, linestyle=":", linewidth=1)
-        axes.plot(ranks, rates, color=colour, linestyle=style, marker="o", markersize=4, label=name)
+        axes.plot(ranks, rates, color=colour, linestyle=style, marker="o", markersize=4, label=literal(name))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     ticks = sorted({row["ranks"] for row in rows})
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
     label = "\n".join(["ranks (dotted: ideal)", *textwrap.wrap(error, 100)])
-    style_axes(axes, f"{machine}: extrapolated, not measured", label, "images/s")
+    style_axes(axes, f"{literal(machine)}: extrapolated, not measured", label, "images/s")
     axes.legend(frameon=False, fontsize=8.5)
     figure.savefig(path, dpi=130)

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn import metrics as sk
@@ -27,12 +28,13 @@ from brain_dist.checkpoints.layout import MARKER, checkpoint_folder, encode_mark
 from brain_dist.errors import UserError
 from brain_dist.inference.run import load_run
 from brain_dist.judging.examples import choose_examples, confident_errors, typical_hits
+from brain_dist.judging.metrics import evaluate_predictions
 from brain_dist.judging.predictions import Predictions, read_predictions, table_bytes
 from brain_dist.networks.create import create_network
 from brain_dist.pages.text import number, percent
 from brain_dist.ranks.world import discover
 from brain_dist.reporting.build import make_slices, worst_mistakes
-from brain_dist.reporting.page import render
+from brain_dist.reporting.page import calibration, render
 from brain_dist.reporting.run_files import read_run_files
 from brain_dist.store.dataset import open_dataset
 from brain_dist.tracking.run_folder import write_run_files
@@ -294,6 +296,73 @@ def test_names_are_escaped(run: Path) -> None:
     key = np.array([f"<script>alert({i})</script>" for i in range(len(predictions))], dtype=object)
     page = with_predictions(run, replace(predictions, key=key))
     assert "script" not in page.tags
+
+
+def test_a_training_that_has_not_ended_is_marked(run: Path) -> None:
+    """The log ends at step 7, which is 2 epochs."""
+    config_file, log = run / "config.yaml", run / "metrics.jsonl"
+    settings = yaml.safe_load(config_file.read_text())
+
+    def stopped(**changes: float | str | None) -> str | None:
+        train = {name: value for name, value in changes.items() if name != "warmup_epochs"}
+        optim = {name: value for name, value in changes.items() if name == "warmup_epochs"}
+        changed = settings | {"train": settings["train"] | train, "optim": settings["optim"] | optim}
+        config_file.write_text(yaml.safe_dump(changed))
+        return page_of(run).by_id.get("stopped")
+
+    text = stopped(epochs=10, warmup_epochs=1.0)
+    assert text is not None
+    assert "It stopped at step 7 of 35. This page is about step 7." in text
+    assert "while the learning rate was still warming up" in (stopped(epochs=10, warmup_epochs=3.0) or "")
+    assert stopped(epochs=2) is None
+    with log.open("a") as file:  # two evaluations without improvement
+        for step in (8, 9):
+            file.write(json.dumps({"kind": "eval", "split": "val", "step": step, "accuracy": 0.3, "time": 0}) + "\n")
+    assert stopped(epochs=10, best="accuracy", patience=2) is None
+    assert stopped(epochs=10, best="accuracy", patience=3) is not None
+    log.unlink()
+    assert stopped(epochs=10) is None
+
+
+@pytest.mark.parametrize(
+    ("confidence", "correct", "verdict"),
+    [
+        ([0.9, 0.9, 0.9, 0.9], [True, True, False, False], "overconfident on average"),
+        ([0.6, 0.6, 0.6, 0.6], [True, True, True, True], "underconfident on average"),
+        # the mean confidence is right, but the ECE is 0.5: the sure ones are too sure, the others not sure enough
+        ([1.0, 1.0, 0.5, 0.5], [True, False, True, True], "too confident for some images and not confident enough"),
+        ([1.0, 1.0, 0.5, 0.5], [True, True, True, False], "well calibrated"),
+    ],
+)
+def test_the_sentence_about_calibration_agrees_with_the_error_beside_it(
+    confidence: list[float], correct: list[bool], verdict: str
+) -> None:
+    prob = np.array([[value, 1 - value] for value in confidence], dtype=np.float32)
+    metrics = evaluate_predictions(1 - np.array(correct, dtype=int), prob, ("a", "b"))
+    assert calibration(prob, metrics)["verdict"].startswith(verdict)
+
+
+def test_class_names_are_shown_as_they_are(run: Path) -> None:
+    predictions = read_predictions(run / "predictions" / "test.parquet")
+    names = ("$x_{", "b^$", "<c>", "d")
+    changed = replace(predictions, classes=names)
+    (run / "predictions" / "test.parquet").write_bytes(table_bytes(changed, changed.row))
+    files = read_run_files(run, "test")
+    html = render(files, worst_mistakes(changed), typical_hits(changed), {}, None)
+    assert ">$x {  " in html
+    assert ">b^$  " in html
+    assert "<c>" not in html
+
+
+def test_old_shortcut_files_without_intervals_are_read(run: Path) -> None:
+    path = run / "predictions" / "shortcut.json"
+    shortcut = json.loads(path.read_text())
+    assert page_of(run).by_id["shortcut-verdict"]
+    for score in shortcut["baselines"].values():
+        low, high = score.pop("interval")
+        assert low <= score["accuracy"] <= high
+    path.write_text(json.dumps(shortcut))
+    assert page_of(run).by_id["shortcut-verdict"]
 
 
 def test_perfect_and_constant_predictions(run: Path) -> None:
