@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import zlib
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from brain_dist.collection.pixels import BadImage, Contents, SlicePixels, check_size, inflate, to_8_bit
 from brain_dist.collection.recipes import RecipePart
 
-SUFFIXES = (".dcm",)
+SUFFIXES = (".dcm",)  # other files are recognised by their content, see is_dicom
 MAX_FRAMES = 10_000
 MAX_INFLATED = 2**27  # bytes of a deflated file: a picture of MAX_PIXELS 16-bit values
 # attribute → keyword of the DICOM element
@@ -24,6 +25,15 @@ _ATTRIBUTES = {
     "sex": "PatientSex",
     "age": "PatientAge",
 }
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file has the prefix of a DICOM file and is not the index of a medium; for exports without suffixes."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM" and path.name.upper() != "DICOMDIR"
+    except OSError:
+        return False
 
 
 def read_contents(file: BinaryIO, part: RecipePart) -> Contents:
@@ -41,8 +51,9 @@ def read_contents(file: BinaryIO, part: RecipePart) -> Contents:
     slices: list[tuple[int | None, dict[str, Any]]] = [(None, attributes)]
     if frames > 1:
         slices = [(frame, {**attributes, "frame": frame}) for frame in range(1, frames + 1)]
-    patient = _value(dataset, "PatientID") or _value(dataset, "StudyInstanceUID")
-    return Contents(slices, patient=None if patient is None else str(patient), volume=frames > 1)
+    patient, study = _value(dataset, "PatientID"), _value(dataset, "StudyInstanceUID")
+    texts = {"patient": patient or study, "study": study}
+    return Contents(slices, volume=frames > 1, **{key: str(value) for key, value in texts.items() if value})
 
 
 def read_pixels(file: BinaryIO, part: RecipePart) -> SlicePixels:
@@ -54,9 +65,11 @@ def read_pixels(file: BinaryIO, part: RecipePart) -> SlicePixels:
     if interpretation not in ("MONOCHROME1", "MONOCHROME2"):
         raise BadImage(f"is not a gray image (photometric interpretation {interpretation})")
 
+    plugin = _decoding_plugin(dataset)
+
     def pixels(frame: int | None) -> tuple[np.ndarray, str]:
         index = (frame or 1) - 1
-        stored = pixel_array(dataset, index=index)
+        stored = pixel_array(dataset, index=index, decoding_plugin=plugin)
         values = apply_rescale(stored, _frame_item(dataset, index, "PixelValueTransformationSequence"))
         if part.window.file:
             gray = _apply_file_window(values, _frame_item(dataset, index, "FrameVOILUTSequence"))
@@ -76,7 +89,28 @@ def _read(file: BinaryIO, **options: Any) -> Any:
     if not dataset.get("Rows") or not dataset.get("Columns"):
         raise BadImage("is a DICOM file without an image")
     check_size(dataset.Columns, dataset.Rows)
+    _decoding_plugin(dataset)  # raises if there is none
     return dataset
+
+
+def _decoding_plugin(dataset: Any) -> str:
+    """The package that decodes the pixels; Pillow if it can, so that the result does not depend on what is installed.
+
+    Raises:
+        BadImage: no decoder of this compression is installed.
+    """
+    from pydicom.pixels import get_decoder
+
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    if syntax is None or not syntax.is_encapsulated:
+        return ""
+    decoder = get_decoder(syntax)
+    if not decoder.is_available:
+        raise BadImage(
+            f"is compressed as {syntax.name}, for which no decoder is installed; install python-gdcm, or pylibjpeg "
+            "and pylibjpeg-libjpeg (GPL), or save it without compression"
+        )
+    return "pillow" if "pillow" in decoder.available_plugins else ""
 
 
 def _inflated(file: BinaryIO) -> Any:

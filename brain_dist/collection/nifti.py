@@ -20,8 +20,8 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 def read_contents(file: BinaryIO, part: RecipePart) -> Contents:
     """The numbers of the slices in the recipe's range."""
-    image, _ = _open_volume(file)
     slices = part.slices or SliceRange()
+    image, _ = _open_volume(file, slices)
     shape = np.array(image.shape)[_stored_axes(image)]  # in RAS+ order
     check_size(*np.delete(shape, slices.axis).tolist())
     length = int(shape[slices.axis])
@@ -35,12 +35,17 @@ def read_pixels(file: BinaryIO, part: RecipePart) -> SlicePixels:
     """The gray pixels of any slice, after reading the volume once."""
     import nibabel
 
-    image, stream = _open_volume(file)
-    values = np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
+    slices = part.slices or SliceRange()
+    image, stream = _open_volume(file, slices)
+    stored = image.dataobj if math.prod(image.shape[3:]) == 1 else image.dataobj[..., slices.volume]
+    values = np.asarray(stored, dtype=np.float32).reshape(image.shape[:3])
     while stream.read(2**16):
         pass  # to the end, where gzip compares its checksum
+    missing = np.isnan(values)
+    if missing.any() and not missing.all():  # outside the head
+        values = np.where(missing, np.nanmin(values), values)
     ras = nibabel.apply_orientation(values, nibabel.io_orientation(image.affine))
-    axis, dtype = (part.slices or SliceRange()).axis, str(image.get_data_dtype())
+    axis, dtype = slices.axis, str(image.get_data_dtype())
 
     def pixels(number: int | None) -> tuple[np.ndarray, str]:
         assert number is not None
@@ -51,7 +56,7 @@ def read_pixels(file: BinaryIO, part: RecipePart) -> SlicePixels:
     return pixels
 
 
-def _open_volume(file: BinaryIO) -> tuple[Any, Any]:
+def _open_volume(file: BinaryIO, slices: SliceRange) -> tuple[Any, Any]:
     """The volume, a NIfTI-1 or NIfTI-2 image whose header is checked, and the stream of its decompressed bytes."""
     import nibabel
 
@@ -65,9 +70,14 @@ def _open_volume(file: BinaryIO) -> tuple[Any, Any]:
         raise BadImage("is not a NIfTI file")
     image = kind.from_stream(stream)
     shape = image.shape
-    if len(shape) < 3 or any(length != 1 for length in shape[3:]):
+    volumes = math.prod(shape[3:4])
+    if len(shape) < 3 or any(length != 1 for length in shape[4:]):
         raise BadImage(f"contains {' x '.join(map(str, shape))} values; expected one volume of three dimensions")
-    if math.prod(shape) > MAX_VOXELS:
+    if volumes > 1 and slices.volume is None:
+        raise BadImage(f"contains {volumes} volumes; choose one with `slices: {{volume: 0}}` in the recipe")
+    if (slices.volume or 0) >= volumes:
+        raise BadImage(f"contains {volumes} volumes, but the recipe chooses volume {slices.volume}, counted from 0")
+    if math.prod(shape[:3]) > MAX_VOXELS:
         raise BadImage(f"is {' x '.join(map(str, shape[:3]))} voxels, more than {MAX_VOXELS:,} in all")
     dtype = image.get_data_dtype()
     check_numeric(dtype)

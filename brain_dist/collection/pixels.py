@@ -79,12 +79,14 @@ class Contents:
         slices: for each slice its number, None if the file has only one, and its attributes.
         label: class name, if the file states it.
         patient: patient, if the file states it.
+        study: what else may tell patients apart, if all files state the same patient.
         volume: whether the slices belong to one scan, so that they must stay together even if no patient is known.
     """
 
     slices: list[tuple[int | None, dict[str, Any]]]
     label: str | None = None
     patient: str | None = None
+    study: str | None = None
     volume: bool = False
 
 

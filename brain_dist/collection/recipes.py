@@ -13,9 +13,11 @@ from typing import Any, Literal
 
 from brain_dist.collection.window import DEFAULT_WINDOW, Window
 from brain_dist.common.schema import Location, load_yaml, read_dataclass, unknown_key
+from brain_dist.common.text import nearest
 from brain_dist.errors import UserError
 
 CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
+DATASETS = Path(__file__).resolve().parents[2] / "shards" / "datasets"  # recipes of published collections
 MATLAB_CLASSES = ("meningioma", "glioma", "pituitary")  # of the labels 1, 2 and 3 in Cheng's MATLAB files
 
 
@@ -64,18 +66,22 @@ class SliceRange:
         from_: start of the range as a fraction of the axis.
         to: end of the range as a fraction of the axis.
         step: every ``step``-th slice of the range is used.
+        volume: which volume of a file of several ones is used, from 0.
     """
 
     axis: int = 2
     from_: float = 0.0
     to: float = 1.0
     step: int = 1
+    volume: int | None = None
 
     def __post_init__(self) -> None:
         if self.axis not in (0, 1, 2):
             raise ValueError(f"axis must be 0 (sagittal), 1 (coronal) or 2 (axial), got {self.axis}")
         if self.step < 1:
             raise ValueError(f"step must be ≥ 1, got {self.step}")
+        if self.volume is not None and self.volume < 0:
+            raise ValueError(f"volume must be ≥ 0, got {self.volume}")
         if not 0 <= self.from_ < self.to <= 1:
             raise ValueError(
                 f"from and to must be fractions of the axis, 0 ≤ from < to ≤ 1, got {self.from_} and {self.to}"
@@ -93,6 +99,8 @@ class RecipePart:
         folders: class → its folders; empty: folders are found by their names.
         aliases: class → additional spellings of its name.
         ignore: folders that are not classes.
+        exclude: regular expression; files whose path it matches somewhere are left out. By default, masks beside NIfTI
+            volumes are left out.
         published: the publisher's split that this part belongs to.
         table: describes every file, instead of class folders.
         patients: maps files to patients.
@@ -112,6 +120,7 @@ class RecipePart:
     folders: dict[str, list[str]] = field(default_factory=dict)
     aliases: dict[str, list[str]] = field(default_factory=dict)
     ignore: list[str] = field(default_factory=list)
+    exclude: str | None = None
     published: Literal["train", "val", "test"] | None = None
     table: FileTable | None = None
     patients: PatientTable | None = None
@@ -123,8 +132,12 @@ class RecipePart:
 
     def __post_init__(self) -> None:
         _check_name("dataset", self.dataset)
-        if self.attributes_from_name is not None:
-            _check_pattern(self.attributes_from_name)
+        if self.exclude is not None:
+            _compile("exclude", self.exclude)
+        if self.attributes_from_name is not None and not _compile("attributes_from_name", self.attributes_from_name):
+            raise ValueError(
+                f"attributes_from_name: {self.attributes_from_name!r} names no attribute; write (?P<name>…) around each"
+            )
         mistakes: list[tuple[str, object]] = [
             ("slices is only for format: nifti", self.slices and self.format != "nifti"),
             ("folds is only for format: mat", self.folds and self.format != "mat"),
@@ -153,7 +166,11 @@ class RecipePart:
         """The part with a recipe's keys and with its defaults, as the manifest stores it."""
         slices = {key.rstrip("_"): value for key, value in asdict(self.slices or SliceRange()).items()}
         table = self.table and {key: value for key, value in asdict(self.table).items() if value is not None}
-        return {**asdict(self), "table": table, "window": self.window.as_dict(), "slices": slices}
+        content = {**asdict(self), "table": table, "window": self.window.as_dict(), "slices": slices}
+        for mapping, key in ((content, "exclude"), (slices, "volume")):  # keys that earlier releases did not have
+            if mapping[key] is None:
+                del mapping[key]
+        return content
 
 
 @dataclass(frozen=True)
@@ -197,14 +214,24 @@ class Recipe:
         return {**asdict(self), "parts": [part.as_dict() for part in self.parts]}
 
 
-def read_recipe(path: Path) -> Recipe:
-    """Parse and check a recipe file; every mistake is a :class:`UserError` that gives the file and the key."""
+def read_recipe(recipe: Path) -> Recipe:
+    """Parse and check a recipe, given as a file or as the name of a file in ``shards/datasets``.
+
+    Raises:
+        UserError: the file is missing or unreadable, or has a mistake; with the file and the key.
+    """
+    path = recipe
+    if not path.exists() and recipe.name == str(recipe):
+        path = DATASETS / f"{recipe.name.removesuffix('.yaml')}.yaml"
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except FileNotFoundError:
+        names = sorted(file.stem for file in DATASETS.glob("*.yaml"))
         raise UserError(
-            f"recipe {path} cannot be read ({error}); shards/datasets/ has recipes for published collections"
+            f"recipe {recipe} does not exist{nearest(recipe.name, names)}; give a file, or one of {', '.join(names)}"
         ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path} cannot be read ({error})") from None
     return parse_recipe(load_yaml(text, str(path)), str(path))
 
 
@@ -259,10 +286,9 @@ def _check_name(key: str, name: str | None) -> None:
         raise ValueError(f"{key} is used in file names: it must be at most 40 letters, digits, _ and -, got {name!r}")
 
 
-def _check_pattern(pattern: str) -> None:
+def _compile(key: str, pattern: str) -> dict[str, int]:
+    """The named groups of a regular expression."""
     try:
-        groups = re.compile(pattern).groupindex
+        return dict(re.compile(pattern).groupindex)
     except re.error as error:
-        raise ValueError(f"attributes_from_name: {pattern!r} is not a regular expression ({error})") from None
-    if not groups:
-        raise ValueError(f"attributes_from_name: {pattern!r} names no attribute; write (?P<name>…) around each")
+        raise ValueError(f"{key}: {pattern!r} is not a regular expression ({error})") from None

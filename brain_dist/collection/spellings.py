@@ -31,10 +31,10 @@ def class_of(classes: Sequence[str], aliases: Mapping[str, Sequence[str]]) -> di
 
 
 def binary_hint(name: str, spellings: Mapping[str, str]) -> str:
-    """The end of a message about a ``name`` such as ``yes`` if the classes are kinds of tumour; otherwise empty."""
+    """Advice about a ``name`` such as ``yes`` if the classes are kinds of tumour; otherwise empty."""
     if normalize(name) not in ANY_TUMOR or "tumor" in spellings:
         return ""
     return (
-        "; it does not give the kind of tumour: for tumour or no tumour, build with a recipe whose classes are "
+        "it does not give the kind of tumour: for tumour or no tumour, build with a recipe whose classes are "
         "[notumor, tumor], such as shards/datasets/br35h.yaml"
     )

@@ -49,10 +49,11 @@ def read_files(part: RecipePart, classes: tuple[str, ...], source: Path) -> list
         if path in rows:
             raise UserError(f"{location}: {path!r} is listed a second time; keep one row per file")
         label, split = normalize(cells[table.label]), cells[table.split] if table.split else ""
+        hint = binary_hint(label, spellings)
         if label not in spellings:
             raise UserError(
                 f"{location}: {cells[table.label]!r} is not one of the classes {', '.join(classes)}; correct it, or "
-                f"list it under `aliases`{binary_hint(label, spellings)}"
+                f"list it under `aliases`{'; ' * bool(hint)}{hint}"
             )
         if split and normalize(split) not in SPLIT_OF:
             raise UserError(f"{location}: {split!r} is not a split; write train, val or test, or leave the cell empty")
