@@ -1,19 +1,22 @@
-"""How a command ends: exit code 0 done, 1 a fault, 2 a mistake of the user, 75 stopped after a clean save."""
+"""How a command starts and ends: exit code 0 done, 1 a fault, 2 a user's mistake, 75 stopped after a clean save."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
+import io
 import os
 import platform
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 EXIT_FAULT = 1
 EXIT_USER = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: "try again later", as a scheduler should
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in a shell
 
 
 class UserError(Exception):
@@ -31,7 +34,7 @@ class Fault(Exception):
 def run(main: Callable[[], int]) -> int:
     """Call a command's ``main`` and return the exit code.
 
-    A :class:`UserError` or :class:`Fault` becomes one line on stderr.
+    A :class:`UserError`, a :class:`Fault` or Ctrl-C becomes one line on stderr.
     """
     try:
         code = main()
@@ -39,21 +42,21 @@ def run(main: Callable[[], int]) -> int:
         return code
     except (UserError, Fault) as error:
         _ignore_srun_signals()
-        _print_error(error)
+        rank, is_first_of_node = _rank()
+        if isinstance(error, Fault) or is_first_of_node:
+            place = f" on rank {rank} ({platform.node()})" if rank != "0" else ""
+            print(f"brain-dist: error{place}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return EXIT_USER if isinstance(error, UserError) else EXIT_FAULT
     except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader of a pipe ended, as in `… | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if _rank()[1]:
+            print("brain-dist: interrupted before the end; run the same command again", file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
 
 
-def _print_error(error: UserError | Fault) -> None:
+def _rank() -> tuple[str, bool]:
+    """The number of this process, from the launcher's environment, and whether it is the first on its node."""
     rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")
-    local_rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "0")
-    if isinstance(error, Fault) or local_rank == "0":
-        place = f" on rank {rank} ({platform.node()})" if rank != "0" else ""
-        print(f"brain-dist: error{place}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    return rank, (os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "0")) == "0"
 
 
 def _ignore_srun_signals() -> None:
@@ -74,8 +77,56 @@ def leave(main: Callable[[], int]) -> NoReturn:
     and SLURM would take for a fault.
     """
     global _exit_code
+    _require_utf8()
+    _secure_output()
     _exit_code = run(main)
     sys.exit(_exit_code)
+
+
+def _require_utf8() -> None:
+    """Restart Python in UTF-8 mode if the locale has another encoding: names and files mean the same everywhere."""
+    if sys.getfilesystemencoding() != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+class _Output(io.FileIO):
+    """A standard stream that cannot fail: a command's work is worth more than what it prints.
+
+    Attributes:
+        problem: why something was not printed; None if all was, or if nobody reads it any more.
+    """
+
+    problem: str | None = None
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # the reader, or the terminal, is gone
+                self.problem = self.problem or error.strerror
+            return memoryview(data).nbytes
+
+
+_outputs: list[_Output] = []
+
+
+def _secure_output() -> None:
+    """Make standard output and standard error two :class:`_Output`, and open what the parent process closed."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # otherwise the next file that is opened would get this number, and what libraries print
+            os.open(os.devnull, os.O_RDWR)
+    for descriptor, name, errors in ((1, "stdout", "surrogateescape"), (2, "stderr", "backslashreplace")):
+        raw, stream = _Output(descriptor, "w", closefd=False), getattr(sys, name)
+        _outputs.append(raw)
+        with contextlib.suppress(OSError, AttributeError):
+            stream.flush()
+        unbuffered = getattr(stream, "write_through", False)
+        buffer: Any = raw if unbuffered else io.BufferedWriter(raw)
+        lines = descriptor == 2 or raw.isatty()
+        new = io.TextIOWrapper(buffer, "utf-8", errors, line_buffering=lines, write_through=unbuffered)
+        setattr(sys, name, new)
 
 
 def _end_process() -> None:
@@ -83,14 +134,13 @@ def _end_process() -> None:
         return
     code = _exit_code
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(ValueError):  # it was closed
             stream.flush()
-        except (BrokenPipeError, ValueError):  # its reader ended, or it was closed
-            pass
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.write(2, f"brain-dist: error: the output is incomplete: {error.strerror}\n".encode())
-            code = code or EXIT_FAULT
+    problem = next((output.problem for output in _outputs if output.problem), None)
+    if problem:
+        with contextlib.suppress(OSError):
+            os.write(2, f"brain-dist: error: the output is incomplete: {problem}\n".encode())
+        code = code or EXIT_FAULT
     os._exit(code)
 
 

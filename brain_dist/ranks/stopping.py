@@ -1,25 +1,30 @@
 """Turn a signal to any rank, or a file in the run's folder, into one decision of all ranks.
 
-A signal handler only sets a flag; it saves nothing itself. After each step the ranks add up their flags, in the same
-small reduction that gives the step's mean loss, so all ranks stop after the same step. A second signal sets the same
-flag again.
+Before the first step there is nothing to save, so a signal ends the process at once. Afterwards it only sets a flag.
+After each step the ranks add up their flags, in the same small reduction that gives the step's mean loss, so all ranks
+save and stop after the same step. Another signal sets the same flag again, but a second Ctrl-C ends the process.
 """
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from brain_dist.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 if TYPE_CHECKING:
     import torch
 
     from brain_dist.ranks.world import World
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 STOP, SAVE = "STOP", "SAVE"  # request files: save and stop, as a signal asks; only save
 
 
@@ -28,26 +33,75 @@ class StopRequest:
 
     Attributes:
         stop: True once a signal arrived.
+        training: whether the first step is done, so that a stop request saves.
+        saved_step: returns the step of the newest checkpoint, from which the same command resumes.
     """
 
     def __init__(self) -> None:
-        self.stop = False
+        self.stop = self.training = self._interrupted = False
+        self.saved_step: Callable[[], int] = lambda: 0
+
+    def _receive(self, number: int) -> None:
+        """Act on a signal; called in a thread, as the main thread may be waiting for other ranks in a library."""
+        if not self.training:
+            _end(EXIT_PREEMPTED, "stop requested before the first step; run the same command to start again")
+        if number == signal.SIGINT and self._interrupted:
+            _end(EXIT_INTERRUPTED, f"ended without a save; the same command resumes at step {self.saved_step()}")
+        if number == signal.SIGINT:
+            self._interrupted = True
+            _print_line("saving after this step; press Ctrl-C again to end at once")
+
+
+def _print_line(text: str) -> None:
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        show_cursor = "\r\033[?25h\033[K" if sys.stderr.isatty() else ""  # a progress bar hides it
+        os.write(2, f"{show_cursor}brain-dist: {text}\n".encode())
+
+
+def _end(code: int, text: str) -> None:
+    try:
+        _print_line(text)
+    finally:
+        os._exit(code)
 
 
 @contextmanager
 def catch_stop_signals() -> Iterator[StopRequest]:
-    """Record SIGTERM and SIGUSR1 in a :class:`StopRequest` for the length of a block."""
+    """Record SIGTERM, SIGUSR1, SIGHUP and Ctrl-C in a :class:`StopRequest` for the length of a block.
+
+    A signal that is already ignored, as SIGHUP is under nohup, stays ignored.
+    """
     request = StopRequest()
+    numbers = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def receive() -> None:
+        while data := os.read(reader, 1):
+            if data[0] in numbers:
+                request._receive(data[0])
+        os.close(reader)
 
     def record(number: int, frame: object) -> None:
         request.stop = True
 
-    handlers = {number: signal.signal(number, record) for number in SIGNALS}
+    threading.Thread(target=receive, name="signals", daemon=True).start()
+    handlers = {number: signal.signal(number, record) for number in numbers}
+    previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # its signals are not this process's
     try:
         yield request
     finally:
+        signal.set_wakeup_fd(previous)
+        os.close(writer)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def ignore_stop_signals(*_: object) -> None:
+    """Make a worker process of a rank ignore the signals that ask the rank to stop: it needs its worker until then."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)
@@ -93,6 +147,7 @@ class StepAgreement:
         if self.world.size > 1:
             dist.all_reduce(sums)
         loss, *counts = sums.tolist()
+        self.request.training = True
         return StepResult(loss, *(count > 0 for count in counts))
 
     def remove_request_file(self, name: str) -> None:
