@@ -9,20 +9,29 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from launch.local import Processes, wait
+from brain_dist.cli import COMMANDS
+from brain_dist.common.commands import ArgumentParser
+from brain_dist.errors import leave
+from brain_dist.ranks.world import SECRET
+from launch.local import Processes, catch_signals, wait
 
-# Variables passed on to every machine; account keys (WANDB_API_KEY and the like) are not
-FORWARDED = re.compile(r"(NCCL|GLOO|WANDB|HF|OMP|CUDA|DS)_(?!\w*KEY)\w+|PATH|LD_LIBRARY_PATH")
+# Variables that every machine gets, by standard input, as all users can see command lines. Accounts (WANDB_API_KEY,
+# HF_TOKEN) stay on their machine.
+FORWARDED = re.compile(
+    r"(NCCL|GLOO|OMP|CUDA|DS)_\w+|HF_(HOME|HUB_OFFLINE|HUB_CACHE|ENDPOINT)"
+    r"|WANDB_(MODE|DIR|CACHE_DIR|PROJECT|ENTITY|BASE_URL|RUN_GROUP|NAME|TAGS|NOTES|DISABLED|SILENT)"
+)
+SEARCH_PATHS = ("PATH", "LD_LIBRARY_PATH")  # without which Python may not start
 
 
 def main() -> int:
@@ -36,18 +45,17 @@ def main() -> int:
     except (OSError, ValueError) as error:
         parser.error(f"{arguments.hostfile}: {error}")
     processes = start(hosts, arguments)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda number, frame: forward(processes, number))
+    catch_signals(lambda number: forward(processes, number))
     return wait(processes)
 
 
-def argument_parser() -> argparse.ArgumentParser:
+def argument_parser() -> ArgumentParser:
     """The command line of this script."""
-    parser = argparse.ArgumentParser("launch/hosts.py", description=__doc__.split("\n\n")[0])
+    parser = ArgumentParser("launch/hosts.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--port", type=int, default=29500, help="a free port on the first machine (default: 29500)")
     parser.add_argument("--ssh", default="ssh", help='ssh command, such as "ssh -p 2222" (default: ssh)')
     parser.add_argument("hostfile", type=Path, help="file with lines HOST slots=N")
-    parser.add_argument("verb", help="train or evaluate")
+    parser.add_argument("verb", choices=COMMANDS, metavar="VERB", help="train or evaluate")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the verb's own arguments")
     return parser
 
@@ -75,19 +83,23 @@ def read_hostfile(text: str) -> dict[str, int]:
 
 
 def start(hosts: dict[str, int], arguments: argparse.Namespace) -> Processes:
-    """Start one ssh process per host; its standard input carries signal numbers."""
+    """Start one ssh process per host; its standard input carries environment variables and signal numbers."""
     address = next(iter(hosts)).rpartition("@")[2]
     start_id = os.urandom(4).hex()
-    variables = [f"{name}={value}" for name, value in os.environ.items() if FORWARDED.fullmatch(name)]
+    paths = [f"{name}={os.environ[name]}" for name in SEARCH_PATHS if name in os.environ]
+    variables = {name: value for name, value in os.environ.items() if FORWARDED.fullmatch(name)}
+    variables[SECRET] = os.environ.get(SECRET) or os.urandom(32).hex()
     processes: Processes = []
     first_rank = 0
     for host, slots in hosts.items():
         part = f"{first_rank},{sum(hosts.values())},{address},{arguments.port},{start_id}"
-        launcher = ["env", *variables, sys.executable, "launch/local.py", "-n", str(slots), "--part", part]
+        launcher = ["env", *paths, sys.executable, "launch/local.py", "-n", str(slots), "--part", part]
         remote_command = shlex.join([*launcher, arguments.verb, *arguments.arguments])
         script = f"cd {shlex.quote(str(Path.cwd()))} && exec {remote_command}"
         ssh = [*shlex.split(arguments.ssh), "-o", "BatchMode=yes", host, script]
-        processes.append(subprocess.Popen(ssh, stdin=subprocess.PIPE))
+        process = subprocess.Popen(ssh, stdin=subprocess.PIPE, start_new_session=True)
+        processes.append(process)
+        send(process, json.dumps(variables))
         first_rank += slots
     return processes
 
@@ -95,11 +107,16 @@ def start(hosts: dict[str, int], arguments: argparse.Namespace) -> Processes:
 def forward(processes: Processes, number: int) -> None:
     """Send a signal number to every machine."""
     for process in processes:
-        assert process.stdin is not None
-        with contextlib.suppress(OSError):  # that machine has finished
-            process.stdin.write(f"{int(number)}\n".encode())
-            process.stdin.flush()
+        send(process, str(int(number)))
+
+
+def send(process: subprocess.Popen[bytes], line: str) -> None:
+    """Send a line to launch/local.py on a machine."""
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):  # that machine has finished
+        process.stdin.write(f"{line}\n".encode())
+        process.stdin.flush()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

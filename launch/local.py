@@ -2,31 +2,43 @@
 
 Replaces ``torchrun --standalone``. It imports nothing heavy, keeps a verb's exit code (2: user error, 75: stopped after
 a clean save), forwards signals, and ends the other processes soon after one fails, so that none waits for a dead peer.
-With ``--restarts`` it starts all processes again after a fault (a killed process, a lost device), up to R times.
-Training then resumes from its newest checkpoint.
+If it is killed itself, its processes get SIGTERM. With ``--restarts`` it starts all processes again after a fault (a
+killed process, a lost device), up to R times. Training then resumes from its newest checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import errno
+import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from brain_dist.cli import COMMANDS
+from brain_dist.common.commands import ArgumentParser
+from brain_dist.errors import leave
+from brain_dist.ranks.world import SECRET, START_ID, STORE_FD, listen
 
 NOT_RESTARTED = (0, 2, 75)  # exit codes: success, user error, stopped after a clean save
 GRACE = 10.0  # seconds from the first failure to SIGTERM for the other processes, and from SIGTERM to SIGKILL
 SAVE_TIME = 120.0  # seconds that processes get to save after the connection to launch/hosts.py closed
-STORE_FD = "BRAIN_DIST_STORE_FD"  # tells rank 0 the number of the listening socket; read in brain_dist/ranks/group.py
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1  # option of prctl(2): the signal that a process gets when its parent ends
+LIBC = ctypes.CDLL(None)
 
 Processes = list[subprocess.Popen[Any]]
 
@@ -52,13 +64,13 @@ def main() -> int:
         parser.error(f"port {placement.port} of {placement.address} {reason}; give launch/hosts.py another --port")
 
 
-def argument_parser() -> argparse.ArgumentParser:
+def argument_parser() -> ArgumentParser:
     """The command line of this script."""
-    parser = argparse.ArgumentParser("launch/local.py", description=__doc__.split("\n\n")[0])
+    parser = ArgumentParser("launch/local.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("-n", "--processes", type=int, help="number of processes (default: one per GPU, else one)")
     parser.add_argument("--restarts", type=int, default=0, help="maximum number of restarts after a fault (default: 0)")
     parser.add_argument("--part", metavar="FIRST_RANK,WORLD_SIZE,ADDRESS,PORT,ID", help="set by launch/hosts.py")
-    parser.add_argument("verb", help="train or evaluate")
+    parser.add_argument("verb", choices=COMMANDS, metavar="VERB", help="train or evaluate")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the verb's own arguments")
     return parser
 
@@ -106,7 +118,7 @@ class Placement:
             "LOCAL_WORLD_SIZE": self.local_size,
             "MASTER_ADDR": self.address,
             "MASTER_PORT": self.port,
-            "BRAIN_DIST_START_ID": self.start_id,
+            START_ID: self.start_id,
         }
         # OMP_NUM_THREADS of the user has priority over the share of cores; RANK and the like never do
         threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // self.local_size))}
@@ -122,7 +134,8 @@ class Launcher:
         Args:
             command: Command of each process.
             placement: Ranks to start.
-            remote: Started by launch/hosts.py, which sends signal numbers by standard input.
+            remote: Started by launch/hosts.py, which sends lines by standard input: a JSON object with environment
+                variables of the processes, then the numbers of signals.
         """
         self.command, self.placement, self.remote = command, placement, remote
         self.processes: Processes = []
@@ -130,12 +143,13 @@ class Launcher:
 
     def run(self, restarts: int) -> int:
         """Start the processes and wait for them; return the exit code of the first that failed."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, lambda number, frame: self.forward(number))
+        catch_signals(self.forward)
         if self.remote:
-            threading.Thread(target=self.forward_from_stdin, daemon=True).start()
+            os.environ |= json.loads(sys.stdin.readline() or "{}")
         while True:
-            self.processes = start(self.command, self.placement, stdin=subprocess.DEVNULL if self.remote else None)
+            self.processes = start(self.command, self.placement)
+            if self.remote:
+                threading.Thread(target=self.forward_from_stdin, daemon=True).start()
             if self.stop_requested:  # the signal came before the processes were there
                 self.forward(signal.SIGTERM)
             code = wait(self.processes)
@@ -146,9 +160,9 @@ class Launcher:
             print(f"launch: restarting all {count} processes, {restarts} restarts left", file=sys.stderr, flush=True)
 
     def forward(self, number: int) -> None:
-        """Send a signal to all processes and disable restarts."""
+        """Send a signal to all processes, SIGTERM for SIGHUP, and disable restarts."""
         self.stop_requested = True
-        signal_running(self.processes, number)
+        signal_running(self.processes, signal.SIGTERM if number == signal.SIGHUP else number)
 
     def forward_from_stdin(self) -> None:
         """Forward the signals that launch/hosts.py sends; stop the processes when the connection closes."""
@@ -159,11 +173,19 @@ class Launcher:
         signal_running(self.processes, signal.SIGKILL)
 
 
+def catch_signals(forward: Callable[[int], None]) -> None:
+    """Call ``forward`` for each signal in FORWARDED, unless it is ignored, as SIGHUP is under nohup."""
+    for number in FORWARDED:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: forward(number))
+
+
 def start(command: Sequence[str], placement: Placement, **options: Any) -> Processes:
     """Start this machine's processes.
 
     On rank 0's machine the launcher opens the rendezvous socket and passes it to rank 0. Otherwise another program
-    could take the port in the seconds until torch is imported.
+    could take the port in the seconds until torch is imported. Each process is in its own session, so that Ctrl-C
+    reaches it once, through the launcher.
 
     Args:
         command: Command of each process.
@@ -174,28 +196,32 @@ def start(command: Sequence[str], placement: Placement, **options: Any) -> Proce
         OSError: the port of the rendezvous is in use.
     """
     placement = replace(placement, start_id=placement.start_id or os.urandom(4).hex())
+    secret = os.environ.get(SECRET) or os.urandom(32).hex()
     with contextlib.ExitStack() as stack:
         server = None
         if placement.first_rank == 0 and (placement.world_size or placement.local_size) > 1:
-            server = stack.enter_context(listen(placement.port, public=placement.world_size > placement.local_size))
+            local = (placement.world_size or placement.local_size) == placement.local_size
+            server = stack.enter_context(listen(placement.address, placement.port, local=local))
             placement = replace(placement, port=server.getsockname()[1])
         processes: Processes = []
         for local_rank in range(placement.local_size):
-            environment, inherited = placement.environment(local_rank), []
+            environment, inherited = {**placement.environment(local_rank), SECRET: secret}, []
             if server and local_rank == 0:
                 inherited = [server.fileno()]
                 environment[STORE_FD] = str(server.fileno())
-            processes.append(subprocess.Popen(command, env=environment, pass_fds=inherited, **options))
+            process = subprocess.Popen(
+                command, env=environment, pass_fds=inherited, stdin=subprocess.DEVNULL, start_new_session=True,
+                preexec_fn=partial(stop_with_parent, os.getpid()), **options,
+            )  # fmt: skip
+            processes.append(process)
         return processes
 
 
-def listen(port: int = 0, *, public: bool = False) -> socket.socket:
-    """Open a listening socket at ``port`` (0: any free port), for this machine only or, if ``public``, for others."""
-    if not public:
-        return socket.create_server(("127.0.0.1", port))
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(("", port))
+def stop_with_parent(parent: int) -> None:
+    """Make this process, a new child, get SIGTERM when its parent ends, even by SIGKILL."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it has ended already
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def wait(processes: Processes) -> int:
@@ -241,4 +267,4 @@ def signal_running(processes: Processes, number: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

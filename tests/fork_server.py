@@ -28,7 +28,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from launch.local import STORE_FD, Placement, listen  # noqa: E402
+from brain_dist.ranks.world import SECRET, START_ID, STORE_FD, listen  # noqa: E402
+from launch.local import Placement  # noqa: E402
 
 # Heavy packages, and modules of brain_dist that have no effect when imported
 PRELOADED = (
@@ -40,7 +41,7 @@ PRELOADED = (
     "brain_dist.judging.predictions", "brain_dist.stream.dali_loader", "brain_dist.ranks.watch",
 )  # fmt: skip
 # Set before torch is loaded, as ranks/world.py does in a rank
-BEFORE_TORCH = {"TORCH_CPP_LOG_LEVEL": "ERROR", "DS_ACCELERATOR": "cpu"}
+BEFORE_TORCH = {"TORCH_CPP_LOG_LEVEL": "ERROR", "DS_ACCELERATOR": "cpu", SECRET: "of the tests"}
 RANK_VARIABLES = (
     "RANK",
     "LOCAL_RANK",
@@ -48,7 +49,7 @@ RANK_VARIABLES = (
     "LOCAL_WORLD_SIZE",
     "MASTER_ADDR",
     "MASTER_PORT",
-    "BRAIN_DIST_START_ID",
+    START_ID,
 )
 
 
@@ -178,7 +179,7 @@ class Server:
 
     def listen(self, _: None) -> tuple[int, int]:
         """Open a socket for the rendezvous; return its file descriptor and port."""
-        listener = listen()
+        listener = listen("127.0.0.1", 0, local=True)
         port = listener.getsockname()[1]
         return listener.detach(), port
 

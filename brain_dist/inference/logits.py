@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brain_dist.errors import Fault
-from brain_dist.ranks.group import gather_objects
+from brain_dist.ranks.group import gather_rows
 from brain_dist.ranks.world import World
 from brain_dist.stream.batch import Batch
 from brain_dist.stream.normalize import Normalize
@@ -45,9 +45,8 @@ def predict_logits(
             logits = model(normalize(batch.image)).float()
             batch_rows.append(batch.row[batch.valid].cpu().numpy())
             batch_logits.append(logits[batch.valid].cpu().numpy())
-    part = (np.concatenate(batch_rows), np.concatenate(batch_logits)) if batch_rows else None
-    parts = [part for part in gather_objects(part, world) if part is not None]
-    return _in_order(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]), rows)
+    predicted = gather_rows(np.concatenate(batch_rows), world)
+    return _in_order(predicted, gather_rows(np.concatenate(batch_logits), world), rows)
 
 
 def _in_order(

@@ -1,24 +1,45 @@
-"""The process group: rendezvous, collectives on Python objects, and work that one rank does for all."""
+"""The process group: rendezvous, collectives on Python objects, and work that one rank does for all.
+
+Ranks exchange tensors and JSON, never pickles, because reading a pickle runs the code in it. The rendezvous store has
+no access control. Therefore every rank proves, before its data are used, that it knows a secret that never enters the
+store: BRAIN_DIST_SECRET, which the launcher passes on, or the content of a file that only this user can read.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
+import hmac
+import json
 import math
 import os
+import socket
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brain_dist.errors import Fault, UserError
-from brain_dist.ranks.world import World
+from brain_dist.ranks.world import SECRET, STORE_FD, World, listen
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+
+    from brain_dist.ranks.watch import Watch
+
+LONGEST_STEP = 600.0  # seconds that start-up, or a first step that compiles the network, may take without progress
+SHORTEST_WAIT = 30.0  # seconds that a rank waits at least for the others to start
+SLICE = datetime.timedelta(seconds=1)  # of a wait in torch; after each, Python handles Ctrl-C
 
 
 @contextlib.contextmanager
-def process_group(world: World, device: torch.device, timeout: float = 600.0) -> Iterator[None]:
+def process_group(
+    world: World, device: torch.device, timeout: float = 600.0, watch: Watch | None = None
+) -> Iterator[None]:
     """Initialise torch.distributed for the length of a block, also for a world of one (DeepSpeed needs a group).
 
     Args:
@@ -26,18 +47,31 @@ def process_group(world: World, device: torch.device, timeout: float = 600.0) ->
         device: chooses the backend: gloo, and NCCL for tensors on a GPU.
         timeout: seconds without progress after which :mod:`brain_dist.ranks.watch` ends the run. Collectives time out
             later than that, so that the watch can name the rank first.
+        watch: the watch of this rank, which serves the rendezvous. With it, this rank waits for the others to start as
+            long as they report what they are doing, otherwise up to 10 minutes.
+
+    Raises:
+        Fault: other ranks did not start, or a process that joined does not know the secret.
+        UserError: the port of the rendezvous is in use, or there is no secret.
     """
     import torch
     import torch.distributed as dist
 
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
-    store: Any = dist.HashStore() if world.size == 1 else rendezvous(world, serve=True)
-    patience = datetime.timedelta(seconds=1.5 * timeout + 60)
+    secret = _read_secret() if world.size > 1 else b""
+    start_limit = max(timeout if watch else min(timeout, LONGEST_STEP), SHORTEST_WAIT)
+    patience = datetime.timedelta(seconds=1.5 * max(timeout, LONGEST_STEP) + 60)
     _export_variables(world, device, patience)
+    server = None if watch else serve_store(world)  # noqa: F841 (keeps it open)
+    store = dist.HashStore() if world.size == 1 else connect(world, start_limit)
+    _wait_for_ranks(world, store, start_limit, watch)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=patience)
     try:
+        if world.size > 1:
+            for kind in {"cpu", device.type}:
+                _authenticate(world, torch.device(kind) if kind == "cpu" else device, secret)
         yield
     finally:
         deepspeed = sys.modules.get("deepspeed")
@@ -61,37 +95,127 @@ def _export_variables(world: World, device: torch.device, timeout: datetime.time
     }
 
 
-def rendezvous(world: World, *, serve: bool = False) -> Any:
-    """Connect to the store of this start: a torch store whose keys have the prefix ``world.start_id``.
-
-    Args:
-        world: its address and port are those of the store.
-        serve: start the store's server if this is rank 0.
+def serve_store(world: World) -> Any:
+    """Start the server of the rendezvous on rank 0; it runs as long as the result exists. None on other ranks.
 
     Raises:
-        UserError: the port is in use by another process.
+        UserError: the address or the port cannot be used.
+    """
+    # under torchrun, its agent runs the server
+    if world.rank or world.size == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return None
+    import torch.distributed as dist
+
+    try:
+        # launch/local.py passes a socket that already listens
+        local = world.size == world.local_size
+        descriptor = int(os.environ.pop(STORE_FD, "0")) or listen(world.address, world.port, local=local).detach()
+    except OSError as error:
+        problem = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        raise UserError(
+            f"port {world.port} of {world.address} {problem}, but the ranks need it for their rendezvous;"
+            " set MASTER_PORT to a free port"
+        ) from error
+    os.set_inheritable(descriptor, False)  # a child process would keep the port in use
+    return dist.TCPStore(
+        world.address, world.port, world.size, is_master=True, wait_for_workers=False, master_listen_fd=descriptor
+    )
+
+
+def connect(world: World, timeout: float) -> Any:
+    """Connect to the store of this start: a torch store whose keys have the prefix ``world.start_id``.
+
+    Raises:
+        Fault: rank 0, which serves the store, does not answer within ``timeout`` seconds.
     """
     import torch.distributed as dist
 
-    # under torchrun, its agent runs the server
-    serve = serve and world.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    # launch/local.py passes a socket that already listens
-    socket = os.environ.pop("BRAIN_DIST_STORE_FD", None) if serve else None
-    if socket is not None:
-        os.set_inheritable(int(socket), False)  # a child process would keep the port in use
+    place, deadline = (world.address, world.port), time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection(place, timeout=1).close()  # torch would print a stack for each attempt
+            store = dist.TCPStore(*place, world.size, is_master=False, wait_for_workers=False)
+            return dist.PrefixStore(world.start_id, store)
+        except (OSError, dist.DistError) as error:
+            if time.monotonic() > deadline:
+                raise Fault(
+                    f"rank 0 does not answer at {world.address}:{world.port} after {timeout:.0f} s: check that it was"
+                    " started and that this machine reaches that address"
+                ) from error
+        time.sleep(0.1)
+
+
+def _wait_for_ranks(world: World, store: Any, timeout: float, watch: Watch | None) -> None:
+    """Wait until all ranks have started; with a ``watch``, as long as they report what they are doing."""
+    import torch.distributed as dist
+
+    if world.size == 1:
+        return
+    if watch:
+        watch.report_progress("waiting for the other ranks to start")
+    keys = [f"started/{rank}" for rank in range(world.size)]
+    store.set(keys[world.rank], "1")
+    deadline = math.inf if watch else time.monotonic() + timeout
+    while True:
+        try:
+            store.wait(keys if world.is_main else ["started"], SLICE)
+            store.set("started", "1")
+            return
+        except dist.DistNetworkError as error:
+            raise Fault("rank 0, which serves the rendezvous, ended before all ranks had started") from error
+        except dist.DistStoreError as error:  # not yet
+            if time.monotonic() > deadline:
+                missing = ", ".join(str(rank) for rank, key in enumerate(keys) if not store.check([key]))
+                raise Fault(f"of {world.size} ranks, these did not start within {timeout:.0f} s: {missing}") from error
+
+
+def _authenticate(world: World, device: torch.device, secret: bytes) -> None:
+    """Refuse ranks that do not know the secret. Each rank signs its number and a fresh random number of every rank."""
+    import torch
+    import torch.distributed as dist
+
+    def gather(data: bytes) -> list[bytes]:
+        value = torch.tensor(list(data), dtype=torch.uint8, device=device)
+        values = [torch.empty_like(value) for _ in range(world.size)]
+        dist.all_gather(values, value)
+        return [bytes(value.tolist()) for value in values]
+
+    key = hmac.digest(secret, world.start_id.encode(), "sha256")
     try:
-        store = dist.TCPStore(
-            world.address, world.port, world.size, is_master=serve, wait_for_workers=False,
-            master_listen_fd=None if socket is None else int(socket),
-        )  # fmt: skip
-    except dist.DistNetworkError as error:
-        if serve and "EADDRINUSE" in str(error):
-            raise UserError(
-                f"port {world.port} of {world.address} is in use, but the ranks need it for their rendezvous;"
-                " set MASTER_PORT to a free port"
-            ) from error
-        raise
-    return dist.PrefixStore(world.start_id, store)
+        challenge = b"".join(gather(os.urandom(32)))
+        expected = [hmac.digest(key, f"rank {rank}".encode() + challenge, "sha256") for rank in range(world.size)]
+        proofs = gather(expected[world.rank])
+    except RuntimeError as error:
+        raise Fault("a process that is not a rank of this run joined the rendezvous, or a rank ended") from error
+    pairs = zip(proofs, expected, strict=True)
+    strangers = [str(rank) for rank, (proof, right) in enumerate(pairs) if not hmac.compare_digest(proof, right)]
+    if strangers:
+        raise Fault(
+            f"rank {', '.join(strangers)} does not know the secret of this run: a stranger, or started with another"
+            f" {SECRET} (export the same one for all ranks)"
+        )
+
+
+def _read_secret() -> bytes:
+    """BRAIN_DIST_SECRET, or the content of a file in this user's cache folder, which is created if it is missing."""
+    if os.environ.get(SECRET):
+        return os.environ[SECRET].encode()
+    advice = f"export {SECRET} with the same random text for all ranks"
+    path = Path("~/.cache/brain-dist/secret").expanduser()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            with tempfile.NamedTemporaryFile(dir=path.parent) as file:  # only this user can read it
+                file.write(os.urandom(32))
+                file.flush()
+                with contextlib.suppress(FileExistsError):  # another rank was faster
+                    os.link(file.name, path)
+        status = path.stat()
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077 or status.st_size != 32:
+            raise UserError(f"{path} must have 32 bytes and be accessible to its owner only; remove it, or {advice}")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be used ({error.strerror}); {advice}") from error
 
 
 def is_connection_loss(error: RuntimeError) -> bool:
@@ -102,14 +226,37 @@ def is_connection_loss(error: RuntimeError) -> bool:
 
 
 def gather_objects(item: Any, world: World) -> list[Any]:
-    """``item`` of every rank, in rank order, on every rank. Every rank must call."""
+    """``item`` of every rank, in rank order, on every rank. Every rank must call.
+
+    The items travel as JSON, so tuples become lists.
+    """
+    return [json.loads(data) for data in _gather_bytes(json.dumps(item).encode(), world)]
+
+
+def gather_rows(array: np.ndarray, world: World) -> np.ndarray:
+    """The arrays [n, …] of all ranks, concatenated in rank order, [N, …], on every rank. Every rank must call.
+
+    All arrays have the same type and shape, except for n.
+    """
+    import numpy as np
+
+    parts = _gather_bytes(array.tobytes(), world)
+    return np.frombuffer(b"".join(parts), array.dtype).reshape(-1, *array.shape[1:])
+
+
+def _gather_bytes(data: bytes, world: World) -> list[bytes]:
+    import torch
     import torch.distributed as dist
 
     if world.size == 1:
-        return [item]
-    items: list[Any] = [None] * world.size
-    dist.all_gather_object(items, item)
-    return items
+        return [data]
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world.size)]
+    dist.all_gather(sizes, torch.tensor([len(data)]))
+    longest = max(int(size) for size in sizes)
+    padded = torch.frombuffer(bytearray(data.ljust(longest, b"\0")), dtype=torch.uint8)
+    parts = [torch.empty_like(padded) for _ in range(world.size)]
+    dist.all_gather(parts, padded)
+    return [part[: int(size)].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
 
 
 def run_on_main(world: World, work: Callable[[], None]) -> None:
@@ -119,9 +266,10 @@ def run_on_main(world: World, work: Callable[[], None]) -> None:
         UserError, Fault: ``work`` failed; raised on every rank, so that no rank is left waiting.
     """
     gather_objects(None, world)
-    error = gather_objects(capture_error(work) if world.is_main else None, world)[0]
-    if error:
-        raise error
+    error = capture_error(work) if world.is_main else None
+    kind, text = gather_objects([type(error).__name__, str(error)], world)[0]
+    if kind != "NoneType":
+        raise {"UserError": UserError, "Fault": Fault}[kind](text)
 
 
 def capture_error(work: Callable[[], None]) -> UserError | Fault | None:

@@ -4,7 +4,7 @@ If a rank is killed or stopped, the others wait in a collective, which cannot te
 thread of every rank writes a heartbeat to the rendezvous store once a second. A heartbeat says what the main thread is
 doing. If the main thread makes no progress for ``train.timeout`` seconds, the thread reads the heartbeats of all ranks,
 names the rank that blocks the run, and ends the process. The main thread cannot do this: it is blocked in the
-collective.
+collective. A rank may take longer for some activities, such as copying shards; meanwhile the others wait for it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from brain_dist.errors import EXIT_FAULT
+from brain_dist.errors import EXIT_FAULT, Fault
+from brain_dist.ranks.group import LONGEST_STEP, SHORTEST_WAIT, connect, serve_store
 
 if TYPE_CHECKING:
     from brain_dist.ranks.world import World
@@ -29,7 +32,8 @@ Item = TypeVar("Item")
 HEARTBEAT_INTERVAL = 1.0  # seconds
 SILENCE = 3.0  # seconds without a heartbeat after which a rank counts as silent
 STORE_TIMEOUT = 5.0  # seconds that the store has to answer
-STARTUP_TIMEOUT = 600.0  # minimum for the start, which may read weights from a slow disk and compile a network
+SHARED_MEMORY = Path("/dev/shm")
+SCARCE = 64 * 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,14 @@ class Heartbeat:
         count: number of this heartbeat; it only grows.
         progress: number of progress reports of the main thread; it only grows.
         activity: what the main thread is doing.
+        overdue: whether the main thread makes no progress for longer than it may.
         host: name of the node.
     """
 
     count: int
     progress: int
     activity: str
+    overdue: bool
     host: str
 
 
@@ -59,33 +65,48 @@ class Watch:
     """
 
     def __init__(self, world: World, timeout: float, store: Any = None) -> None:
-        """``timeout``: seconds without progress; ``store``: the rendezvous store, None in a world of one."""
+        """``timeout``: seconds without progress; ``store``: the rendezvous store, None until this rank is connected."""
         self.world, self.timeout = world, timeout
-        self.progress, self.activity = 0, "starting"
-        self.last_progress = time.monotonic()
+        self.progress = -1
+        self.report_progress("starting", LONGEST_STEP)
         self._store = store
         self._closed = threading.Event()
 
-    def report_progress(self, activity: str) -> None:
-        """Record that the main thread makes progress, and what it does next."""
+    def report_progress(self, activity: str, allowance: float = 0.0) -> None:
+        """Record that the main thread makes progress, and what it does next.
+
+        ``allowance``: seconds that this may take, if that is more than the timeout.
+        """
         self.progress += 1
         self.activity, self.last_progress = activity, time.monotonic()
+        self._limit = max(self.timeout, allowance)
 
     def watch_items(self, items: Iterable[Item], activity: str) -> Iterator[Item]:
         """Yield ``items`` and report progress for each, so that a long loop does not look like a blocked rank."""
+        allowance = LONGEST_STEP  # the first item may compile the network
         for item in items:
-            self.report_progress(activity)
+            self.report_progress(activity, allowance)
+            allowance = 0.0
             yield item
 
-    def find_cause(self) -> str:
-        """Name the ranks that block the others, as one clause; takes a few seconds."""
-        if self._store is None:
-            return "another rank ended"
+    def find_cause(self, *, patient: bool = False) -> str:
+        """Name what blocks this rank, as one clause; takes a few seconds.
+
+        With ``patient``, the result is empty if all ranks are alive and one of them may still take its time.
+        """
+        free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else SCARCE
+        if free < SCARCE and self.activity.startswith(("loading", "evaluating")):
+            return (
+                f"{SHARED_MEMORY}, through which loaders hand over images, has only {free // 1024} KiB free: give it"
+                " more (docker run --shm-size=8g), or lower data.threads or data.prefetch"
+            )
+        if self.world.size == 1:
+            return "a library or a worker process of this run does not answer"
         earlier = self._read_heartbeats()
         time.sleep(SILENCE)
         heartbeats = self._read_heartbeats()
         if earlier is None or heartbeats is None:
-            return "rank 0, which serves the rendezvous, does not answer: it was killed, stopped or disconnected"
+            return f"rank 0, which serves the rendezvous at {self.world.address}:{self.world.port}, does not answer"
 
         def names(ranks: list[int]) -> str:
             return ", ".join(_describe(rank, heartbeats.get(rank)) for rank in ranks)
@@ -94,6 +115,8 @@ class Watch:
         silent = [rank for rank in others if rank not in heartbeats or heartbeats[rank] == earlier.get(rank)]
         if silent:
             return f"no heartbeat from {names(silent)}: killed, stopped or disconnected"
+        if patient and not all(heartbeats[rank].overdue for rank in others):
+            return ""
         least = min(heartbeat.progress for heartbeat in heartbeats.values())
         behind = [rank for rank, heartbeat in heartbeats.items() if heartbeat.progress == least]
         if len(behind) < len(heartbeats):
@@ -102,10 +125,12 @@ class Watch:
 
     def _read_heartbeats(self) -> dict[int, Heartbeat] | None:
         """The last heartbeat of each rank that has one; None if the store does not answer."""
+        if self._store is None:
+            return None
         answers: list[dict[int, Heartbeat]] = []
 
         def read() -> None:
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(RuntimeError, ValueError, TypeError):
                 keys = {rank: _key(rank) for rank in range(self.world.size)}
                 texts = {rank: self._store.get(key) for rank, key in keys.items() if self._store.check([key])}
                 answers.append({rank: Heartbeat(**json.loads(text)) for rank, text in texts.items()})
@@ -121,15 +146,24 @@ class Watch:
         count = 0
         while not self._closed.wait(HEARTBEAT_INTERVAL):
             count += 1
-            heartbeat = Heartbeat(count, self.progress, self.activity, platform.node())
-            with contextlib.suppress(RuntimeError):  # a store that does not answer shows up in find_cause
-                self._store.set(_key(self.world.rank), json.dumps(vars(heartbeat)))
-            idle = time.monotonic() - self.last_progress
-            limit = self.timeout if self.progress else max(self.timeout, STARTUP_TIMEOUT)
-            if idle > limit and not self._closed.is_set():
-                message = f"no progress for {idle:.0f} s while {self.activity}: {self.find_cause()}"
-                print(f"brain-dist: error on rank {self.world.rank}: {message}", file=sys.stderr, flush=True)
-                os._exit(EXIT_FAULT)
+            idle, progress = time.monotonic() - self.last_progress, self.progress
+            if self._store is not None:
+                heartbeat = Heartbeat(count, progress, self.activity, idle > self._limit, platform.node())
+                with contextlib.suppress(RuntimeError):  # a store that does not answer shows up in find_cause
+                    self._store.set(_key(self.world.rank), json.dumps(vars(heartbeat)))
+            if idle > self._limit:
+                cause = self.find_cause(patient=True)
+                if cause and progress == self.progress and not self._closed.is_set():
+                    message = f"no progress for {idle:.0f} s while {self.activity}: {cause}"
+                    print(f"brain-dist: error on rank {self.world.rank}: {message}", file=sys.stderr, flush=True)
+                    os._exit(EXIT_FAULT)
+
+    def _connect(self) -> None:
+        """Connect to the store, then write heartbeats; in a thread, as the main thread may be opening the data."""
+        if self.world.size > 1:
+            with contextlib.suppress(Fault):  # the main thread raises it, too
+                self._store = connect(self.world, max(self.timeout, SHORTEST_WAIT))
+        self._write_heartbeats()
 
 
 def _key(rank: int) -> str:
@@ -144,20 +178,17 @@ def _describe(rank: int, heartbeat: Heartbeat | None) -> str:
 
 @contextlib.contextmanager
 def watch_ranks(world: World, timeout: float) -> Iterator[Watch]:
-    """Watch all ranks for the length of a block, over a separate connection to the store.
+    """Watch all ranks for the length of a block, over a separate connection to the store, which rank 0 serves.
 
     Args:
         world: this process among all processes.
         timeout: seconds without progress after which the process ends.
     """
-    if world.size == 1:
-        yield Watch(world, timeout)
-        return
-    from brain_dist.ranks.group import rendezvous
-
-    watch = Watch(world, timeout, rendezvous(world))
-    threading.Thread(target=watch._write_heartbeats, name="watch", daemon=True).start()
+    server = serve_store(world)
+    watch = Watch(world, timeout)
+    threading.Thread(target=watch._connect, name="watch", daemon=True).start()
     try:
         yield watch
     finally:
         watch._closed.set()
+        del server

@@ -6,7 +6,11 @@ the package uses the resulting :class:`World`. An incomplete environment is refu
 
 from __future__ import annotations
 
+import errno
+import ipaddress
 import os
+import re
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +18,9 @@ from dataclasses import dataclass
 
 from brain_dist.errors import UserError
 
+STORE_FD = "BRAIN_DIST_STORE_FD"  # tells rank 0 the number of a socket that listens for the rendezvous
+START_ID = "BRAIN_DIST_START_ID"  # tells all ranks World.start_id
+SECRET = "BRAIN_DIST_SECRET"  # known to all ranks of a run and to nobody else
 _RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _TORCH_VARIABLES = (*_RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT")
 
@@ -47,6 +54,32 @@ class World:
     def is_main(self) -> bool:
         """True on the one process that prints, logs and writes shared files."""
         return self.rank == 0
+
+
+def listen(address: str, port: int, *, local: bool) -> socket.socket:
+    """A socket that listens for the rendezvous, at ``address`` only if that is enough for all ranks.
+
+    Args:
+        address: name or address of this machine, by which the other ranks know it.
+        port: 0 for any free port.
+        local: all ranks run on this machine.
+
+    Raises:
+        OSError: the port is in use, or the name is unknown.
+    """
+    places = sorted(socket.getaddrinfo(address, port, type=socket.SOCK_STREAM), key=lambda place: place[0])
+    family, *_, (host, *_) = places[0]  # IPv4 if there is one
+    # Debian gives a machine's own name the address 127.0.1.1, which other machines cannot reach
+    is_name = address not in ("localhost", host)
+    if local or not (is_name and ipaddress.ip_address(str(host).split("%")[0]).is_loopback):
+        try:
+            return socket.create_server((host, port), family=family, backlog=2048)
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:  # the address of a router in front of this machine
+                raise
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=2048)
+    return socket.create_server(("", port), backlog=2048)
 
 
 def discover(env: Mapping[str, str] | None = None) -> World:
@@ -100,26 +133,33 @@ def _from_torch_variables(env: Mapping[str, str]) -> World:
         address=env["MASTER_ADDR"],
         port=_integer(env, "MASTER_PORT"),
         launcher=launcher,
-        start_id=env.get("BRAIN_DIST_START_ID", ""),  # torchrun has a new store for each start
+        start_id=env.get(START_ID) or env.get("TORCHELASTIC_RESTART_COUNT", ""),  # torchrun keeps its store
     )
 
 
 def _from_srun(env: Mapping[str, str]) -> World:
     """The world of a SLURM step."""
     tasks = _integer(env, "SLURM_STEP_NUM_TASKS")
-    nodes = _integer(env, "SLURM_STEP_NUM_NODES") if "SLURM_STEP_NUM_NODES" in env else 1
     job = _integer(env, "SLURM_JOB_ID")
     return World(
         rank=_integer(env, "SLURM_PROCID"),
         size=tasks,
         local_rank=_integer(env, "SLURM_LOCALID"),
-        local_size=-(-tasks // nodes),
+        local_size=_tasks_of_node(env, tasks),
         address=env.get("MASTER_ADDR") or ("127.0.0.1" if tasks == 1 else _first_node(env)),
         # the default is below Linux's range of ephemeral ports
         port=_integer(env, "MASTER_PORT") if "MASTER_PORT" in env else 20000 + job % 12000,
         launcher="srun",
         start_id=f"{job}.{env.get('SLURM_STEP_ID', '')}.{env.get('SLURM_RESTART_COUNT', '')}",
     )
+
+
+def _tasks_of_node(env: Mapping[str, str], tasks: int) -> int:
+    """Number of this step's tasks on this node, from a list such as 4(x2),1 for three nodes."""
+    groups = re.findall(r"(\d+)(?:\(x(\d+)\))?", env.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    counts = [int(count) for count, nodes in groups for _ in range(int(nodes or 1))] or [tasks]
+    node = _integer(env, "SLURM_NODEID") if "SLURM_NODEID" in env else 0
+    return counts[node] if node < len(counts) else tasks
 
 
 def _integer(env: Mapping[str, str], name: str) -> int:

@@ -1,11 +1,16 @@
-"""The watch: what counts as progress, and which rank is named as the cause of a block."""
+"""The watch: what counts as progress, which rank is named as the cause of a block, and how long a rank may take."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
 
 import pytest
 import torch.distributed as dist
+from helpers import command
 
 from brain_dist.ranks import watch
 from brain_dist.ranks.watch import Watch
@@ -15,14 +20,15 @@ from brain_dist.ranks.world import discover
 def test_each_batch_of_a_long_evaluation_is_progress() -> None:
     alone = Watch(discover({}), timeout=1.0)
     before = alone.last_progress
-    progress = [alone.progress for _ in alone.watch_items("abc", "evaluating after step 7")]
+    first = alone.progress
+    progress = [alone.progress - first for _ in alone.watch_items("abc", "evaluating after step 7")]
     assert progress == [1, 2, 3]
     assert alone.activity == "evaluating after step 7"
     assert alone.last_progress > before
 
 
 @pytest.fixture
-def watches(monkeypatch: pytest.MonkeyPatch) -> list[Watch]:
+def watches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Watch]]:
     """The watches of three ranks on one store, each after one report of progress."""
     monkeypatch.setattr(watch, "SILENCE", 0.5)
     monkeypatch.setattr(watch, "HEARTBEAT_INTERVAL", 0.1)
@@ -31,7 +37,9 @@ def watches(monkeypatch: pytest.MonkeyPatch) -> list[Watch]:
     created = [Watch(world, 600.0, store) for world in worlds]
     for each in created:
         each.report_progress("computing step 4")
-    return created
+    yield created
+    for each in created:
+        each._closed.set()
 
 
 def start(watches: list[Watch]) -> None:
@@ -62,3 +70,50 @@ def test_the_rank_with_the_least_progress_is_named(watches: list[Watch]) -> None
     watches[0].report_progress("waiting for the others after step 4")
     watch.time.sleep(0.5)
     assert watches[1].find_cause().startswith("every rank is alive and waiting for the others")
+
+
+def test_a_rank_waits_for_another_one_that_may_take_its_time(watches: list[Watch]) -> None:
+    start(watches)
+    watch.time.sleep(0.5)
+    assert watches[0].find_cause(patient=True) == ""
+    for each in watches:
+        each.last_progress -= 500.0
+    watches[2].report_progress("opening the shards", math.inf)
+    watches[2].last_progress -= 1e6
+    watch.time.sleep(0.5)
+    assert watches[0].find_cause(patient=True) == ""
+
+
+ALONE = """
+import subprocess, sys, time
+from brain_dist.errors import leave
+from brain_dist.ranks.watch import watch_ranks
+from brain_dist.ranks.world import discover
+
+def main():
+    if sys.argv[1:]:
+        subprocess.run(sys.argv[1:], check=True)
+    with watch_ranks(discover(), 1.0) as watch:
+        watch.report_progress("computing step 0", 4.0)
+        time.sleep(3)
+        watch.report_progress("loading step 1")
+        time.sleep(60)
+    return 0
+
+leave(main)
+"""
+
+
+def test_a_single_rank_is_watched_and_may_take_longer_for_its_first_step() -> None:
+    result = command([sys.executable, "-c", ALONE], expect=1)
+    assert result.err.count("\n") == 1
+    assert "error on rank 0: no progress for " in result.err
+    assert " while loading step 1: a library or a worker process of this run does not answer" in result.err
+
+
+def test_full_shared_memory_is_named() -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", "/dev/shm"]  # for one process only
+    if subprocess.run(["unshare", "--mount", *mount], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    result = command(["unshare", "--mount", sys.executable, "-c", ALONE, *mount], expect=1)
+    assert "/dev/shm, through which loaders hand over images, has only 256 KiB free" in result.err

@@ -9,13 +9,14 @@ from helpers import free_ports
 
 from brain_dist.errors import UserError
 from brain_dist.ranks.device import enable_determinism
-from brain_dist.ranks.group import process_group, rendezvous
-from brain_dist.ranks.world import discover
+from brain_dist.ranks.group import connect, process_group, serve_store
+from brain_dist.ranks.world import START_ID, discover, listen
 
 TORCH = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
 SRUN = {
     "SLURM_STEP_NUM_TASKS": "4",
-    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_NODEID": "1",
     "SLURM_PROCID": "2",
     "SLURM_LOCALID": "0",
     "SLURM_JOB_ID": "41",
@@ -50,6 +51,24 @@ def test_srun_without_a_port_derives_it_from_the_job() -> None:
     assert (world.address, world.port, world.launcher) == ("n1", 20041, "srun")
 
 
+@pytest.mark.parametrize(
+    ("tasks", "node", "local_size"), [("4,1", 0, 4), ("4,1", 1, 1), ("3(x2),2,1(x3)", 2, 2), ("3(x2),2,1(x3)", 5, 1)]
+)
+def test_srun_with_uneven_numbers_of_tasks(tasks: str, node: int, local_size: int) -> None:
+    world = discover({**SRUN, "SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_NODEID": str(node)})
+    assert world.local_size == local_size
+
+
+def test_listens_only_at_the_address_of_the_ranks() -> None:
+    for local in (True, False):
+        with listen("localhost", 0, local=local) as server:
+            assert server.getsockname()[0] == "127.0.0.1"
+    with listen("127.0.0.2", 0, local=False) as server:
+        assert server.getsockname()[0] == "127.0.0.2"
+    with listen("192.0.2.1", 0, local=False) as server:  # not an address of this machine: behind a router
+        assert server.getsockname()[0] == "::"
+
+
 def test_port_in_use_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -65,10 +84,12 @@ def test_port_in_use_is_named() -> None:
 
 def test_a_rank_left_over_from_another_start_cannot_join() -> None:
     env = {**TORCH, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
-    store = rendezvous(discover({**env, "RANK": "0", "BRAIN_DIST_START_ID": "second"}), serve=True)
-    store.set("key", "0")
-    assert rendezvous(discover({**env, "BRAIN_DIST_START_ID": "second"})).check(["key"])
-    assert not rendezvous(discover({**env, "BRAIN_DIST_START_ID": "first"})).check(["key"])
+    second = discover({**env, "RANK": "0", START_ID: "second"})
+    server = serve_store(second)
+    assert server is not None
+    connect(second, 10).set("key", "0")
+    assert connect(discover({**env, START_ID: "second"}), 10).check(["key"])
+    assert not connect(discover({**env, START_ID: "first"}), 10).check(["key"])
     ids = [discover({**SRUN, "SLURM_STEP_ID": "0", "SLURM_RESTART_COUNT": str(n)}).start_id for n in range(2)]
     assert len(set(ids)) == 2
 

@@ -1,0 +1,129 @@
+"""The rendezvous: who may join, and how long a rank waits for the others."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, Result, environment, free_ports
+
+from brain_dist.ranks.world import SECRET
+
+RANK = """
+import sys
+from brain_dist.errors import leave
+from brain_dist.ranks.group import gather_objects, gather_rows, process_group, run_on_main
+from brain_dist.ranks.world import discover
+
+def main():
+    world = discover()
+    import torch
+    with process_group(world, torch.device("cpu"), timeout=float(sys.argv[1])):
+        assert gather_objects({"rank": world.rank, "loss": [float("nan"), 0.1]}, world)[1]["loss"][1] == 0.1
+        rows = torch.full((world.rank, 2), float(world.rank)).numpy()
+        assert gather_rows(rows, world).tolist() == [[1.0, 1.0]]
+        print("joined")
+    return 0
+
+leave(main)
+"""
+# It knows host and port, finds the name of the start among the store's keys, and joins as the rank of its argument
+STRANGER = """
+import datetime, os, pathlib, sys, time
+import torch.distributed as dist
+
+class Trap:
+    def __reduce__(self):
+        return pathlib.Path.touch, (pathlib.Path(sys.argv[2]),)
+
+while True:
+    try:
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        break
+    except dist.DistNetworkError:
+        time.sleep(0.1)
+while not (keys := [key for key in store.list_keys() if "started" in key]):
+    time.sleep(0.1)
+name = keys[0].strip("/").split("/")[0]
+store = dist.PrefixStore(name, store)
+store.set("started/1", "1")
+timeout = datetime.timedelta(seconds=20)
+dist.init_process_group("gloo", store=store, rank=int(sys.argv[1]), world_size=2, timeout=timeout)
+dist.all_gather_object([None, None], Trap())
+"""
+
+
+def start(script: str, rank: int, port: int, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    """Start a rank, or a stranger, of a run of two ranks."""
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    env = environment(**place, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), BRAIN_DIST_START_ID="5eed", **variables)
+    command = [sys.executable, "-c", script, *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True)
+
+
+def end(process: subprocess.Popen[str]) -> Result:
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    return Result(process.returncode, out, err)
+
+
+def test_ranks_that_know_the_secret_join() -> None:
+    (port,) = free_ports(1)
+    for result in map(end, [start(RANK, rank, port, "60", **{SECRET: "right"}) for rank in (0, 1)]):
+        assert (result.code, result.out) == (0, "joined\n"), result.err
+
+
+def test_a_stranger_cannot_join_or_send_a_pickle(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    rank = start(RANK, 0, port, "60", **{SECRET: "right"})
+    stranger = start(STRANGER, 1, port, "1", str(tmp_path / "sprung"))
+    result = end(rank)
+    stranger.kill()
+    end(stranger)
+    assert result.code == 1, result.err
+    assert result.err.count("\n") == 1
+    assert "brain-dist: error: " in result.err
+    assert "joined the rendezvous" in result.err or "does not know the secret" in result.err
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_rank_with_another_secret_is_refused_by_all_ranks() -> None:
+    (port,) = free_ports(1)
+    for result in map(end, [start(RANK, rank, port, "60", **{SECRET: f"secret {rank}"}) for rank in (0, 1)]):
+        assert result.code == 1
+        assert f"does not know the secret of this run: a stranger, or started with another {SECRET}" in result.err
+        assert result.err.count("\n") == 1
+
+
+def test_without_a_secret_a_file_of_this_user_is_used(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    home = {"HOME": str(tmp_path), SECRET: ""}
+    for result in map(end, [start(RANK, rank, port, "60", **home) for rank in (0, 1)]):
+        assert result.code == 0, result.err
+    file = tmp_path / ".cache" / "brain-dist" / "secret"
+    assert file.stat().st_mode & 0o077 == 0
+    file.chmod(0o644)
+    result = end(start(RANK, 0, port, "60", **home))
+    assert result.code == 2
+    assert f"secret must have 32 bytes and be accessible to its owner only; remove it, or export {SECRET}" in result.err
+
+
+@pytest.mark.slow  # a rank waits 30 seconds at least
+def test_an_absent_rank_is_named_in_one_line() -> None:
+    for rank, message in [
+        (0, "of 2 ranks, these did not start within 30 s: 1"),
+        (1, "rank 0 does not answer at 127.0.0.1:{port} after 30 s: check that it was started"),
+    ]:
+        (port,) = free_ports(1)
+        started = time.monotonic()
+        result = end(start(RANK, rank, port, "5", **{SECRET: "right"}))
+        assert time.monotonic() - started < 60
+        assert result.code == 1
+        assert message.format(port=port) in result.err
+        assert result.err.count("\n") == 1
