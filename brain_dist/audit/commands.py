@@ -37,8 +37,8 @@ class Audit:
         """Audit the collections, write the page and print the counts; return the exit code."""
         from brain_dist.audit.run import PAGE, print_audit, read_sources, run_audit
         from brain_dist.collection.examination import BadImages
-        from brain_dist.common.text import print_list
         from brain_dist.common.progress import show_progress
+        from brain_dist.common.text import print_list
 
         collections = read_sources(self.folders, self.recipe)
         try:

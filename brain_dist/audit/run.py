@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -87,17 +86,12 @@ def run_audit(
     _check_out(collections, out)
     try:
         survey = survey_collections(collections, workers=workers, skip_bad=skip_bad, progress=progress)
-    except BrokenProcessPool:
-        raise UserError("a worker process was killed (out of memory?); use fewer --workers") from None
     except OSError as error:
         folder, reason = tempfile.gettempdir(), error.strerror or error
         raise UserError(f"cannot write temporary files to {folder} ({reason}); set TMPDIR to another folder") from None
     counts = summary(survey)
     page = render(survey, collections, counts, progress)
-    try:
-        _write(out, survey, counts, page)
-    except OSError as error:
-        raise UserError(f"cannot write --out {out} ({error.strerror or error})") from None
+    _write(out, survey, counts, page)
     return survey, counts
 
 

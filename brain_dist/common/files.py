@@ -7,9 +7,11 @@ Use :func:`write_atomically` for a file that other processes may read at any tim
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -26,30 +28,44 @@ def partial_folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``out``, which is renamed to ``out`` on success and removed on failure.
 
     Folders that a killed process left beside ``out`` are removed first. A lock in the folder, which the kernel releases
-    when its process ends, distinguishes them from a build that is still running.
+    when its process ends, distinguishes them from those of running processes. On a file system without locks they stay.
 
     Raises:
-        UserError: another process is writing ``out``.
+        UserError: another process is writing ``out`` or has just written it, or files cannot be written.
     """
     out = Path(os.path.abspath(out))  # noqa: PTH100 (resolve() would follow ``out`` if it is a link)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for old in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
-        try:
-            with take_lock(old / "lock"):
-                shutil.rmtree(old)
-        except Busy:
-            raise UserError(f"another build is writing {out}; wait for it, or choose another folder") from None
-    folder = out.parent / f".{out.name}.partial-{os.getpid()}"
-    folder.mkdir()
+    name = secrets.token_hex(4)
+    folder, unlocked = (out.with_name(f".{out.name}.{kind}-{name}") for kind in ("partial", "unlocked"))
     try:
-        with take_lock(folder / "lock"):
+        unlocked.mkdir(parents=True)
+        with take_lock(unlocked / "lock", required=False):
+            unlocked.rename(folder)  # other processes never see it without its lock
+            for other in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
+                if other != folder:
+                    _remove_abandoned(other, out)
             yield folder
             (folder / "lock").unlink()
             sync_folder(folder)
             folder.rename(out)
             sync_folder(out.parent)
+    except OSError as error:
+        reason, advice = error.strerror or str(error), "free some space or choose another folder"
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and out.exists():
+            reason, advice = "another process has just written it", "choose another folder"
+        raise UserError(f"{out} cannot be written ({reason}); {advice}") from None
     finally:
+        shutil.rmtree(unlocked, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_abandoned(folder: Path, out: Path) -> None:
+    try:
+        with take_lock(folder / "lock"):
+            shutil.rmtree(folder)
+    except Busy:
+        raise UserError(f"another process is writing {out}; wait for it, or choose another folder") from None
+    except OSError:
+        pass  # it is gone, or the file system has no locks and its process may be running
 
 
 def sync_folder(folder: Path) -> None:

@@ -24,9 +24,13 @@ def print_list(lines: list[str], full_list: Path) -> None:
     for line in lines[:LISTED]:
         print(line, file=sys.stderr)
     if len(lines) > LISTED:
-        full_list.parent.mkdir(parents=True, exist_ok=True)
-        full_list.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        print(f"… and {len(lines) - LISTED} more, all listed in {full_list}", file=sys.stderr)
+        try:
+            full_list.parent.mkdir(parents=True, exist_ok=True)
+            full_list.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            rest = f"all listed in {full_list}"
+        except OSError as error:
+            rest = f"which cannot be listed in {full_list} ({error.strerror})"
+        print(f"… and {len(lines) - LISTED} more, {rest}", file=sys.stderr)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

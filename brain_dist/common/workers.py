@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
+from brain_dist.errors import UserError
+
+_MAX_SOCKET_FOLDER = 60  # bytes; multiprocessing appends about 35
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Run = Callable[[Callable[[Any], Any], Sequence[Any], int], Iterator[Any]]
@@ -25,19 +31,42 @@ def worker_pool(workers: int) -> Iterator[Run]:
     With one worker, this process does the work. Otherwise the workers are forked from a server process, which is safe
     if the caller has threads, and which imports the image libraries once for all workers. The server starts at once, in
     parallel with what the caller does next.
+
+    Raises:
+        UserError: a worker process was killed.
     """
     if workers <= 1:
         yield lambda function, items, chunk_size: map(function, items)
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["brain_dist.collection.examination"])
+    _choose_socket_folder()
     forkserver.ensure_running()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_exit_with_parent) as pool:
         try:
             yield lambda function, items, chunk_size: pool.map(function, items, chunksize=chunk_size)
+        except BrokenProcessPool:
+            raise UserError("a worker process was killed (out of memory?); use fewer --workers") from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _choose_socket_folder() -> None:
+    """Let multiprocessing create its sockets in /tmp if $TMPDIR is too long for the 108 bytes of a socket's path."""
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) <= _MAX_SOCKET_FOLDER:
+        return
+    tempfile.tempdir = "/tmp"
+    try:
+        multiprocessing.util.get_temp_dir()  # chosen once per process
+    except OSError as error:
+        raise UserError(
+            f"TMPDIR={folder} is too long for sockets, and /tmp cannot be used ({error.strerror}); set TMPDIR to a"
+            f" path of at most {_MAX_SOCKET_FOLDER} bytes"
+        ) from None
+    finally:
+        tempfile.tempdir = folder
 
 
 def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:

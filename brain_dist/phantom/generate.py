@@ -20,7 +20,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -101,15 +100,8 @@ def generate(out: Path, settings: PhantomSettings, *, workers: int, progress: Pr
     if _exists(out, settings):
         print(f"{out} already contains this phantom collection: nothing to do", flush=True)
         return
-    try:
-        with partial_folder(out) as folder:
-            _write_collection(folder, settings, workers, progress)
-    except BrokenProcessPool as error:
-        raise UserError("a phantom worker was killed, probably because memory ran out; use fewer --workers") from error
-    except OSError as error:
-        raise UserError(
-            f"cannot write {error.filename or out}: {error.strerror or error}; free space or choose another folder"
-        ) from error
+    with partial_folder(out) as folder:
+        _write_collection(folder, settings, workers, progress)
 
 
 def _exists(out: Path, settings: PhantomSettings) -> bool:

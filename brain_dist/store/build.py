@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import zlib
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from functools import partial
 from itertools import groupby
@@ -80,15 +79,10 @@ def build(
             _check_contents(existing, out, source, recipe, options, records, run, progress)
             return BuildResult(existing, warnings, fresh=False)
         warnings += _check_classes(records, recipe.classes, options, allow_missing=allow_missing)
-        try:
-            with partial_folder(out) as folder:
-                warnings += _write_folder(
-                    folder, source, recipe, options, records, request, run, progress, allow_missing=allow_missing
-                )
-        except BrokenProcessPool:
-            raise UserError("a worker process was killed (out of memory?); build with fewer --workers") from None
-        except OSError as error:
-            raise UserError(f"--out {out} cannot be written ({error.strerror or error})") from None
+        with partial_folder(out) as folder:
+            warnings += _write_folder(
+                folder, source, recipe, options, records, request, run, progress, allow_missing=allow_missing
+            )
     return BuildResult(open_dataset(out), warnings, fresh=True)
 
 

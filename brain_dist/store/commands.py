@@ -33,7 +33,8 @@ class Build:
     Args:
         source: the collection as it was published
         out: the shard folder to write
-        recipe: how the collection is stored (shards/datasets/*.yaml); without it: one folder per class
+        recipe: how the collection is stored: a file, or the name of one in shards/datasets, such as nickparvar; without
+            it: one folder per class
         split: grouped: no patient and no copy in two splits; original: the published split, counting its leaks; kfold:
             grouped folds, of which data.fold of a run selects one; leave-one-out: test on a whole dataset of the
             recipe; test: everything is the test split

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import permutations
@@ -92,17 +91,15 @@ def join(sources: Sequence[Path], out: Path, *, leave_out: str | None, workers: 
     parts = _open_sources(sources, leave_out)
     places = json.dumps(list(origins) or [str(path.resolve()) for path in sources]).encode() + b"\n"
     try:
-        if _exists(out, parts):
-            if (out / SOURCES).read_bytes() != places:  # the sources were moved
-                write_durably(out / SOURCES, places)
-        else:
+        if not _exists(out, parts):
             with partial_folder(out) as folder:
                 write_durably(folder / SOURCES, places)
                 _write_folder(folder, parts, workers, progress)
-    except BrokenProcessPool:
-        raise UserError("a worker process was killed (out of memory?); join with fewer --workers") from None
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror or error}); join into another folder") from None
+        elif (out / SOURCES).read_bytes() != places:  # the sources were moved
+            write_durably(out / SOURCES, places)
+    except UserError:
+        if not _exists(out, parts):  # another process may have joined them at the same time
+            raise
     return open_dataset(out, sources)
 
 

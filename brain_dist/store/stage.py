@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import re
 import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from brain_dist.common.files import durable_file, sha256_bytes, sha256_file, sync_folder, write_durably
@@ -46,12 +47,14 @@ class _Copy:
         folder: the local copy.
         files: its files without the manifest.
         manifest: content of the manifest.
+        suffix: end of the names of files that are being copied.
     """
 
     origin: Remote
     folder: Path
     files: list[_File]
     manifest: bytes
+    suffix: str = ".part"
 
 
 def stage(source: str, cache_dir: str | None) -> Path:
@@ -91,7 +94,9 @@ def stage(source: str, cache_dir: str | None) -> Path:
     waiting = f"waiting for the process of this node that stages {copy.folder} (it holds {lock})"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with locked(lock, patience=PATIENCE, on_wait=lambda: _print(waiting)):
+        with locked(lock, patience=PATIENCE, on_wait=lambda: _print(waiting)) as is_held:
+            if not is_held:  # every process copies for itself; each file gets its name when it is complete
+                copy = replace(copy, suffix=f".{platform.node()}-{os.getpid()}.part")
             if not _is_complete(copy):  # another process may have copied it in the meantime
                 _copy_missing(copy)
     except OSError as error:  # errors of the source are raised as UserError or Fault
@@ -171,11 +176,8 @@ def _copy_missing(copy: _Copy) -> None:
     """Copy the missing files and, last, the manifest. The caller holds the lock."""
     folder, started = copy.folder, time.monotonic()
     folder.mkdir(exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)  # of a copy that lost files
     missing = [file for file in copy.files if not _is_copied(folder, file)]
-    for file in missing:
-        (folder / file.name).unlink(missing_ok=True)
-    needed = sum((file.size or 0) - max(_size(_part(folder, file.name)), 0) for file in missing)
+    needed = sum((file.size or 0) - max(_size(_part(copy, file.name)), 0) for file in missing)
     _check_space(copy, needed)
     copied = 0
     with show_progress("bytes") as progress:
@@ -186,10 +188,10 @@ def _copy_missing(copy: _Copy) -> None:
             progress(f"staging {folder.name}", copied, needed)
 
         for file in missing:
-            _copy_file(copy.origin, file, folder, count)
+            _copy_file(copy, file, count)
     sync_folder(folder)
-    write_durably(_part(folder, MANIFEST), copy.manifest)
-    _part(folder, MANIFEST).rename(folder / MANIFEST)
+    write_durably(_part(copy, MANIFEST), copy.manifest)
+    _part(copy, MANIFEST).rename(folder / MANIFEST)
     sync_folder(folder)
     _print_summary(copy, copied, time.monotonic() - started)
 
@@ -210,24 +212,24 @@ def _print_summary(copy: _Copy, copied: int, seconds: float) -> None:
     _print(f"staged {copy.origin.url} into {copy.folder}: {copied:,} bytes in {seconds:.1f} s ({rate:.0f} MB/s){note}")
 
 
-def _part(folder: Path, name: str) -> Path:
+def _part(copy: _Copy, name: str) -> Path:
     """Path of a file while it is being copied."""
-    return folder / f"{name}.part"
+    return copy.folder / f"{name}{copy.suffix}"
 
 
-def _copy_file(origin: Remote, file: _File, folder: Path, count: Callable[[int], None]) -> None:
+def _copy_file(copy: _Copy, file: _File, count: Callable[[int], None]) -> None:
     """Copy a file from where it stopped; if the result differs from the manifest, copy it once more from the start."""
-    part = _part(folder, file.name)
+    part = _part(copy, file.name)
     done = max(_size(part), 0)
     for start in (done if file.size is None or done <= file.size else 0, 0):
-        sha256 = _append(origin, file, part, start, count)
+        sha256 = _append(copy.origin, file, part, start, count)
         if sha256 == file.sha256:
-            part.rename(folder / file.name)
+            part.rename(copy.folder / file.name)
             return
     part.unlink()
     raise Fault(
-        f"{origin.url}: {file.name} is damaged: its sha256 is {sha256}, {MANIFEST} says {file.sha256}; copy or build"
-        " that folder again"
+        f"{copy.origin.url}: {file.name} is damaged: its sha256 is {sha256}, {MANIFEST} says {file.sha256}; copy or"
+        " build that folder again"
     )
 
 

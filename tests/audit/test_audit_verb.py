@@ -192,6 +192,7 @@ def test_galleries_spread_over_collections_pictures_and_similarity():
         split=np.array(["train", "test", "val"] * 63, dtype=object),
         collection=np.repeat([0, 1], [180, 9]),
         part=np.zeros(count, dtype=int),
+        blank=np.zeros(count, dtype=bool),
         first=first,
         second=second,
         exact=np.zeros(len(first), dtype=bool),
@@ -281,7 +282,7 @@ def test_full_disk_keeps_the_earlier_audit(tmp_path):
         env=environment(),
     )
     assert (done.returncode, done.stderr) == (
-        2, f"brain-dist: error: cannot write --out {out} (File too large)\n"
+        2, f"brain-dist: error: {out} cannot be written (File too large); free some space or choose another folder\n"
     )  # fmt: skip
     assert (out / "index.html").read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "out"]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import pty
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from brain_dist.common import locks
 from brain_dist.common.files import partial_folder, write_atomically
@@ -47,6 +50,86 @@ def test_without_file_system_locks_only_an_optional_lock_succeeds(tmp_path, monk
     locks.take_lock(tmp_path / "lock", required=False).close()
 
 
+def test_without_file_system_locks_work_goes_on(tmp_path):
+    """As on Lustre mounted without ``flock``: processes do without locks, and remove nothing of each other."""
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("strace is not installed")
+    code = """
+import sys
+import time
+from pathlib import Path
+from brain_dist.common.files import partial_folder
+from brain_dist.common.locks import locked
+base = Path(sys.argv[1])
+with locked(base / "lock") as is_held:
+    assert not is_held
+(base / ".out.partial-other").mkdir()
+with partial_folder(base / "out") as folder:
+    (folder / "file").write_text("x")
+"""
+    inject = [strace, "-f", "-qq", "-e", "trace=flock", "-e", "inject=flock:error=ENOSYS", "-o", os.devnull]
+    subprocess.run([*inject, sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True, timeout=60)
+    assert {path.name for path in tmp_path.iterdir()} == {"lock", ".out.partial-other", "out"}
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
+
+
+def test_a_folder_that_another_process_has_just_written(tmp_path):
+    def write() -> None:
+        with partial_folder(tmp_path / "out") as folder:
+            (folder / "mine").write_text("x")
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "theirs").write_text("x")
+
+    with pytest.raises(UserError, match="another process has just written it"):
+        write()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["theirs"]
+
+
+def test_processes_that_start_at_the_same_time_write_a_folder_once(tmp_path):
+    code = """
+import sys, time
+from pathlib import Path
+from brain_dist.common.files import partial_folder
+from brain_dist.errors import run
+def main():
+    while time.time() < float(sys.argv[2]):
+        pass
+    with partial_folder(Path(sys.argv[1])) as folder:
+        (folder / "file").write_text("x")
+        time.sleep(0.3)
+    return 0
+sys.exit(run(main))
+"""
+    for attempt in range(3):
+        out = tmp_path / str(attempt) / "out"
+        words = [sys.executable, "-c", code, str(out), str(time.time() + 1.5)]
+        processes = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(4)]
+        outputs = [process.communicate(timeout=60)[1] for process in processes]
+        codes = [process.returncode for process in processes]
+        assert set(codes) <= {0, 2}, outputs
+        assert codes.count(0) <= 1
+        assert all("another process" in output for output, code in zip(outputs, codes, strict=True) if code)
+        assert [path.name for path in out.parent.iterdir()] == ["out"] * codes.count(0)
+
+
+def test_a_long_folder_for_temporary_files(tmp_path):
+    """A socket's path has at most 108 bytes, and the worker processes are started through one."""
+    code = """
+from brain_dist.common.workers import worker_pool
+if __name__ == "__main__":
+    with worker_pool(2) as run:
+        assert list(run(len, ["a", "bb"], 1)) == [1, 2]
+"""
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    (tmp_path / "main.py").write_text(code)
+    environment = {**os.environ, "TMPDIR": str(long), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, str(tmp_path / "main.py")], env=environment, check=True, timeout=60)
+    assert list(long.iterdir()) == []
+
+
 def test_partial_folder_appears_complete_or_not_at_all(tmp_path):
     out = tmp_path / "out"
 
@@ -63,7 +146,7 @@ def test_partial_folder_appears_complete_or_not_at_all(tmp_path):
     with partial_folder(out) as folder:
         assert not killed.exists()
         (folder / "whole").write_text("x")
-        with pytest.raises(UserError, match="another build is writing"), partial_folder(out):
+        with pytest.raises(UserError, match="another process is writing"), partial_folder(out):
             pass
     assert [path.name for path in out.iterdir()] == ["whole"]
 

@@ -188,7 +188,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     assert (tmp_path / "full" / "thesis.txt").read_text() == "keep me"
     with pytest.raises(UserError, match="is a file"):
         generate(tmp_path / "full" / "thesis.txt", SMALL, workers=1)
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match="cannot be written"):
         generate(tmp_path / "full" / "thesis.txt" / "deeper", SMALL, workers=1)
 
 

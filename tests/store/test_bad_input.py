@@ -164,6 +164,6 @@ def test_a_full_disk_is_a_one_line_error_and_leaves_nothing(tmp_path):
     else:
         own, script, reason = ("bash", "-c"), 'ulimit -f 64; "$@"; code=$?; ls -A "$0"; exit $code', "File too large"
     done = shard("build", *words, before=(*own, script, str(disk)), expect=2)
-    assert f"--out {disk / 'out'} cannot be written ({reason}" in done.err
+    assert f"{disk / 'out'} cannot be written ({reason}" in done.err
     assert len(done.err.splitlines()) == 1
     assert done.out == ""  # ls found nothing

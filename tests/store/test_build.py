@@ -446,7 +446,7 @@ def test_a_running_build_is_not_disturbed_by_another_one(source, tmp_path):
 
     with partial_folder(tmp_path / "out") as folder:
         (folder / "part").write_text("of the first")
-        with pytest.raises(UserError, match="another build is writing"):
+        with pytest.raises(UserError, match="another process is writing"):
             make(source, tmp_path / "out")
         assert (folder / "part").exists()
     assert (tmp_path / "out" / "part").exists()
