@@ -241,8 +241,8 @@ class TrainConfig(Section):
     """The training loop.
 
     Args:
-        epochs: Passes over the training split, ≥ 1. All learning rates depend on it, so a run cannot resume with another
-            number. To train longer, start another run with `model.weights` set to this run's folder.
+        epochs: Passes over the training split, ≥ 1. All learning rates depend on it, so a run cannot resume with
+            another number. To train longer, start another run with `model.weights` set to this run's folder.
         freeze_epochs: Epochs at the start that train only the classifier, ≥ 0. Until then all other weights, and the
             running statistics of BatchNorm, stay as loaded.
         global_batch: Images per optimiser step over all ranks and micro-steps, in [1, 1000000]; independent of the
