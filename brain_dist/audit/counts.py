@@ -37,6 +37,7 @@ def _collection_counts(survey: Survey, number: int) -> dict[str, Any]:
     train_patients = _known(survey.patient[images & train])
     return {
         "images": int(images.sum()),
+        "blank_images": int((images & survey.blank).sum()),
         "exact_redundant": int(images.sum()) - len(np.unique(_joined(survey, exact)[images])),
         "test_images": int((images & test).sum()),
         "test_images_with_exact_train_copy": len(exact_leaks),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,11 @@ import numpy as np
 
 from brain_dist.collection.discovery import find_records
 from brain_dist.collection.examination import BadImages, Examination, examine_all
+from brain_dist.collection.measures import are_blank
 from brain_dist.collection.recipes import Recipe
 from brain_dist.collection.records import Record
 from brain_dist.common.progress import Progress
-from brain_dist.common.scratch import concatenated
+from brain_dist.common.scratch import concatenated, gathered
 from brain_dist.common.text import printable
 from brain_dist.common.workers import worker_pool
 from brain_dist.copies.search import Findings, find_copies
@@ -28,8 +29,8 @@ from brain_dist.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Of more exact copies than this (all-black slices, for example), not all pairs are listed. Each image is listed with
-# the first of every collection, split and class, so that no count changes.
+# Of more exact copies than this in a collection or two, not all pairs are listed. Each image is listed with the first
+# of every collection, split and class, so that no count changes.
 CROWD = 64
 TRAIN, TEST = "train", "test"
 _PAIR = [("first", "i8"), ("second", "i8"), ("exact", "?"), ("similarity", "f4"), ("mirrored", "?"), ("moved", "?")]
@@ -58,6 +59,7 @@ class Survey:
         patient: object [N], patient or None.
         collection: int64 [N], position in ``names``.
         part: int64 [N], position in the parts of that collection's recipe.
+        blank: bool [N], the image shows nothing, and is not a copy of any other.
         first: int64 [M], first image of each pair; less than ``second``.
         second: int64 [M], second image of each pair.
         exact: bool [M], the two have the same pixels.
@@ -77,6 +79,7 @@ class Survey:
     patient: np.ndarray
     collection: np.ndarray
     part: np.ndarray
+    blank: np.ndarray
     first: np.ndarray
     second: np.ndarray
     exact: np.ndarray
@@ -115,16 +118,16 @@ def survey_collections(sources: Sequence[Source], *, workers: int, skip_bad: boo
         "patient": [record.patient for record in records],
     }
     hashes = [image.pixel_hash for examination in decoded for image in examination.images]
-    no_patients = [("", None)] * len(records)  # only copies are needed here; the counts use the patients
     thumbs = concatenated([examination.thumbs for examination in decoded])
-    findings = find_copies(thumbs, hashes, no_patients, progress=partial(progress, "comparing"))
+    collection = np.array(numbers, dtype=np.int64)
     kinds = list(zip(numbers, columns["split"], columns["label"], strict=True))
     return Survey(
         names=tuple(source.name for source in sources),
         **{key: np.array(values, dtype=object) for key, values in columns.items()},
-        collection=np.array(numbers, dtype=np.int64),
+        collection=collection,
         part=np.array([record.part for record in records], dtype=np.int64),
-        **_image_pairs(findings, kinds),
+        blank=are_blank(thumbs),
+        **_all_pairs(thumbs, hashes, collection, kinds, progress),
         skipped=[
             {"collection": source.name, **entry}
             for source, examination in zip(sources, decoded, strict=True)
@@ -170,7 +173,38 @@ def _decode(
     return decoded
 
 
-def _image_pairs(findings: Findings, kinds: Sequence[Hashable]) -> dict[str, np.ndarray]:
+def _all_pairs(
+    thumbs: np.ndarray, hashes: list[str], collection: np.ndarray, kinds: Sequence[Hashable], progress: Progress
+) -> dict[str, np.ndarray]:
+    """The pairs of N images within each collection, and between each two.
+
+    Each collection is compared by itself, and each two without others: which of the pairs that need registration are
+    found depends on all images that are compared, and no count may depend on other collections.
+    """
+    numbers = range(int(collection.max()) + 1)
+    parts = [*((number, number) for number in numbers), *combinations(numbers, 2)]
+    tables = []
+    for done, (one, other) in enumerate(parts):
+        images = np.flatnonzero((collection == one) | (collection == other))
+
+        def step(part: int, total: int, done: int = done) -> None:
+            progress("comparing", done * 1000 + part * 1000 // total, len(parts) * 1000)
+
+        findings = find_copies(
+            gathered(thumbs, images),
+            [hashes[image] for image in images],
+            [("", None)] * len(images),  # only copies are needed here; the counts use the patients
+            progress=step,
+            between=None if one == other else collection[images],
+        )
+        table = _image_pairs(findings, [kinds[image] for image in images.tolist()])
+        table["first"], table["second"] = images[table["first"]], images[table["second"]]
+        tables.append(table[(collection[table["first"]] != collection[table["second"]]) == (one != other)])
+    pairs = np.sort(np.concatenate(tables))
+    return {name: pairs[name].copy() for name, _ in _PAIR}
+
+
+def _image_pairs(findings: Findings, kinds: Sequence[Hashable]) -> np.ndarray:
     """Expand pairs of distinct pixels to pairs of images: a near copy of an image is a near copy of its exact copies.
 
     ``kinds`` [N] is the collection, split and class of each image. In a crowd of exact copies, the first image of each
@@ -193,8 +227,7 @@ def _image_pairs(findings: Findings, kinds: Sequence[Hashable]) -> dict[str, np.
         ends = (*product(representatives[first], copies[second]), *product(copies[first], representatives[second]))
         pairs = {(min(a, b), max(a, b)) for a, b in ends}
         rows += [(a, b, False, similarity, mirrored, moved) for a, b in pairs]
-    table = np.array(sorted(rows), dtype=_PAIR)
-    return {name: table[name].copy() for name, _ in _PAIR}
+    return np.array(rows, dtype=_PAIR)
 
 
 def pairs_table(survey: Survey) -> pa.Table:

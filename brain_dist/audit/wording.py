@@ -11,6 +11,7 @@ from brain_dist.pages.text import percent
 # (text, key in a collection's counts, key of the whole that it is a share of or "")
 COLLECTION_ROWS = (
     ("images", "images", ""),
+    ("blank images", "blank_images", "images"),
     ("exact copies of another image", "exact_redundant", "images"),
     ("test images", "test_images", ""),
     ("– with an exact copy in the training split", "test_images_with_exact_train_copy", "test_images"),

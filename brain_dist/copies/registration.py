@@ -34,12 +34,14 @@ _REGISTERED_AT_ONCE = 256  # pairs
 _MIN_OVERLAP = 0.75  # share of the frame that must lie inside the other image
 
 
-def moved_pairs(heads: np.ndarray, joined: np.ndarray, progress: Callable[[int, int], None] | None = None) -> NearPairs:
+def moved_pairs(
+    heads: np.ndarray, *skipped: np.ndarray, progress: Callable[[int, int], None] | None = None
+) -> NearPairs:
     """Pairs (i < j) among head thumbnails uint8 [N, 64, 64] that agree after registration.
 
     Args:
         heads: the thumbnails.
-        joined: int64 [N]; pairs with the same value are already known to be copies and are skipped.
+        skipped: arrays int64 [N]; pairs with the same value in one of them are skipped.
         progress: called with (done, total).
     """
     if len(heads) < 2:
@@ -52,7 +54,7 @@ def moved_pairs(heads: np.ndarray, joined: np.ndarray, progress: Callable[[int, 
 
     def compare(low: int) -> list[Block]:
         i, j, window, mirrored = candidates(heads, descriptor, whole, low, cosine)
-        fresh = joined[i] != joined[j]
+        fresh = np.logical_and.reduce([values[i] != values[j] for values in skipped])
         i, j, window, mirrored = i[fresh], j[fresh], window[fresh], mirrored[fresh]
         blocks = []
         for start in range(0, len(i), _REGISTERED_AT_ONCE):

@@ -61,6 +61,7 @@ def find_copies(
     hashes: Sequence[str],
     patients: Sequence[tuple[str, str | None]],
     progress: Callable[[int, int], None] | None = None,
+    between: np.ndarray | None = None,
 ) -> Findings:
     """Find copies and groups among N images.
 
@@ -69,12 +70,19 @@ def find_copies(
         hashes: pixel hash of each image, from the same module.
         patients: (dataset, patient or None) of each image. The same patient name in two datasets is two patients.
         progress: called with (done, total).
+        between: number of each image's collection, int [N], if only copies in another collection are of interest; saves
+            the registration within collections.
     """
     blank = are_blank(thumbs)
     pictures = [position if blank[position] else pixels for position, pixels in enumerate(hashes)]
     copy_of = np.array(_first_equal(pictures), dtype=np.int64)
     distinct = np.flatnonzero((copy_of == np.arange(len(copy_of))) & ~blank)
-    among = near_pairs(gathered(thumbs, distinct), progress=progress)
+    if between is not None:
+        shared = copy_of[between != between[copy_of]]  # a picture that several collections have is of none
+        between = between.copy()
+        between[shared] = -1 - shared
+        between = between[distinct]
+    among = near_pairs(gathered(thumbs, distinct), progress, between)
     near = replace(among, first=distinct[among.first], second=distinct[among.second])
     # an image without a patient is a patient of its own
     persons = [known if known[1] is not None else position for position, known in enumerate(patients)]
@@ -84,10 +92,12 @@ def find_copies(
     return Findings(copy_of, near, connected(len(copy_of), np.column_stack([first, second])))
 
 
-def near_pairs(thumbs: np.ndarray, progress: Callable[[int, int], None] | None = None) -> NearPairs:
+def near_pairs(
+    thumbs: np.ndarray, progress: Callable[[int, int], None] | None = None, between: np.ndarray | None = None
+) -> NearPairs:
     """All pairs of near copies among thumbnails uint8 [N, 2, 64, 64] (whole image, head alone).
 
-    Registration skips pairs that aligned pairs already connect.
+    Registration skips pairs that aligned pairs already connect, and pairs with the same value in ``between``, int [N].
     """
 
     def stage_progress(low: int, high: int) -> Callable[[int, int], None]:
@@ -96,7 +106,8 @@ def near_pairs(thumbs: np.ndarray, progress: Callable[[int, int], None] | None =
 
     aligned = aligned_pairs(thumbs, progress=stage_progress(0, 300))
     joined = connected(len(thumbs), np.column_stack([aligned.first, aligned.second]))
-    moved = moved_pairs(thumbs[:, 1], joined, progress=stage_progress(300, 1000))
+    skipped = [joined] if between is None else [joined, between]
+    moved = moved_pairs(thumbs[:, 1], *skipped, progress=stage_progress(300, 1000))
     columns = [np.concatenate(column) for column in zip(vars(aligned).values(), vars(moved).values(), strict=True)]
     order = np.lexsort((columns[1], columns[0]))
     return NearPairs(*(column[order] for column in columns))

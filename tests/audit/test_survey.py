@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pictures import CLASSES, draw
 from PIL import Image, ImageEnhance
@@ -84,6 +85,7 @@ def test_counts_are_what_was_planted(planted):
         "collections": {
             "alpha": {
                 "images": 26,
+                "blank_images": 0,
                 "exact_redundant": 4,
                 "test_images": 9,
                 "test_images_with_exact_train_copy": 4,
@@ -95,6 +97,7 @@ def test_counts_are_what_was_planted(planted):
             },
             "beta": {
                 "images": 7,
+                "blank_images": 0,
                 "exact_redundant": 0,
                 "test_images": 0,
                 "test_images_with_exact_train_copy": 0,
@@ -178,7 +181,7 @@ def test_patients_in_training_and_test_of_one_collection(tmp_path):
 
 
 def test_crowd_of_exact_copies_does_not_change_the_counts(tmp_path, monkeypatch):
-    crowd = {f"Testing/glioma/{n}": draw(1) for n in range(5)} | {f"Training/glioma/{n}": draw(1) for n in range(40)}
+    crowd = {f"Testing/glioma/{n}": draw(1) for n in range(5)} | {f"Training/glioma/{n}": draw(1) for n in range(70)}
     crowd |= {
         "Training/pituitary/other": draw(1),
         "Testing/notumor/near": ImageEnhance.Brightness(draw(1)).enhance(0.7),
@@ -187,7 +190,7 @@ def test_crowd_of_exact_copies_does_not_change_the_counts(tmp_path, monkeypatch)
     sampled = run_survey(*sources)
     monkeypatch.setattr(survey_module, "CROWD", 10**6)
     complete = run_survey(*sources)
-    assert len(sampled.first) < 500 < len(complete.first) == 76 * 75 // 2 + 76
+    assert len(sampled.first) < 1500 < len(complete.first) == 106 * 105 // 2 + 106
     assert summary(sampled) == summary(complete)
     counts = summary(sampled)
     assert counts["collections"]["one"]["test_images_with_any_train_copy"] == 6
@@ -200,14 +203,51 @@ def test_collection_without_copies(tmp_path, images):
     survey = run_survey(write(tmp_path / "clean", {f"glioma/{n}": head(n) for n in range(images)}))
     counts = summary(survey)
     assert counts["collections"]["clean"] == {
-        "images": images, "exact_redundant": 0, "test_images": 0, "test_images_with_exact_train_copy": 0,
-        "test_images_with_near_train_copy": 0, "test_images_with_any_train_copy": 0, "label_conflicts": 0,
-        "groups": images, "test_images_with_patient_in_train": None,
+        "images": images, "blank_images": 0, "exact_redundant": 0, "test_images": 0,
+        "test_images_with_exact_train_copy": 0, "test_images_with_near_train_copy": 0,
+        "test_images_with_any_train_copy": 0, "label_conflicts": 0, "groups": images,
+        "test_images_with_patient_in_train": None,
     }  # fmt: skip
     assert counts["between"] == {}
     table = pairs_table(survey)
     assert table.num_rows == 0
     assert {"path_a", "patient_b", "kind", "similarity", "mirrored", "moved"} <= set(table.column_names)
+
+
+def test_blank_images_are_counted_and_not_copies(tmp_path):
+    pictures = {f"{split}/glioma/{n}": Image.new("L", (96, 96)) for split in ("Training", "Testing") for n in range(2)}
+    sources = [write(tmp_path / name, {**pictures, "Training/glioma/head": head(1)}) for name in ("one", "two")]
+    counts = summary(run_survey(*sources))
+    for collection in counts["collections"].values():
+        assert (collection["images"], collection["blank_images"], collection["groups"]) == (5, 4, 5)
+        assert collection["exact_redundant"] == collection["test_images_with_any_train_copy"] == 0
+    assert counts["between"]["one|two"]["any_images_in_A"] == 1
+
+
+def full(number: int) -> Image.Image:
+    """An image whose head fills the frame, so that cropping removes part of the head."""
+    return draw(number, 160).crop((25, 25, 135, 135)).resize((128, 128), Image.Resampling.BICUBIC)
+
+
+def test_counts_do_not_depend_on_the_other_collections(tmp_path):
+    """Which strongly cropped copies are found depends on all images that are compared."""
+    rng = np.random.default_rng(0)
+
+    def moved(number: int) -> Image.Image:
+        left, top, right, bottom = (rng.uniform((0, 0, 104, 104), (24, 24, 128, 128))).astype(int).tolist()
+        return full(number).crop((left, top, right, bottom)).rotate(rng.uniform(-6, 6), Image.Resampling.BICUBIC)
+
+    pictures = {f"Training/glioma/{n}": full(n) for n in range(40)}
+    first = write(tmp_path / "first", pictures | {f"Testing/glioma/{n}": moved(n) for n in range(40)})
+    second = write(tmp_path / "second", {f"glioma/{n}": moved(n) for n in range(30)})
+    others = write(tmp_path / "others", {f"notumor/{n}": full(n) for n in range(100, 350)})
+    alone, two, three = run_survey(first), run_survey(first, second), run_survey(first, second, others)
+    assert summary(alone)["collections"]["first"] == summary(two)["collections"]["first"]
+    assert summary(two)["collections"]["first"] == summary(three)["collections"]["first"]
+    assert summary(two)["collections"]["second"] == summary(three)["collections"]["second"]
+    assert summary(two)["between"]["first|second"] == summary(three)["between"]["first|second"]
+    assert 20 < summary(alone)["collections"]["first"]["test_images_with_near_train_copy"] < 40
+    assert pairs_table(alone).num_rows == (two.collection[two.second] == 0).sum()
 
 
 def test_damaged_files_are_listed_with_their_collection(tmp_path):
