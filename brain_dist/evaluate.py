@@ -21,7 +21,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="the run's folder, such as runs/NAME")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="which split (default: test)")
     parser.add_argument("--step", type=_step, help="step of the checkpoint, or best (default: the newest)")
-    parser.add_argument("--shards", help="other shards than the run's own, for external validation; needs --name")
+    parser.add_argument(
+        "--shards",
+        help="other shards than the run's own, with --name, for external validation; or where its own are now",
+    )
+    parser.add_argument(
+        "--cache-dir", metavar="DIR",
+        help="folder on this node's disk to copy the shards to, or off (default: $SLURM_TMPDIR if set, else off)",
+    )  # fmt: skip
     parser.add_argument(
         "--allow-known", action="store_true",
         help="count images of --shards that training knew, too: the same pixels, near copies, the same patients"

@@ -38,6 +38,7 @@ def evaluate(
     micro_batch: int = 32,
     loader: Literal["dali", "torch"] | None = None,
     device: str = "auto",
+    cache_dir: str | None = None,
 ) -> None:
     """Predict a split on all ranks. The main rank writes NAME.parquet and NAME.json, and prints the metrics.
 
@@ -45,13 +46,14 @@ def evaluate(
         run: the run's folder.
         split: train, val or test.
         step: optimiser steps of the checkpoint, "best", or None for the newest.
-        shards: other shards than the run's own; needs ``name``.
+        shards: other shards than the run's own, which need a ``name``; or the run's own at another place.
         allow_known: count images of ``shards`` that training knew in the headline.
         name: name of the output files; None is the split.
         out: folder of the output files; None is ``predictions`` in the run's folder.
         micro_batch: images per rank and forward pass.
         loader: dali, torch, or None for the run's own.
         device: auto, cpu or cuda.
+        cache_dir: see :func:`load_run`.
 
     Raises:
         UserError: the options do not fit together, or the folder is not writable.
@@ -61,8 +63,6 @@ def evaluate(
     from brain_dist.ranks.group import process_group, run_on_main
     from brain_dist.ranks.world import discover
 
-    if shards and name in (None, *SPLITS):
-        raise UserError("--shards needs a --name other than train, val and test, which are the run's own predictions")
     if name in SPLITS and name != split:
         raise UserError(f"--name {name}: these are the predictions of split {name}; choose another --name")
     if micro_batch < 1:
@@ -72,7 +72,13 @@ def evaluate(
     torch_device = choose_device(world, device)
     with process_group(world, torch_device, timeout=PATIENCE):
         run_on_main(world, lambda: check_writable(path.parent, "choose another folder with --out"))
-        loaded = load_run(run, step=step, shards=shards, loader=loader, device=str(torch_device), world=world)
+        loaded = load_run(
+            run, step=step, shards=shards, loader=loader, device=str(torch_device), cache_dir=cache_dir, world=world
+        )
+        if loaded.dataset.version != loaded.trained_version and name in (None, *SPLITS):
+            raise UserError(
+                "--shards needs a --name other than train, val and test, which are the run's own predictions"
+            )
         rows = loaded.dataset.rows(split)
         overlap: dict[str, Any] = {}
         run_on_main(world, lambda: overlap.update(compare_with_training(loaded, rows, allow_known=allow_known)))

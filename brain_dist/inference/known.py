@@ -31,11 +31,12 @@ def compare_with_training(run: LoadedRun, rows: np.ndarray, *, allow_known: bool
         Fault: a shard is damaged.
     """
     from brain_dist.common.commands import cpu_cores
+    from brain_dist.inference.run import open_own_data
 
     if run.dataset.version == run.trained_version:
         return {}
     try:
-        training = _training_dataset(run)
+        training = open_own_data(run.path, run.config.data.cache_dir)[1]
     except UserError as error:
         return {"not_compared": str(error), "allow_known": allow_known}
     with show_progress() as progress:
@@ -46,17 +47,6 @@ def compare_with_training(run: LoadedRun, rows: np.ndarray, *, allow_known: bool
             " how the network does on others; evaluate other shards, or give --allow-known"
         )
     return {"known": known, "allow_known": allow_known}
-
-
-def _training_dataset(run: LoadedRun) -> Dataset:
-    """The shards that ``run`` was trained on; UserError if they no longer exist."""
-    from brain_dist import config
-    from brain_dist.store.access import open_data
-
-    dataset = open_data(config.read(run.path / "config.yaml").data, run.path.parent)
-    if dataset.version != run.trained_version:
-        raise UserError(f"{dataset.root} was rebuilt since {run.path} was trained on it")
-    return dataset
 
 
 def known_images(training: Dataset, other: Dataset, rows: np.ndarray, workers: int, progress: Progress) -> np.ndarray:

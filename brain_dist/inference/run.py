@@ -16,7 +16,7 @@ from brain_dist.errors import Fault, UserError
 if TYPE_CHECKING:
     import torch
 
-    from brain_dist.config import Config
+    from brain_dist.config import Config, DataConfig
     from brain_dist.judging.predictions import Predictions
     from brain_dist.ranks.world import World
     from brain_dist.store.dataset import Dataset
@@ -113,6 +113,7 @@ def load_run(
     loader: Literal["dali", "torch"] | None = None,
     device: str = "cpu",
     weights: str = "auto",
+    cache_dir: str | None = None,
     world: World | None = None,
 ) -> LoadedRun:
     """Load a run's network at a checkpoint. Weights are read from safetensors, so no code of the checkpoint runs.
@@ -127,6 +128,8 @@ def load_run(
         loader: dali or torch (default: that of the run).
         device: torch device.
         weights: "auto" uses the moving average of the weights if the checkpoint has one, "model" never does.
+        cache_dir: folder on this node's disk to copy shards to, see :func:`brain_dist.store.stage.stage`. The run's own
+            ``data.cache_dir`` is not used: whoever trained a run does not decide where shards are copied here.
         world: this process among all processes, which must all call; None loads in this process alone.
 
     Raises:
@@ -146,7 +149,14 @@ def load_run(
     environment = _read_environment(path)
     classes = tuple(environment["classes"])
     version = environment["dataset_version"]
-    settings, dataset = _open_dataset(path, settings, version, shards)
+    if shards:
+        settings, dataset = _open_other(settings, version, shards, cache_dir)
+    else:
+        try:
+            data, dataset = open_own_data(path, cache_dir)
+        except UserError as error:
+            raise UserError(f"{error}; if these shards are elsewhere, add --shards FOLDER") from None
+        settings = dataclasses.replace(settings, data=data)
     if loader:
         settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, loader=loader))
     groups = class_groups(classes, dataset)
@@ -167,8 +177,8 @@ def load_run(
 
 def _choose_step(path: Path, settings: Config, step: int | str | None) -> int:
     """The step of an existing checkpoint: a number, "best", or None for the newest."""
-    from brain_dist.checkpoints.layout import complete_steps
     from brain_dist.checkpoints.evaluations import best_step
+    from brain_dist.checkpoints.layout import complete_steps
 
     steps = complete_steps(path / "checkpoints")
     if not steps:
@@ -188,26 +198,54 @@ def _read_environment(path: Path) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
-def _open_dataset(path: Path, settings: Config, version: str, shards: str | None) -> tuple[Config, Dataset]:
-    """Open the run's own shards, or ``shards``; returns the configuration that describes them, and the dataset."""
-    from brain_dist.store.access import open_data, open_shards
+def open_own_data(path: Path, cache_dir: str | None) -> tuple[DataConfig, Dataset]:
+    """The shards that a run was trained on: where its configuration or else its environment.json says.
 
-    if not shards:
-        dataset = open_data(settings.data, path.parent)
-        if dataset.version != version:
-            raise UserError(
-                f"{dataset.root} was rebuilt since {path} was trained on it, so its split may have changed; use the"
-                " shards of the training, or other shards with --shards and --name"
-            )
-        return settings, dataset
-    dataset = open_shards(shards, settings.data.cache_dir)
+    Args:
+        path: the run's folder.
+        cache_dir: see :func:`load_run`.
+
+    Returns:
+        The configuration that describes the shards, and the dataset.
+
+    Raises:
+        UserError: they are missing or were rebuilt.
+    """
+    from brain_dist import config
+    from brain_dist.store.access import open_data
+
+    data = dataclasses.replace(config.read(path / "config.yaml").data, cache_dir=cache_dir)
+    environment = _read_environment(path)
+    places = [data]  # its paths may be relative to the folder of the training
+    if "shards" in environment:
+        places.append(dataclasses.replace(data, shards=environment["shards"], sources=(), leave_out=None))
+    problems = []
+    for place in places:
+        try:
+            dataset = open_data(place, path.parent)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        if dataset.version == environment["dataset_version"]:
+            return place, dataset
+        problems.append(f"{dataset.root} was rebuilt since {path} was trained on it, so its split may have changed")
+    raise UserError(f"the data of {path}: {problems[0]}")
+
+
+def _open_other(settings: Config, version: str, shards: str, cache_dir: str | None) -> tuple[Config, Dataset]:
+    """Open ``shards``; returns the configuration that describes them, and the dataset."""
+    from brain_dist.store.access import open_shards
+
+    dataset = open_shards(shards, cache_dir)
     if dataset.version == version:
         dataset = dataset.of_fold(settings.data.fold)  # the run's own shards keep the run's own fold
     elif dataset.folds:
         raise UserError(
             f"--shards {shards} was built as folds, which other runs cannot use; build it with grouped splits"
         )
-    data = dataclasses.replace(settings.data, shards=shards, sources=(), leave_out=None, fold=dataset.fold)
+    data = dataclasses.replace(
+        settings.data, shards=shards, sources=(), leave_out=None, fold=dataset.fold, cache_dir=cache_dir
+    )
     return dataclasses.replace(settings, data=data), dataset
 
 

@@ -194,13 +194,18 @@ def count_classes(
 
 
 def recorded_sources(root: Path) -> list[str]:
-    """Paths or URLs of the sources of a joined folder at the time when it was joined.
+    """Paths or URLs of the sources of a joined folder; a path that is gone is looked for beside the folder.
 
     Raises:
         UserError: the record is missing or damaged.
     """
     try:
         paths = json.loads((root / SOURCES).read_bytes())
-        return [str(path) for path in paths]
+        recorded = [str(path) for path in paths]
     except (OSError, ValueError, TypeError):
         raise UserError(f"{root / SOURCES} is missing or damaged; join the folders again") from None
+    beside = [root.resolve().parent / Path(path).name for path in recorded]
+    return [
+        str(moved) if "://" not in path and not Path(path).exists() and moved.exists() else path
+        for path, moved in zip(recorded, beside, strict=True)
+    ]

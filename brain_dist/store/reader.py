@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from brain_dist.collection.pixels import BadImage, encoded_size
 from brain_dist.common.progress import Progress
 from brain_dist.common.workers import worker_pool
 from brain_dist.errors import Fault
@@ -50,13 +51,14 @@ class ShardReader:
         self._root, self._sources = dataset.root, dataset.sources
         self._keys, self._shards = columns["key"], columns["shard"]
         self._offsets, self._sizes, self._crcs = columns["offset"], columns["size"], columns["crc32"]
+        self._widths, self._heights = columns["width"], columns["height"]
         self._open = self._cached_open()
 
     def read(self, row: int) -> bytes:
         """Bytes of the encoded image of a row.
 
         Raises:
-            Fault: the shard is missing, too short or damaged there.
+            Fault: the shard is missing, too short or damaged there, or the image has not the size that the index states.
         """
         shard, offset, size = self._shards[row], int(self._offsets[row]), int(self._sizes[row])
         place = f"{shard_path(self._root, self._sources, shard)}, sample {self._keys[row]} at byte {offset}"
@@ -71,6 +73,15 @@ class ShardReader:
             raise Fault(f"{place}: the shard ends after {len(data)} of {size} bytes; copy or build it again")
         if zlib.crc32(data) != self._crcs[row]:
             raise Fault(f"{place}: the bytes are damaged (crc32 differs); copy or build the shard again")
+        try:
+            size_of_image = encoded_size(data)
+        except BadImage as error:
+            raise Fault(f"{place}: {error}; build the shard again") from None
+        if size_of_image != (width := int(self._widths[row]), height := int(self._heights[row])):
+            raise Fault(  # a decoder takes as much memory as the image asks for
+                f"{place}: the image is {size_of_image[0]} x {size_of_image[1]} pixels, in the index {width} x {height}; "
+                "build the shard again"
+            )
         return data
 
     def close(self) -> None:

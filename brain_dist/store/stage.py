@@ -83,7 +83,7 @@ def stage(source: str, cache_dir: str | None) -> Path:
     is_url = "://" in source
     if cache is None:
         if is_url:
-            raise UserError(f"{source} is a URL: set data.cache_dir to a folder on this node's disk to copy it to")
+            raise UserError(f"{source} is a URL: set data.cache_dir (or --cache-dir) to a folder on this node's disk")
         return Path(source)
     if not is_url and Path(source).resolve().is_relative_to(cache.resolve()):
         return Path(source)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from helpers import ROOT, TINY, environment, free_ports, in_process, launch, verb
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
 
@@ -102,6 +103,44 @@ def test_rebuilt_shards_are_refused(run: Path, tmp_path: Path) -> None:
     (copy / "environment.json").write_text(json.dumps(environment | {"dataset_version": "0" * 64}))
     with pytest.raises(UserError, match="was rebuilt since"):
         load_run(copy)
+
+
+def edit_config(copy: Path, **data: object) -> None:
+    settings = yaml.safe_load((copy / "config.yaml").read_text())
+    settings["data"] |= data
+    (copy / "config.yaml").write_text(yaml.safe_dump(settings))
+
+
+def test_shards_are_found_from_another_folder_or_at_another_place(
+    run: Path, phantom_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = copy_of(run, tmp_path)
+    edit_config(copy, shards="a/relative/path")  # as of a training that was started elsewhere
+    monkeypatch.chdir(tmp_path)
+    assert load_run(copy).dataset.root == phantom_shards
+    environment = json.loads((copy / "environment.json").read_text())
+    (copy / "environment.json").write_text(json.dumps(environment | {"shards": str(tmp_path / "gone")}))
+    message = r"the data of .*run: a/relative/path is not a complete shard folder .* add --shards FOLDER"
+    with pytest.raises(UserError, match=message):
+        load_run(copy)
+    moved = shutil.copytree(phantom_shards, tmp_path / "moved")
+    in_process("evaluate", str(copy), "--shards", str(moved), "--batch", "16")  # without --name: they are its own
+    assert read_predictions(copy / "predictions" / "test.parquet").shards == str(moved)
+
+
+def test_a_run_does_not_decide_where_shards_are_copied(run: Path, phantom_shards: Path, tmp_path: Path) -> None:
+    copy = copy_of(run, tmp_path)
+    edit_config(copy, cache_dir=str(tmp_path / "theirs"))
+    other = tmp_path / "other"
+    images = str(phantom_shards.parent / "images")
+    in_process("shard", "build", "--source", images, "--out", str(other), "--seed", "1")
+    in_process("evaluate", str(copy))
+    name = ["--name", "other", "--allow-known"]
+    in_process("evaluate", str(copy), "--shards", str(other), *name)
+    assert not (tmp_path / "theirs").exists()
+    in_process("evaluate", str(copy), "--shards", str(other), *name, "--cache-dir", str(tmp_path / "mine"))
+    assert not (tmp_path / "theirs").exists()
+    assert len(list((tmp_path / "mine").glob("*/manifest.json"))) == 2  # the training's images are compared with them
 
 
 def test_damaged_weights_are_refused(run: Path, tmp_path: Path) -> None:
@@ -258,14 +297,20 @@ def test_names_that_leave_the_folder_or_are_reserved_are_refused(run: Path, name
         (["absent"], "absent"),
         (["RUN", "--split", "train", "--name", "test"], "--name test: these are the predictions of split test"),
         (["RUN", "--step", "7"], "no checkpoint of step 7"),
-        (["RUN", "--shards", "x"], "--shards needs a --name"),
+        (["RUN", "--shards", "OTHER"], "--shards needs a --name"),
         (["RUN", "--shards", "absent", "--name", "x"], "absent"),
-        (["RUN", "--shards", "x", "--name", "test"], "--shards needs a --name other than train, val and test"),
+        (["RUN", "--shards", "OTHER", "--name", "test"], "--shards needs a --name other than train, val and test"),
         (["RUN", "--step", "seven"], "--step seven: must be a number"),
         (["RUN", "--batch", "0"], "--batch 0: must be ≥ 1"),
     ],
 )
-def test_mistakes_are_one_line(run: Path, arguments: list[str], message: str) -> None:
-    result = in_process("evaluate", *(str(run) if argument == "RUN" else argument for argument in arguments), expect=2)
+def test_mistakes_are_one_line(
+    run: Path, phantom_shards: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    if "OTHER" in arguments:
+        images = str(phantom_shards.parent / "images")
+        in_process("shard", "build", "--source", images, "--out", str(tmp_path / "other"), "--seed", "1")
+    places = {"RUN": str(run), "OTHER": str(tmp_path / "other")}
+    result = in_process("evaluate", *(places.get(argument, argument) for argument in arguments), expect=2)
     assert message in result.err
     assert len(result.err.strip().splitlines()) == 1

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT
 from pictures import write_collection
 
 from brain_dist.collection.recipes import default_recipe
@@ -63,6 +66,27 @@ def test_reader_gives_the_source_bytes_in_any_order_from_threads_and_after_pickl
     reader.close()
     assert copy.read(3) == expected[3]
     assert reader.read(4) == expected[4]  # the files are opened again
+
+
+def test_more_shards_than_a_process_may_open(tmp_path):
+    source = write_collection(tmp_path / "mine", each=20, size=64)
+    build(source, tmp_path / "out", default_recipe(source), BuildOptions(shard_size="1"), workers=1)
+    code = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from brain_dist.store.dataset import open_dataset
+from brain_dist.store.reader import ShardReader
+dataset = open_dataset(sys.argv[1])
+reader = ShardReader(dataset)
+with ThreadPoolExecutor(4) as pool:
+    print(sum(map(len, pool.map(reader.read, list(range(len(dataset))) * 3))))
+"""
+    words = ["bash", "-c", 'ulimit -n 40; exec "$@"', "bash", sys.executable, "-c", code, str(tmp_path / "out")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    sizes = open_dataset(tmp_path / "out").columns["size"]
+    assert len(sizes) == 80
+    assert int(done.stdout) == 3 * sizes.sum()
 
 
 def test_reader_names_shard_sample_and_place(folder):

@@ -235,6 +235,17 @@ def test_a_changed_or_missing_source_is_an_error(sources, tmp_path):
         open_dataset(out)
 
 
+def test_folders_that_were_moved_together_are_found(sources, tmp_path):
+    before, after = tmp_path / "before", tmp_path / "after"
+    copies = [Path(shutil.copytree(source, before / source.parent.name)) for source in sources]
+    version = joined(copies, before / "both").version
+    before.rename(after)
+    dataset = open_dataset(after / "both")
+    assert dataset.version == version
+    assert dataset.sources == (after / "a", after / "b")
+    assert verify(after / "both") == []
+
+
 def test_folders_that_cannot_be_joined(sources, both, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(UserError, match="two or more"):

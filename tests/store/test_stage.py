@@ -173,6 +173,15 @@ def test_one_of_four_processes_copies_and_all_use_the_copy(source, tmp_path):
     same(copy, source)
 
 
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_without_file_system_locks_every_process_copies_for_itself(source, tmp_path):
+    no_locks = ("strace", "-f", "-qq", "-e", "trace=flock", "-e", "inject=flock:error=ENOLCK", "-o", os.devnull)
+    ranks = [start(source, tmp_path / "cache", before=no_locks) for _ in range(3)]
+    ends = [rank.communicate(timeout=120) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * 3, ends
+    same(place(source, tmp_path / "cache"), source)
+
+
 def test_a_copy_continues_in_the_middle_of_a_file_after_a_kill(source, tmp_path):
     copy = place(source, tmp_path / "cache")
     there = sizes(source)
