@@ -8,7 +8,7 @@ LOCK := --generate-hashes --no-emit-index-url --no-annotate --no-header pyprojec
 export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench-setup demo test test-slow soak check docs graph lock bench
+.PHONY: help setup bench-setup demo test test-slow soak check docs graph lock bench gpu-check
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -60,3 +60,6 @@ lock: ## pin the packages of pyproject.toml with hashes; existing pins stay
 
 bench: .venv/ready ## compare loader backends; see benchmarks/README.md
 	$(PY) -m benchmarks.backends
+
+gpu-check: .venv/ready ## check and measure one GPU, at most 20 minutes; results in runs/gpu/results
+	$(PY) benchmarks/gpu_check.py --kit runs/gpu/kit --out runs/gpu/results --budget 1200

@@ -22,6 +22,7 @@ _.pytestmark
 _.pytest_collection_modifyitems
 # torch
 _.benchmark
+_.allow_tf32
 _._check_input_dim
 _.ctx
 # jinja, and fields that templates read

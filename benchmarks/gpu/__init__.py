@@ -1,0 +1,1 @@
+"""The stages of :mod:`benchmarks.gpu_check`. Only functions import packages, because the driver may not have any."""
