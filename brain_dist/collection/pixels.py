@@ -194,6 +194,32 @@ def _load(data: bytes) -> tuple[Image.Image, str]:
     return image, mode
 
 
+def encoded_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a stored JPEG or PNG by its header, several times faster than by Pillow.
+
+    Raises:
+        BadImage: there is no such header.
+    """
+    try:
+        if data.startswith(b"\x89PNG\r\n\x1a\n"):
+            width, height = struct.unpack_from(">II", data, 16)
+            return width, height
+        position = 2
+        while data.startswith(b"\xff\xd8"):
+            position = data.index(b"\xff", position)
+            while data[position] == 0xFF:
+                position += 1
+            marker = data[position]
+            if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
+                height, width = struct.unpack_from(">HH", data, position + 4)
+                return width, height
+            has_length = marker > 0x01 and not 0xD0 <= marker <= 0xD7
+            position += 1 + (int.from_bytes(data[position + 1 : position + 3]) if has_length else 0)
+    except (ValueError, IndexError, struct.error):
+        pass
+    raise BadImage("has no header of a JPEG or PNG file")
+
+
 def check_size(width: int, height: int) -> None:
     """Raise :class:`BadImage` if an image of this size in pixels is not an MRI slice; call it before decoding."""
     if width * height > MAX_PIXELS:

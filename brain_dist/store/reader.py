@@ -58,7 +58,7 @@ class ShardReader:
         """Bytes of the encoded image of a row.
 
         Raises:
-            Fault: the shard is missing, too short or damaged there, or the image has not the size that the index states.
+            Fault: the shard is missing, too short or damaged there, or the image has another size than in the index.
         """
         shard, offset, size = self._shards[row], int(self._offsets[row]), int(self._sizes[row])
         place = f"{shard_path(self._root, self._sources, shard)}, sample {self._keys[row]} at byte {offset}"
@@ -73,15 +73,13 @@ class ShardReader:
             raise Fault(f"{place}: the shard ends after {len(data)} of {size} bytes; copy or build it again")
         if zlib.crc32(data) != self._crcs[row]:
             raise Fault(f"{place}: the bytes are damaged (crc32 differs); copy or build the shard again")
+        # a decoder takes as much memory as the image asks for
+        expected = int(self._widths[row]), int(self._heights[row])
         try:
-            size_of_image = encoded_size(data)
+            if (stored := encoded_size(data)) != expected:
+                raise BadImage(f"the image has {stored} pixels (width, height), in the index {expected}")
         except BadImage as error:
             raise Fault(f"{place}: {error}; build the shard again") from None
-        if size_of_image != (width := int(self._widths[row]), height := int(self._heights[row])):
-            raise Fault(  # a decoder takes as much memory as the image asks for
-                f"{place}: the image is {size_of_image[0]} x {size_of_image[1]} pixels, in the index {width} x {height}; "
-                "build the shard again"
-            )
         return data
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from pictures import draw, png_bytes
 from PIL import Image
 
 from brain_dist.collection.measures import head_box, thumbnails
-from brain_dist.collection.pixels import BadImage, MeasuredImage, examine
+from brain_dist.collection.pixels import BadImage, MeasuredImage, encoded_size, examine
 from brain_dist.collection.window import Window
 
 
@@ -178,6 +178,18 @@ def test_damage_never_raises_anything_but_bad_image(data):
         except BadImage:
             return
     assert image.thumbs.shape == (2, 64, 64)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"comment": b"\xff\xc0" * 99}, {"exif": b"Exif\0\0"}])
+def test_the_header_of_a_stored_image_gives_its_size(options):
+    image = draw(1).crop((0, 0, 96, 60))
+    jpeg = encode(image, "JPEG", **options)
+    assert encoded_size(jpeg) == encoded_size(encode(image.convert("RGB"), "JPEG", **options)) == (96, 60)
+    assert encoded_size(jpeg[:2] + b"\xff\xff\xff\x01\xff\xd0" + jpeg[2:]) == (96, 60)  # padding, and markers alone
+    assert encoded_size(encode(image, "PNG")) == (96, 60)
+    for data in (b"", b"\x89PNG\r\n\x1a\n", jpeg[:2], jpeg[:20], encode(image, "BMP")):
+        with pytest.raises(BadImage, match="no header of a JPEG or PNG"):
+            encoded_size(data)
 
 
 def test_head_box_ignores_gray_background_frame_and_specks():

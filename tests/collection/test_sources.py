@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from brain_dist.collection.recipes import DATASETS, parse_recipe, read_recipe
 from brain_dist.collection.records import Record
 from brain_dist.collection.slicefiles import examine_file, read_contents
 from brain_dist.errors import UserError
+from brain_dist.store.dataset import open_dataset
 
 IMAGE = np.asarray(draw(1)).astype(np.uint16) * 12  # 96 x 96
 
@@ -205,3 +209,23 @@ def test_recipes_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     Path("deep").mkdir()
     result = in_process("shard", "build", "--recipe", "nickparvar", "--source", "deep", "--out", "out", expect=2)
     assert "expected in --source: Training/glioma/, " in result.err
+
+
+def test_file_names_mean_the_same_in_every_locale(tmp_path: Path) -> None:
+    for kind in CLASSES:
+        (tmp_path / "raw" / kind).mkdir(parents=True)
+        for number in range(3):
+            draw(ord(kind[0]) + number).save(tmp_path / "raw" / kind / f"Görüntü {kind} {number}.png")
+    rows = [f"Görüntü {kind} {number},{kind}-ş" for kind in CLASSES for number in range(3)]
+    (tmp_path / "raw" / "patients.csv").write_text("\n".join(["id,patient", *rows]), encoding="utf-8")
+    locales = {"utf-8": {"LC_ALL": "C.UTF-8"}, "ascii": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}}
+    options = ["--split", "test", "--workers", "1"]
+    for encoding, variables in locales.items():
+        name = [sys.executable, "-c", "import sys; print(sys.getfilesystemencoding())"]
+        environment = {**os.environ, **variables}
+        assert subprocess.run(name, env=environment, capture_output=True, check=True).stdout.decode() == f"{encoding}\n"
+        command = [sys.executable, "-m", "brain_dist.shard", "build", "--source", "raw", "--out", encoding, *options]
+        subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
+    patients = open_dataset(tmp_path / "ascii").columns["patient"]
+    assert set(patients) == {f"{kind}-ş" for kind in CLASSES}
+    assert open_dataset(tmp_path / "ascii").version == open_dataset(tmp_path / "utf-8").version

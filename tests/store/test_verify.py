@@ -137,6 +137,11 @@ def test_a_huge_image_in_the_row_of_a_small_one_is_not_decoded(folder):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     problems = verify(folder)
     assert any("the image is 12000 x 12000 pixels, in the index 64 x 64" in problem for problem in problems)
+    row = open_dataset(folder).columns["key"].tolist().index(members[0].name.rpartition(".")[0])
+    with pytest.raises(
+        Fault, match=r"the image has \(12000, 12000\) pixels \(width, height\), in the index \(64, 64\)"
+    ):
+        ShardReader(open_dataset(folder)).read(row)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KB
 
 
