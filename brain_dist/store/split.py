@@ -48,10 +48,12 @@ def split_images(records: Sequence[Record], groups: np.ndarray, classes: Sequenc
     fractions, seed = options.fractions, options.seed
     names, shares = SPLITS, dict(enumerate(fractions))
     description: dict[str, Any] = {"method": options.split, "fractions": list(fractions), "seed": seed}
+    needed = [code for code, share in shares.items() if share > 0]  # splits between which groups may be moved
     if options.split == "original":
         published = [record.published for record in records]
-        return Split(names, original(published, groups, strata, fractions, seed), description)
-    if options.split == "kfold" and options.folds == "published":
+        codes = original(published, groups, strata, fractions, seed)
+        needed = needed[:2] if "val" not in published and fractions[1] > 0 else []
+    elif options.split == "kfold" and options.folds == "published":
         published_folds = [record.attributes.get("fold") for record in records]
         codes, folds, moved = keep_folds(published_folds, groups, strata, seed)
         description = {"method": "kfold", "folds": folds, "seed": seed, "published": True, "moved": moved}
@@ -66,6 +68,7 @@ def split_images(records: Sequence[Record], groups: np.ndarray, classes: Sequenc
             raise UserError(f"--test-on {options.test_on}: all images belong to it; use --split test")
         codes = leave_one_out(groups, strata, dataset == numbers[options.test_on], fractions, seed)
         shares = dict(enumerate(without_test(fractions)[:2]))
+        needed = [code for code, share in shares.items() if share > 0]
         description["test_on"] = options.test_on
     elif options.split == "test":
         codes = np.full(len(groups), SPLITS.index("test"), dtype=np.int8)
@@ -74,7 +77,11 @@ def split_images(records: Sequence[Record], groups: np.ndarray, classes: Sequenc
     if options.split == "kfold":
         names = tuple(f"fold{fold}" for fold in range(folds))
         shares = dict.fromkeys(range(folds), 1 / folds)
-    description["off_by"] = share_deviation(codes, labels, classes, shares)
+        needed = [] if options.folds == "published" else list(shares)
+    rows = np.flatnonzero(np.isin(codes, needed))
+    codes[rows] = with_all_classes(codes[rows], groups[rows], labels[rows], needed)
+    if options.split != "original":
+        description["off_by"] = share_deviation(codes, labels, classes, shares)
     return Split(names, codes, description)
 
 
@@ -205,6 +212,40 @@ def grouped(
         split_of_group[number] = best
         filled[best] += added
     return split_of_group[group]
+
+
+def with_all_classes(codes: np.ndarray, groups: np.ndarray, labels: np.ndarray, splits: Sequence[int]) -> np.ndarray:
+    """Move a group to each split that lacks a class, if another split has several groups of that class.
+
+    The smallest group of the split with the most groups of the class is moved, unless that split would then lack a
+    class. Most collections are unchanged: only small ones have too few groups for the shares.
+
+    Args:
+        codes: int [N], the split of each image.
+        groups: int [N], any numbering.
+        labels: int [N].
+        splits: the splits that need images of every class.
+
+    Returns:
+        int8 [N].
+    """
+    codes = codes.copy()
+    for label in np.unique(labels):
+        for split in splits:
+            own = labels == label
+            if (own & (codes == split)).any():
+                continue
+            count = {home: len(np.unique(groups[own & (codes == home)])) for home in splits}
+            candidates = []
+            for group in np.unique(groups[own]):
+                inside = groups == group
+                home = int(codes[inside][0])
+                others = labels[(codes == home) & ~inside]
+                if np.isin(labels[inside], others).all():
+                    candidates.append((-count[home], int(inside.sum()), int(group)))
+            if candidates:
+                codes[groups == min(candidates)[2]] = split
+    return codes
 
 
 def original(

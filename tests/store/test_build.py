@@ -283,6 +283,14 @@ def test_a_class_that_a_split_lacks_is_an_error_or_a_warning(tmp_path):
     assert set(built.warnings) == lacking
 
 
+def test_three_patients_a_class_are_enough_for_three_splits(tmp_path):
+    root = write_collection(tmp_path / "raw", each=9)
+    recipe = parse_recipe({"parts": [PATIENTS]}, "it")
+    built = build(root, tmp_path / "out", recipe, BuildOptions(), workers=1)
+    assert built.warnings == []
+    assert built.dataset.manifest.counts == {name: dict.fromkeys(CLASSES, 3) for name in ("train", "val", "test")}
+
+
 def test_a_split_without_images_is_an_error_with_its_cause(tmp_path):
     root = write_collection(tmp_path / "raw", each=9)
     ids = [f"{kind[:2]}{number:03d}" for kind in CLASSES for number in range(9)]

@@ -62,6 +62,36 @@ def test_every_stratum_gets_the_requested_shares(seed):
         np.testing.assert_allclose(shares, (0.7, 0.1, 0.2), atol=0.02)
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9)), min_size=1, max_size=30),
+    fractions=FRACTIONS,
+    seed=st.integers(0, 2**32),
+)
+def test_every_split_gets_every_class_that_has_enough_groups(sizes, fractions, seed):
+    group = np.repeat(np.arange(len(sizes)), [size for _, size in sizes])
+    label = np.repeat([kind for kind, _ in sizes], [size for _, size in sizes])
+    needed = [code for code, share in enumerate(fractions) if share > 0]
+    before = split.grouped(group, label, fractions, seed)
+    codes = split.with_all_classes(before, group, label, needed)
+    lacking = {kind: set(needed) - set(before[label == kind].tolist()) for kind in set(label.tolist())}
+    for kind in lacking:
+        count = len(set(group[label == kind].tolist()))
+        assert len(set(codes[label == kind].tolist())) == min(count, len(needed))
+        if not lacking[kind]:
+            np.testing.assert_array_equal(codes[label == kind], before[label == kind])
+    for member in range(len(sizes)):
+        assert len(set(codes[group == member].tolist())) == 1
+
+
+def test_a_group_is_moved_only_if_no_class_gets_lost():
+    group, label = np.array([0, 0, 1, 2, 2, 3]), np.array([0, 1, 0, 0, 1, 0])
+    codes = split.with_all_classes(np.zeros(6, np.int8), group, label, [0, 1])
+    assert codes.tolist() == [1, 1, 1, 0, 0, 0]  # group 1 for class 0, group 0 for class 1
+    alone = split.with_all_classes(np.zeros(3, np.int8), np.array([0, 0, 1]), np.array([0, 1, 0]), [0, 1])
+    assert alone.tolist() == [0, 0, 1]
+
+
 def test_different_seeds_give_different_splits():
     group = np.repeat(np.arange(60), 5)
     stratum = group % 3
