@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from brain_dist.errors import EXIT_FAULT, Fault
-from brain_dist.ranks.group import LONGEST_STEP, SHORTEST_WAIT, connect, serve_store
+from brain_dist.ranks.rendezvous import LONGEST_STEP, SHORTEST_WAIT, connect, serve_store
 
 if TYPE_CHECKING:
     from brain_dist.ranks.world import World

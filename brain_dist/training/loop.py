@@ -14,7 +14,7 @@ from brain_dist.errors import EXIT_PREEMPTED
 from brain_dist.inference.examples import make_examples
 from brain_dist.judging.examples import Example
 from brain_dist.ranks.device import peak_memory
-from brain_dist.ranks.group import LONGEST_STEP
+from brain_dist.ranks.rendezvous import LONGEST_STEP
 from brain_dist.ranks.stopping import SAVE, STOP, StepAgreement, StepResult
 from brain_dist.ranks.watch import Watch
 from brain_dist.store.dataset import Dataset

@@ -18,7 +18,8 @@ from brain_dist.config import Config, ModelConfig
 from brain_dist.errors import EXIT_PREEMPTED, Fault, UserError
 from brain_dist.networks.create import create_network
 from brain_dist.ranks.device import choose_device, enable_determinism
-from brain_dist.ranks.group import LONGEST_STEP, gather_objects, is_connection_loss, process_group, run_on_main
+from brain_dist.ranks.group import gather_objects, is_connection_loss, process_group, run_on_main
+from brain_dist.ranks.rendezvous import LONGEST_STEP
 from brain_dist.ranks.stopping import StepAgreement, StopRequest
 from brain_dist.ranks.watch import Watch, watch_ranks
 from brain_dist.ranks.world import World, discover

@@ -9,7 +9,8 @@ from helpers import free_ports
 
 from brain_dist.errors import UserError
 from brain_dist.ranks.device import enable_determinism
-from brain_dist.ranks.group import connect, process_group, serve_store
+from brain_dist.ranks.group import process_group
+from brain_dist.ranks.rendezvous import connect, serve_store
 from brain_dist.ranks.world import START_ID, discover, listen
 
 TORCH = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
