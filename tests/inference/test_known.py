@@ -171,8 +171,9 @@ def test_several_ranks_agree(base: Path) -> None:
 
 def test_missing_training_shards_are_reported(base: Path, tmp_path: Path) -> None:
     shutil.copytree(base / "run", tmp_path / "run")
-    config = tmp_path / "run" / "config.yaml"
-    config.write_text(config.read_text().replace(str(base / "own"), str(tmp_path / "gone")))
+    for name in ("config.yaml", "environment.json"):
+        file = tmp_path / "run" / name
+        file.write_text(file.read_text().replace(str(base / "own"), str(tmp_path / "gone")))
     result = verb("evaluate", str(tmp_path / "run"), "--shards", str(base / "other"), "--name", "other")
     assert "warning: could not look for training images among the evaluated ones: " in result.err
     assert str(tmp_path / "gone") in result.err
