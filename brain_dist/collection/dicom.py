@@ -122,7 +122,7 @@ def _inflated(file: BinaryIO) -> Any:
     from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
     prefix = file.read(132)
-    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         file.seek(0)
         return file
