@@ -33,15 +33,19 @@ def worker_pool(workers: int) -> Iterator[Run]:
     parallel with what the caller does next.
 
     Raises:
-        UserError: a worker process was killed.
+        UserError: a worker process cannot be started, or was killed.
     """
     if workers <= 1:
         yield lambda function, items, chunk_size: map(function, items)
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["brain_dist.collection.examination"])
-    _choose_socket_folder()
-    forkserver.ensure_running()
+    try:
+        _choose_socket_folder()
+        forkserver.ensure_running()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"worker processes cannot be started ({reason}); set TMPDIR to a writable folder") from None
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_exit_with_parent) as pool:
         try:
             yield lambda function, items, chunk_size: pool.map(function, items, chunksize=chunk_size)
@@ -55,18 +59,12 @@ def worker_pool(workers: int) -> Iterator[Run]:
 def _choose_socket_folder() -> None:
     """Let multiprocessing create its sockets in /tmp if $TMPDIR is too long for the 108 bytes of a socket's path."""
     folder = tempfile.gettempdir()
-    if len(os.fsencode(folder)) <= _MAX_SOCKET_FOLDER:
-        return
-    tempfile.tempdir = "/tmp"
-    try:
-        multiprocessing.util.get_temp_dir()  # chosen once per process
-    except OSError as error:
-        raise UserError(
-            f"TMPDIR={folder} is too long for sockets, and /tmp cannot be used ({error.strerror}); set TMPDIR to a"
-            f" path of at most {_MAX_SOCKET_FOLDER} bytes"
-        ) from None
-    finally:
-        tempfile.tempdir = folder
+    if len(os.fsencode(folder)) > _MAX_SOCKET_FOLDER:
+        tempfile.tempdir = "/tmp"
+        try:
+            multiprocessing.util.get_temp_dir()  # chosen once per process
+        finally:
+            tempfile.tempdir = folder
 
 
 def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:

@@ -148,20 +148,27 @@ def test_unreadable_folders_are_named(tmp_path, where):
     assert f"{locked} cannot be read (Permission denied)" in done.err
 
 
-def test_a_full_disk_is_a_one_line_error_and_leaves_nothing(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "workers", "reason"),
+    [("size=64k", 1, "No space left"), ("size=64k", 2, "No space left"), ("ro", 1, "Read-only file system")],
+)
+def test_a_disk_that_cannot_be_written_is_a_one_line_error_and_has_nothing_left_on_it(
+    tmp_path, options, workers, reason
+):
     noise = np.random.default_rng(0)
     for number in range(8):
         folder = tmp_path / "raw" / ("glioma", "notumor")[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(noise.integers(0, 255, (128, 128), dtype=np.uint8)).save(folder / f"{number}.png")
+        Image.fromarray(noise.integers(0, 255, (128, 128), dtype=np.uint8)).save(folder / f"{number}.bmp")
     disk = tmp_path / "disk"
     disk.mkdir()
-    words = ["--source", tmp_path / "raw", "--out", disk / "out", "--workers", "1", "--allow-missing"]
-    # A disk of 64 KiB that only this shell and its children see; if that is not allowed, a limit for files
+    words = ["--source", tmp_path / "raw", "--out", disk / "out", "--workers", workers, "--allow-missing"]
+    # A disk that only this shell and its children see; if that is not allowed, a limit for files
     own = ("unshare", "-rm", "sh", "-c")
-    if shutil.which("unshare") and subprocess.run([*own, "mount -t tmpfs x /mnt"], check=False).returncode == 0:
-        script, reason = 'mount -t tmpfs -o size=64k x "$0" && "$@"; code=$?; ls -A "$0"; exit $code', "No space left"
-    else:
+    script = f'mount -t tmpfs -o {options} x "$0" && "$@"; code=$?; ls -A "$0"; exit $code'
+    if not shutil.which("unshare") or subprocess.run([*own, "mount -t tmpfs x /mnt"], check=False).returncode:
+        if options == "ro":
+            pytest.skip("no permission to mount")
         own, script, reason = ("bash", "-c"), 'ulimit -f 64; "$@"; code=$?; ls -A "$0"; exit $code', "File too large"
     done = shard("build", *words, before=(*own, script, str(disk)), expect=2)
     assert f"{disk / 'out'} cannot be written ({reason}" in done.err
