@@ -37,7 +37,7 @@ test: .venv/ready ## tests except the slow ones, about 8 minutes on 2 cores
 test-slow: .venv/ready ## the slow tests: all kinds of fault, all SLURM jobs, about 10 minutes on 2 cores
 	$(PY) -m pytest -m slow
 
-soak: .venv/ready ## inject 128 faults of 16 kinds at random moments and resume after each, 15 minutes, as root
+soak: .venv/ready ## inject 112 faults of 28 kinds at random moments and resume after each, half an hour, as root
 	$(PY) tests/faults/soak.py --table runs/faults.md
 
 check: .venv/ready ## formatter, linter, types, dead code, import order, docstrings

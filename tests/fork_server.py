@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -28,6 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.namespaces import DEVICE, PORT  # noqa: E402
 from brain_dist.ranks.world import SECRET, START_ID, STORE_FD, listen  # noqa: E402
 from launch.local import Placement  # noqa: E402
 
@@ -42,6 +44,7 @@ PRELOADED = (
 )  # fmt: skip
 # Set before torch is loaded, as ranks/world.py does in a rank
 BEFORE_TORCH = {"TORCH_CPP_LOG_LEVEL": "ERROR", "DS_ACCELERATOR": "cpu", SECRET: "of the tests"}
+FIRST_ADDRESS = "10.77.0.1"  # of the first network namespace
 RANK_VARIABLES = (
     "RANK",
     "LOCAL_RANK",
@@ -100,11 +103,13 @@ class Ranks:
         pids: Process ids by rank.
         codes: Exit codes by rank, minus the signal's number after a signal; None while the rank runs.
         log: File with the standard output.
+        port: Port of the rendezvous; 0 for one process.
     """
 
     def __init__(
         self, server: ForkServer, count: int, verb: str, arguments: Sequence[str], out: Path, err: Path | None = None,
         *, env: Mapping[str, str] | None = None, inject: Mapping[str, Any] | None = None,
+        namespaces: Sequence[str] = (),
     ) -> None:  # fmt: skip
         """Start ``count`` processes of a verb. One process runs without a launcher's variables.
 
@@ -117,24 +122,31 @@ class Ranks:
             err: File for the standard error; default: ``out``.
             env: Environment variables in addition to the server's.
             inject: Arguments of :func:`inject.prepare`; with a ``rank`` for that rank only, else for all.
+            namespaces: Network namespace of each rank, from ``benchmarks.namespaces.network``.
         """
         self.server, self.log = server, out
         self.codes: list[int | None] = [None] * count
         self.pids: list[int] = []
-        store, port = server.request("listen") if count > 1 else (0, 0)
-        placement = Placement(count, port=port, start_id=str(port))
+        if namespaces:  # a socket of the server would be in another network
+            store, self.port = 0, PORT
+            env = {"GLOO_SOCKET_IFNAME": DEVICE, **(env or {})}
+        else:
+            store, self.port = server.request("listen") if count > 1 else (0, 0)
+        address = FIRST_ADDRESS if namespaces else "127.0.0.1"
+        placement = Placement(count, address=address, port=self.port, start_id=str(self.port))
         injected_rank = (inject or {}).get("rank")
         for rank in range(count):
             variables: dict[str, str] = {}
             if count > 1:
                 launcher = placement.environment(rank)
                 variables = {name: launcher[name] for name in RANK_VARIABLES}
-                if rank == 0:
+                if store and rank == 0:
                     variables[STORE_FD] = str(store)
             rank_request = {
                 "verb": verb, "arguments": list(arguments), "out": str(out), "err": str(err or out),
                 "env": {**variables, **(env or {})},
                 "injection": dict(inject or {}) if injected_rank in (None, rank) else {},
+                "namespace": namespaces[rank] if namespaces else "",
             }  # fmt: skip
             self.pids.append(server.request("start", rank_request))
             if store and rank == 0:
@@ -216,11 +228,13 @@ class Server:
 
 
 def become_rank(
-    verb: str, arguments: list[str], out: str, err: str, env: dict[str, str], injection: dict[str, Any]
+    verb: str, arguments: list[str], out: str, err: str, env: dict[str, str], injection: dict[str, Any], namespace: str
 ) -> None:
     """Turn this forked process into ``python -m brain_dist.VERB``; does not return."""
     os.setsid()
     os.environ.update(env)
+    if namespace:
+        ctypes.CDLL(None).setns(os.open(f"/run/netns/{namespace}", os.O_RDONLY), 0)
     tempfile.tempdir = None  # TMPDIR may differ in this environment
     forget_temporary_folders()
     for descriptor, name in ((1, out), (2, err)):

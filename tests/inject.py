@@ -6,9 +6,12 @@ A fault is real: at the ``count``-th execution of a place in the code, the proce
 from __future__ import annotations
 
 import atexit
+import contextlib
+import ctypes
 import json
 import os
 import signal
+import subprocess
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +20,7 @@ from typing import Any
 
 Due = Callable[[], bool]  # called at each execution of a place; true when the fault must happen
 Strike = Callable[[], None]  # causes the fault
+FULL_SHM = "full /dev/shm"
 
 
 def prepare(
@@ -33,7 +37,7 @@ def prepare(
         rank: The rank that is prepared; :class:`fork_server.Ranks` has selected it already.
         place: Key of :data:`PLACES` at which the process sends itself ``action``.
         count: Execution of ``place`` at which this happens, from 1.
-        action: Name of the signal.
+        action: Name of the signal, or :data:`FULL_SHM` to fill a /dev/shm that only this process and its children see.
         record: Path prefix of files in which the process records its batches.
         count_places: Print at the end how often each place was executed.
     """
@@ -46,11 +50,16 @@ def prepare(
 
 
 def strike_at(place: str, count: int, action: str) -> None:
-    """Send this process a signal at the ``count``-th execution of ``place``."""
+    """Do ``action`` at the ``count``-th execution of ``place``."""
     remaining = count
+    if action == FULL_SHM:
+        mount_own_shm()
 
     def strike() -> None:
-        os.kill(os.getpid(), signal.Signals[action])
+        if action == FULL_SHM:
+            fill_disk(Path("/dev/shm"))
+        else:
+            os.kill(os.getpid(), signal.Signals[action])
 
     def due() -> bool:
         nonlocal remaining
@@ -58,6 +67,24 @@ def strike_at(place: str, count: int, action: str) -> None:
         return remaining == 0
 
     PLACES[place](due, strike)
+
+
+def mount_own_shm() -> None:
+    """Give this process and its children a /dev/shm of their own."""
+    clone_newns = 0x20000
+    assert ctypes.CDLL(None).unshare(clone_newns) == 0
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "shm", "/dev/shm"], check=True)
+
+
+def fill_disk(folder: Path, *, leave: int = 0) -> Path:
+    """Fill the disk of a folder except for ``leave`` bytes; return the file that fills it."""
+    ballast = folder / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    os.truncate(ballast, max(0, ballast.stat().st_size - leave))
+    return ballast
 
 
 def count_all() -> None:

@@ -23,6 +23,7 @@ _.pytest_collection_modifyitems
 # torch
 _.benchmark
 _.allow_tf32
+_._shutdown
 _._check_input_dim
 _.ctx
 # jinja, and fields that templates read

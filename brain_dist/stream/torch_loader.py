@@ -48,6 +48,8 @@ def batches(
         # forking a process that already runs the threads of gloo and DeepSpeed may deadlock
         multiprocessing_context="forkserver",
     )
+    # torch's destructor would print a traceback if the first process could not be started
+    torch.utils.data.dataloader._MultiProcessingDataLoaderIter._shutdown = True
     try:
         for image in loader:
             yield Batch.of(image.to(device, non_blocking=True), pending.popleft().micro, dataset.columns["label"])

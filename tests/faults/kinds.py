@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
+import surroundings
 from fork_server import Ranks
-from trial import WORLD_SIZE, Outcome, Reference, Trial, wait_like_launcher, wait_while
+from inject import fill_disk
+from trial import TIMEOUT, WORLD_SIZE, Kind, Outcome, Reference, Trial, mounted, wait_like_launcher, wait_while
 
 from brain_dist.checkpoints.layout import checkpoint_folder, complete_steps, verify_checkpoint
 
-TIMEOUT = 6.0  # train.timeout in seconds, for a rank that hangs
 USER_ERROR = [2] * WORLD_SIZE
-
-Kind = Callable[[Trial, Reference], Outcome]
-
-
-def outcome_of(kind: str, trial: Trial, injected: bool) -> Outcome:
-    """An outcome with the output of the last attempt."""
-    return Outcome(kind, trial.setting, injected, output=trial.output())
 
 
 def killed_at(place: str, trial: Trial, reference: Reference) -> Outcome:
@@ -35,7 +25,7 @@ def killed_at(place: str, trial: Trial, reference: Reference) -> Outcome:
     codes = wait_like_launcher(trial.start({"place": place, "count": count, "rank": rank}))
     assert codes[rank] == -signal.SIGKILL, (place, codes, trial.output())
     assert codes[1 - rank] != 0, "the other rank did not notice"
-    outcome = outcome_of(f"SIGKILL in {place}", trial, True)
+    outcome = trial.outcome(f"SIGKILL in {place}", True)
     trial.resume_and_compare(outcome, reference)
     return outcome
 
@@ -67,7 +57,7 @@ def struck(kind: str, strike: Callable[[Ranks, Trial], None], trial: Trial) -> t
     if running:
         strike(ranks, trial)
     codes = wait_like_launcher(ranks)
-    return outcome_of(kind, trial, running and any(codes)), codes  # all codes are 0 after a fault in the last step
+    return trial.outcome(kind, running and any(codes)), codes  # all codes are 0 after a fault in the last step
 
 
 def kill_one(ranks: Ranks, trial: Trial) -> None:
@@ -113,7 +103,7 @@ def hung(trial: Trial, reference: Reference) -> Outcome:
     code = ranks.codes[other]
     ranks.signal(victim, signal.SIGKILL)
     ranks.wait(20)
-    outcome = outcome_of("SIGSTOP", trial, running and code != 0)
+    outcome = trial.outcome("SIGSTOP", running and code != 0)
     if outcome.injected:
         assert code == 1, (code, outcome.output)
         message = rf"error on rank {other}.*(after|while|step).*rank {victim}\b"
@@ -122,27 +112,14 @@ def hung(trial: Trial, reference: Reference) -> Outcome:
     return outcome
 
 
-@contextmanager
-def mounted(path: Path, options: str) -> Iterator[None]:
-    """Mount a file system in memory over a folder."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "faults", str(path)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
-
-
 def full_disk(trial: Trial, reference: Reference) -> Outcome:
     """Another program fills the disk: the run ends with a one-line error and resumes once there is space again."""
     with mounted(trial.runs, "size=64m"):
         ranks = trial.start()
         running = trial.wait_for_random_moment(ranks)
-        ballast = trial.runs / "ballast"
-        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(1 << 16))
+        ballast = fill_disk(trial.runs)
         codes = wait_like_launcher(ranks)
-        outcome = outcome_of("full disk", trial, running and any(codes))
+        outcome = trial.outcome("full disk", running and any(codes))
         if outcome.injected:
             assert "No space left on device" in outcome.output, outcome.output
             assert "Traceback" not in outcome.output, outcome.output
@@ -158,7 +135,7 @@ def read_only(trial: Trial, reference: Reference) -> Outcome:
     running = trial.wait_for_random_moment(ranks)
     with mounted(trial.run, "ro"):
         codes = wait_like_launcher(ranks)
-        outcome = outcome_of("read-only run folder", trial, running and any(codes))
+        outcome = trial.outcome("read-only run folder", running and any(codes))
         if outcome.injected:
             assert re.search("could not be (written|used)", outcome.output), outcome.output
             assert "Traceback" not in outcome.output, outcome.output
@@ -191,7 +168,7 @@ def damaged(kind: str, damage: Callable[[bytearray, Trial], None], trial: Trial,
     damage(data, trial)
     victim.write_bytes(data)
     assert verify_checkpoint(newest), f"the damage of {victim} was not detected"
-    outcome = outcome_of(kind, trial, True)
+    outcome = trial.outcome(kind, True)
     trial.resume_and_compare(outcome, reference)
     assert f"checkpoint {int(newest.name)} is damaged and skipped" in trial.output(), trial.output()
     return outcome
@@ -205,7 +182,7 @@ def shard_deleted(trial: Trial, reference: Reference) -> Outcome:
     backup = trial.base / "backup.tar"
     victim.rename(backup)
     codes = wait_like_launcher(ranks)
-    outcome = outcome_of("shard deleted", trial, running)
+    outcome = trial.outcome("shard deleted", running)
     if any(codes):
         assert victim.name in outcome.output, outcome.output
     if trial.run.exists() and any(codes):
@@ -232,4 +209,5 @@ KINDS: dict[str, Kind] = {
     "checkpoint file truncated": partial(damaged, "checkpoint file truncated", truncate),
     "checkpoint file flipped": partial(damaged, "checkpoint file flipped", flip_bit),
     "shard deleted": shard_deleted,
+    **surroundings.KINDS,
 }

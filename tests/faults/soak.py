@@ -1,8 +1,8 @@
 """Inject faults of every kind at random moments, and resume after each: ``make soak``.
 
-``python tests/faults/soak.py [--each N] [--seed S] [--kind KIND] [--table FILE]``. The last line counts the faults that
-were injected and recovered, the lost steps and the wrong weights. Needs root, to mount file systems for the full disk
-and the read-only folder.
+``python tests/faults/soak.py [--each N] [--seed S] [--kind KIND …] [--table FILE]``. The last line counts the faults
+that were injected and recovered, the lost steps, the wrong weights and the wrong tables. Needs root, to mount file
+systems and to create network namespaces.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ Outcomes = dict[str, list[Outcome]]
 
 
 def main() -> int:
-    """Run the soak and print the table; exit code 1 if a run did not recover, lost steps or has wrong weights."""
+    """Run the soak and print the table; exit code 1 unless all runs recovered without lost steps or wrong files."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--each", type=int, default=8, help="faults of each kind (default: 8, about 15 minutes)")
+    parser.add_argument("--each", type=int, default=4, help="faults of each kind (default: 4, about half an hour)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random moments (default: 0)")
-    parser.add_argument("--kind", choices=KINDS, help="only this kind")
+    parser.add_argument("--kind", choices=KINDS, nargs="+", default=list(KINDS), help="only these kinds")
     parser.add_argument("--table", type=Path, help="Markdown file for the counts by kind")
     arguments = parser.parse_args()
     start = time.monotonic()
@@ -43,21 +43,20 @@ def main() -> int:
         arguments.table.parent.mkdir(parents=True, exist_ok=True)
         arguments.table.write_text(table)
     print(f"\n{table}\n{(time.monotonic() - start) / 60:.1f} minutes")
-    injected, recovered, lost, wrong = count([outcome for group in outcomes.values() for outcome in group])
-    losses = f"{lost} lost steps beyond the last checkpoint, {wrong} wrong weights"
-    print(f"{injected} injected, {recovered} recovered, {losses}")
-    return int(recovered < injected or lost > 0 or wrong > 0)
+    counts = count([outcome for group in outcomes.values() for outcome in group])
+    injected, recovered, lost, weights, tables = counts
+    print(
+        f"{injected} injected, {recovered} recovered, {lost} lost steps, {weights} wrong weights, {tables} wrong tables"
+    )
+    return int(recovered < injected or any((lost, weights, tables)))
 
 
 def run_trials(folder: Path, arguments: argparse.Namespace) -> Outcomes:
     """Inject faults until there are enough of each kind; print each outcome."""
-    kinds = [arguments.kind] if arguments.kind else list(KINDS)
+    kinds = arguments.kind
     build_phantom_shards(folder)
     shards, server = folder / "shards", fork_server()
-    references = {
-        setting: reference_run(server, shards, folder / f"reference-{number}", setting)
-        for number, setting in enumerate(SETTINGS)
-    }
+    references: dict[str, Reference] = {}
     outcomes: Outcomes = defaultdict(list)
     start = time.monotonic()
     # faults that come after the end of a run do not count, so there are more trials than faults
@@ -68,24 +67,24 @@ def run_trials(folder: Path, arguments: argparse.Namespace) -> Outcomes:
             break
         if kind not in missing:
             continue
+        if setting not in references:
+            references[setting] = reference_run(server, shards, folder / f"reference-{len(references)}", setting)
         base, seed = folder / f"trial-{number}", arguments.seed * 1_000_000 + number
-        outcome = run_trial(server, shards, base, kind, seed, references, setting)
+        outcome = run_trial(server, shards, base, kind, seed, references[setting])
         outcomes[kind].append(outcome)
         print(f"{time.monotonic() - start:6.0f} s  {kind}, {setting}: {describe(outcome)}", flush=True)
-        if outcome.lost or outcome.wrong or not outcome.recovered:
+        if outcome.lost or outcome.wrong or outcome.wrong_table or not outcome.recovered:
             print(outcome.output)
         shutil.rmtree(base)
     return outcomes
 
 
-def run_trial(
-    server: ForkServer, shards: Path, base: Path, kind: str, seed: int, references: dict[str, Reference], setting: str
-) -> Outcome:
+def run_trial(server: ForkServer, shards: Path, base: Path, kind: str, seed: int, reference: Reference) -> Outcome:
     """Inject one fault; a run that ends in another way than its kind must is an outcome that did not recover."""
     try:
-        return KINDS[kind](Trial(server, shards, base, setting, seed), references[setting])
+        return KINDS[kind](Trial(server, shards, base, reference.setting, seed), reference)
     except (AssertionError, TimeoutError) as error:
-        return Outcome(kind, setting, injected=True, output=str(error))
+        return Outcome(kind, reference.setting, injected=True, output=str(error))
 
 
 def schedule(kinds: list[str]) -> Iterator[tuple[str, str]]:
@@ -114,20 +113,26 @@ def describe(outcome: Outcome) -> str:
         text += f", {outcome.lost} steps lost"
     if outcome.wrong:
         text += f", different files: {', '.join(outcome.wrong)}"
+    if outcome.wrong_table:
+        text += ", wrong table"
     return text
 
 
-def count(outcomes: list[Outcome]) -> tuple[int, int, int, int]:
-    """Numbers of injected faults, recovered runs, lost steps and runs with wrong weights."""
+def count(outcomes: list[Outcome]) -> tuple[int, int, int, int, int]:
+    """Numbers of injected faults, recovered runs, lost steps, runs with wrong weights, and wrong tables."""
     injected = [outcome for outcome in outcomes if outcome.injected]
     recovered = sum(outcome.recovered for outcome in injected)
     wrong = sum(bool(outcome.wrong) for outcome in injected)
-    return len(injected), recovered, sum(outcome.lost for outcome in injected), wrong
+    tables = sum(outcome.wrong_table for outcome in injected)
+    return len(injected), recovered, sum(outcome.lost for outcome in injected), wrong, tables
 
 
 def markdown(outcomes: Outcomes) -> str:
     """Table of the counts by kind."""
-    lines = ["| fault | injected | recovered | lost steps | wrong weights |", "|---|--:|--:|--:|--:|"]
+    lines = [
+        "| fault | injected | recovered | lost steps | wrong weights | wrong tables |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
     for kind, group in outcomes.items():
         lines.append(f"| {kind} | " + " | ".join(map(str, count(group))) + " |")
     return "\n".join(lines) + "\n"

@@ -8,8 +8,10 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from brain_dist.checkpoints.layout import MARKER, checkpoint_folder, complete_st
 
 WORLD_SIZE = 2
 LAST_STEP = 13  # of 15; a later fault often comes after the end of the run
+TIMEOUT = 6.0  # train.timeout in seconds, for a rank that hangs
 GRACE = 15.0  # seconds until the other ranks get SIGTERM after a failure; launch/local.py waits 10
 # 15 steps of a tiny network, a checkpoint after every second one, and everything that makes an exact resume difficult
 SETTINGS_OF_ALL = [
@@ -41,10 +44,14 @@ class Reference:
     """An undisturbed run.
 
     Attributes:
+        setting: Key of :data:`SETTINGS`.
+        run: Its folder.
         files: Contents of its last checkpoint's files, by name.
         executions: How often each place of :mod:`inject` was executed.
     """
 
+    setting: str
+    run: Path
     files: dict[str, bytes]
     executions: dict[str, int]
 
@@ -60,6 +67,7 @@ class Outcome:
         recovered: The same command then ran to its end.
         lost: Steps that the resumed run repeated although an intact checkpoint contained them.
         wrong: Names of files in the last checkpoint that differ from the reference.
+        wrong_table: A table of predictions or of images differs from that of an undisturbed command.
         output: Output of the failed ranks.
     """
 
@@ -69,6 +77,7 @@ class Outcome:
     recovered: bool = False
     lost: int = 0
     wrong: list[str] = field(default_factory=list)
+    wrong_table: bool = False
     output: str = ""
 
 
@@ -82,6 +91,7 @@ class Trial:
         self.run = self.runs / "run"
         self.checkpoints = self.run / "checkpoints"
         self.attempts = 0
+        self.images = shards.parent / "images"
         shutil.copytree(shards, self.shards)
         self.runs.mkdir()
 
@@ -94,12 +104,20 @@ class Trial:
         """Output of the last attempt."""
         return self.log.read_text() if self.log.exists() else ""
 
-    def start(self, fault: dict[str, Any] | None = None, settings: Sequence[str] = ()) -> Ranks:
-        """Start the ranks, with a fault of :mod:`inject` and additional settings."""
-        self.attempts += 1
+    def arguments(self, settings: Sequence[str] = ()) -> list[str]:
+        """Arguments of ``train``."""
         paths = ["--data.shards", str(self.shards), "--run.dir", str(self.runs), "--run.name", "run"]
-        arguments = [*SETTINGS_OF_ALL, *SETTINGS[self.setting], *paths, *settings]
-        return Ranks(self.server, WORLD_SIZE, "train", arguments, self.log, inject=fault)
+        return [*SETTINGS_OF_ALL, *SETTINGS[self.setting], *paths, *settings]
+
+    def start(self, fault: dict[str, Any] | None = None, settings: Sequence[str] = (), **options: Any) -> Ranks:
+        """Start the ranks, with a fault of :mod:`inject`, additional settings and options of :class:`Ranks`."""
+        self.attempts += 1
+        arguments = self.arguments(settings)
+        return Ranks(self.server, WORLD_SIZE, "train", arguments, self.log, inject=fault, **options)
+
+    def outcome(self, kind: str, injected: bool) -> Outcome:
+        """An outcome with the output of the last attempt."""
+        return Outcome(kind, self.setting, injected, output=self.output())
 
     def newest_step(self) -> int:
         """Step of the newest intact checkpoint; 0 if there is none."""
@@ -125,10 +143,10 @@ class Trial:
         time.sleep(self.random.uniform(0, 0.2))
         return ranks.running()
 
-    def resume_and_compare(self, outcome: Outcome, reference: Reference) -> None:
+    def resume_and_compare(self, outcome: Outcome, reference: Reference, settings: Sequence[str] = ()) -> None:
         """Run the same command again and complete ``outcome`` by comparison with the reference."""
         newest_step = self.newest_step()
-        codes = self.start().wait(90)
+        codes = self.start(settings=settings).wait(90)
         output = self.output()
         outcome.recovered = codes == [0] * WORLD_SIZE
         if not outcome.recovered:
@@ -141,6 +159,9 @@ class Trial:
         outcome.wrong = [name for name in names if files.get(name) != reference.files.get(name)]
 
 
+Kind = Callable[[Trial, Reference], Outcome]
+
+
 def wait_while(ranks: Ranks, condition: Callable[[], bool] = lambda: True, timeout: float = math.inf) -> None:
     """Wait while a rank runs and the condition holds, at most ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
@@ -148,16 +169,28 @@ def wait_while(ranks: Ranks, condition: Callable[[], bool] = lambda: True, timeo
         time.sleep(0.005)
 
 
-def reference_run(server: ForkServer, shards: Path, base: Path, setting: str) -> Reference:
+@contextmanager
+def mounted(path: Path, options: str) -> Iterator[None]:
+    """Mount a file system in memory over a folder."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "faults", str(path)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def reference_run(
+    server: ForkServer, shards: Path, base: Path, setting: str, settings: Sequence[str] = ()
+) -> Reference:
     """Train undisturbed, and count how often the ranks execute each place."""
     trial = Trial(server, shards, base, setting, seed=0)
-    codes = trial.start({"count_places": True}).wait(120)
+    codes = trial.start({"count_places": True}, settings).wait(120)
     assert codes == [0] * WORLD_SIZE, trial.output()
     counts = dict(re.findall(r"executions on rank (\d): (\{[^}]*\})", trial.output()))
     main_rank, second_rank = (json.loads(counts[str(rank)]) for rank in range(WORLD_SIZE))
     # faults are injected into the second rank, except at the marker, which only the main rank writes
     executions = {place: count or main_rank[place] for place, count in second_rank.items()}
-    return Reference(trial.newest_files(), executions)
+    return Reference(setting, trial.run, trial.newest_files(), executions)
 
 
 def wait_like_launcher(ranks: Ranks) -> list[int]:

@@ -30,30 +30,7 @@ def main():
 
 leave(main)
 """
-# It knows host and port, finds the name of the start among the store's keys, and joins as the rank of its argument
-STRANGER = """
-import datetime, os, pathlib, sys, time
-import torch.distributed as dist
-
-class Trap:
-    def __reduce__(self):
-        return pathlib.Path.touch, (pathlib.Path(sys.argv[2]),)
-
-while True:
-    try:
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-        break
-    except dist.DistNetworkError:
-        time.sleep(0.1)
-while not (keys := [key for key in store.list_keys() if "started" in key]):
-    time.sleep(0.1)
-name = keys[0].strip("/").split("/")[0]
-store = dist.PrefixStore(name, store)
-store.set("started/1", "1")
-timeout = datetime.timedelta(seconds=20)
-dist.init_process_group("gloo", store=store, rank=int(sys.argv[1]), world_size=2, timeout=timeout)
-dist.all_gather_object([None, None], Trap())
-"""
+STRANGER = (ROOT / "tests" / "stranger.py").read_text()
 
 
 def start(script: str, rank: int, port: int, *arguments: str, **variables: str) -> subprocess.Popen[str]:
