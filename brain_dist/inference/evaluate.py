@@ -106,7 +106,7 @@ def write_evaluation(path: Path, predictions: Predictions, expected_rows: np.nda
     Args:
         path: the table's file; its folder is created.
         predictions: the table.
-        expected_rows: see :func:`brain_dist.judging.predictions.table_bytes`.
+        expected_rows: rows [N] that must be in the table, see :func:`brain_dist.judging.predictions.table_bytes`.
     """
     metrics = predictions.headline.evaluate()
     if predictions.not_compared is not None:
