@@ -42,7 +42,8 @@ def report_shortcuts(shards: str, fold: int | None = None, out: Path | None = No
         out: also write the result to this JSON file.
 
     Raises:
-        UserError: as :func:`shortcut_baselines`, or the folder or the fold does not exist, or ``out`` is not writable.
+        UserError: as :func:`shortcut_baselines`, the folder or the fold does not exist, or ``out`` is not writable.
+        Fault: as :func:`shortcut_baselines`, or the disk is full.
     """
     if out:
         check_writable(out.parent, "choose another --json")
