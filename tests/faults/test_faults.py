@@ -92,8 +92,9 @@ def test_second_job_on_same_run_is_rejected(server: ForkServer, small_shards: Pa
 
 def test_diverging_run_ends_and_keeps_its_last_batch(server: ForkServer, small_shards: Path, tmp_path: Path) -> None:
     trial = Trial(server, small_shards, tmp_path / "trial", "ZeRO 3, fp32", seed=0)
-    # the first update makes weights of 1e30, which give non-finite losses
-    diverging = ["--optim.lr", "1e30", "--optim.warmup_epochs", "0", "--train.skip_limit", "3"]
+    # each update multiplies weights by 1 - lr · weight_decay = -9,999, so that losses are soon not finite
+    diverging = ["--optim.lr", "100", "--optim.weight_decay", "100", "--optim.warmup_epochs", "0"]
+    diverging += ["--train.skip_limit", "3"]
     assert trial.start(settings=diverging).wait(60) == [1] * WORLD_SIZE
     assert "not finite in 3 steps in a row" in trial.output()
     assert "Traceback" not in trial.output()
