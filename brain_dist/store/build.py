@@ -25,11 +25,12 @@ from brain_dist.common.text import printable
 from brain_dist.common.workers import Run, worker_pool
 from brain_dist.copies import search
 from brain_dist.errors import UserError
+from brain_dist.store.coverage import check_split
 from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.store.index import INDEX, index_bytes
 from brain_dist.store.manifest import FORMAT, MANIFEST, BuiltManifest, Excluded, ShardEntry, count_classes
 from brain_dist.store.options import BuildOptions
-from brain_dist.store.split import LEFT_OUT, check_split, split_images
+from brain_dist.store.split import LEFT_OUT, split_images
 from brain_dist.store.tar import Sample, Shard, plan_shards, write_shard
 
 

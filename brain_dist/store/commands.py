@@ -6,7 +6,7 @@ Imports of what does the work are in the functions, so that ``--help`` is fast.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -85,17 +85,10 @@ class Build:
                 raise UserError(f"{flag} and --split {method} belong together; set both or neither")
         if self.split in ("kfold", "test") and self.fractions is not None:
             raise UserError(f"--fractions has no effect with --split {self.split}; remove it")
-        return BuildOptions(
-            split=self.split,
-            fractions=parse_fractions(self.fractions or FRACTIONS),
-            seed=self.seed,
-            max_side=self.max_side,
-            shard_size=self.shard_size,
-            skip_bad=self.skip_bad,
-            keep_blank=self.keep_blank,
-            folds=None if self.folds is None else parse_folds(self.folds),
-            test_on=self.test_on,
-        )
+        values = {option.name: getattr(self, option.name) for option in fields(BuildOptions)}
+        values["fractions"] = parse_fractions(self.fractions or FRACTIONS)
+        values["folds"] = None if self.folds is None else parse_folds(self.folds)
+        return BuildOptions(**values)
 
     def run(self) -> int:
         """Build the shard folder and print a summary; return the exit code."""

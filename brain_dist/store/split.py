@@ -22,11 +22,13 @@ class Split(NamedTuple):
         names: names of the splits.
         codes: int8 [N], positions in ``names``, or :data:`LEFT_OUT`.
         description: the manifest's entry.
+        needed: positions in ``names`` of the splits that need images of every class.
     """
 
     names: tuple[str, ...]
     codes: np.ndarray
     description: dict[str, Any]
+    needed: list[int]
 
 
 def split_images(records: Sequence[Record], groups: np.ndarray, classes: Sequence[str], options: BuildOptions) -> Split:
@@ -48,11 +50,10 @@ def split_images(records: Sequence[Record], groups: np.ndarray, classes: Sequenc
     fractions, seed = options.fractions, options.seed
     names, shares = SPLITS, dict(enumerate(fractions))
     description: dict[str, Any] = {"method": options.split, "fractions": list(fractions), "seed": seed}
-    needed = [code for code, share in shares.items() if share > 0]  # splits between which groups may be moved
     if options.split == "original":
         published = [record.published for record in records]
         codes = original(published, groups, strata, fractions, seed)
-        needed = needed[:2] if "val" not in published and fractions[1] > 0 else []
+        shares = dict(enumerate(fractions[:2])) if "train" in published and "val" not in published else {}
     elif options.split == "kfold" and options.folds == "published":
         published_folds = [record.attributes.get("fold") for record in records]
         codes, folds, moved = keep_folds(published_folds, groups, strata, seed)
@@ -68,7 +69,6 @@ def split_images(records: Sequence[Record], groups: np.ndarray, classes: Sequenc
             raise UserError(f"--test-on {options.test_on}: all images belong to it; use --split test")
         codes = leave_one_out(groups, strata, dataset == numbers[options.test_on], fractions, seed)
         shares = dict(enumerate(without_test(fractions)[:2]))
-        needed = [code for code, share in shares.items() if share > 0]
         description["test_on"] = options.test_on
     elif options.split == "test":
         codes = np.full(len(groups), SPLITS.index("test"), dtype=np.int8)
@@ -77,90 +77,13 @@ def split_images(records: Sequence[Record], groups: np.ndarray, classes: Sequenc
     if options.split == "kfold":
         names = tuple(f"fold{fold}" for fold in range(folds))
         shares = dict.fromkeys(range(folds), 1 / folds)
-        needed = [] if options.folds == "published" else list(shares)
-    rows = np.flatnonzero(np.isin(codes, needed))
-    codes[rows] = with_all_classes(codes[rows], groups[rows], labels[rows], needed)
+    needed = [code for code, share in shares.items() if share > 0]
+    if options.folds != "published":
+        rows = np.flatnonzero(np.isin(codes, needed))
+        codes[rows] = with_all_classes(codes[rows], groups[rows], labels[rows], needed)
     if options.split != "original":
         description["off_by"] = share_deviation(codes, labels, classes, shares)
-    return Split(names, codes, description)
-
-
-def check_split(
-    split: Split, records: Sequence[Record], groups: np.ndarray, classes: Sequence[str], *, allow_missing: bool
-) -> list[str]:
-    """Check that every split has images, and that it has images of every class that the collection has.
-
-    Args:
-        split: the split of N images.
-        records: the images.
-        groups: int [N], the group of each image.
-        classes: class names.
-        allow_missing: a split may lack a class, but not all images.
-
-    Returns:
-        Warnings about classes that a split lacks: allowed ones, and those that the publisher's own split lacks.
-
-    Raises:
-        UserError: a split has no images, or it lacks a class; the message names the cause.
-    """
-    labels, codes = np.array([record.label for record in records]), split.codes
-    method, fractions = split.description["method"], split.description.get("fractions", [])
-    published = {record.published for record in records} if method == "original" else set()
-    if method == "kfold":
-        expected = list(split.names)
-    elif method == "original":
-        added = ["val"] if fractions[1] > 0 and "train" in published else []
-        expected = [name for name in split.names if name in published or name in added]
-    else:
-        expected = [name for name, share in zip(split.names, fractions, strict=True) if share > 0]
-        if method == "leave-one-out":
-            expected = [name for name in expected if name != "test"]  # a whole dataset, with the classes that it has
-    present = np.unique(labels[codes != LEFT_OUT])
-    errors: list[str] = []
-    warnings: list[str] = []
-    empty = False
-    divided = np.isin(codes, [split.names.index(name) for name in expected if name not in published or name == "train"])
-    guilty = divided  # the images whose groups are too few
-    for name in expected:
-        own = labels[codes == split.names.index(name)]
-        if not len(own):
-            errors.append(f"{name} would have no images")
-            empty = True
-            continue
-        for label in np.setdiff1d(present, own):
-            text = f"{classes[label]} would have no images in {name}"
-            if name in published or allow_missing:
-                warnings.append(text.replace("would have", "has"))
-            else:
-                guilty = guilty if errors else divided & (labels == label)
-                errors.append(text)
-    if errors:
-        rows = np.flatnonzero(guilty).tolist()
-        cause = _cause([records[row] for row in rows], groups[rows])
-        raise UserError(f"{'; '.join(errors)}: {cause}{'' if empty else ', or --allow-missing'}")
-    return warnings
-
-
-def _cause(records: Sequence[Record], groups: np.ndarray) -> str:
-    """Why N images in groups int [N] cannot be divided into splits, and what helps."""
-    patients = [(record.dataset, record.patient) for record in records]
-    known = {patient for patient in patients if patient[1] is not None}
-    names, sizes = np.unique(groups, return_counts=True)
-    largest = np.flatnonzero(groups == names[sizes.argmax()])
-    joined = {patients[row] for row in largest} & known
-    if 2 * len(largest) > len(records):
-        images = f"{len(largest)} of {len(records)} images"
-        if len(known) == 1 and joined:
-            return f"{images} have the same patient, {next(iter(known))[1]!r}; give the patients in a table"
-        if len(joined) > 1:
-            return (
-                f"one group, joined by copies, holds {len(joined)} of {len(known)} patients and {images}; look for the"
-                " copies with `python -m brain_dist.shard audit`"
-            )
-    return (
-        f"there are too few groups (patients, or sets of copies), {len(names)} for {len(records)} images; use other"
-        " --fractions or fewer --folds"
-    )
+    return Split(names, codes, description, needed)
 
 
 def grouped(

@@ -173,12 +173,17 @@ def _size(path: Path) -> int:
 
 
 def _copy_missing(copy: _Copy) -> None:
-    """Copy the missing files and, last, the manifest. The caller holds the lock."""
+    """Copy the missing files and, last, the manifest."""
     folder, started = copy.folder, time.monotonic()
     folder.mkdir(exist_ok=True)
     missing = [file for file in copy.files if not _is_copied(folder, file)]
     needed = sum((file.size or 0) - max(_size(_part(copy, file.name)), 0) for file in missing)
-    _check_space(copy, needed)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"data.cache_dir: {folder.parent} has {free:,} bytes free, {copy.origin.url} needs {needed:,} more;"
+            " free some space, set data.cache_dir to a larger disk, or to off"
+        )
     copied = 0
     with show_progress("bytes") as progress:
 
@@ -193,23 +198,11 @@ def _copy_missing(copy: _Copy) -> None:
     write_durably(_part(copy, MANIFEST), copy.manifest)
     _part(copy, MANIFEST).rename(folder / MANIFEST)
     sync_folder(folder)
-    _print_summary(copy, copied, time.monotonic() - started)
-
-
-def _check_space(copy: _Copy, needed: int) -> None:
-    free = shutil.disk_usage(copy.folder).free
-    if needed > free:
-        raise UserError(
-            f"data.cache_dir: {copy.folder.parent} has {free:,} bytes free, {copy.origin.url} needs {needed:,} more;"
-            " free some space, set data.cache_dir to a larger disk, or to off"
-        )
-
-
-def _print_summary(copy: _Copy, copied: int, seconds: float) -> None:
-    kept = sum(_size(copy.folder / file.name) for file in copy.files) - copied
+    seconds = time.monotonic() - started
+    kept = sum(_size(folder / file.name) for file in copy.files) - copied
     note = f"; {kept:,} bytes were already copied" if kept > 0 else ""
     rate = copied / 1e6 / max(seconds, 1e-9)
-    _print(f"staged {copy.origin.url} into {copy.folder}: {copied:,} bytes in {seconds:.1f} s ({rate:.0f} MB/s){note}")
+    _print(f"staged {copy.origin.url} into {folder}: {copied:,} bytes in {seconds:.1f} s ({rate:.0f} MB/s){note}")
 
 
 def _part(copy: _Copy, name: str) -> Path:
@@ -220,9 +213,15 @@ def _part(copy: _Copy, name: str) -> Path:
 def _copy_file(copy: _Copy, file: _File, count: Callable[[int], None]) -> None:
     """Copy a file from where it stopped; if the result differs from the manifest, copy it once more from the start."""
     part = _part(copy, file.name)
+    absent = f"{copy.origin.url} lacks {file.name}, which its {MANIFEST} lists; copy or build it again"
     done = max(_size(part), 0)
-    for start in (done if file.size is None or done <= file.size else 0, 0):
-        sha256 = _append(copy.origin, file, part, start, count)
+    for wanted in (done if file.size is None or done <= file.size else 0, 0):
+        start, blocks = copy.origin.blocks(file.name, wanted, absent=absent)
+        with durable_file(part, "ab" if start else "wb") as output:
+            for block in blocks:
+                output.write(block)
+                count(len(block))
+        sha256 = sha256_file(part)
         if sha256 == file.sha256:
             part.rename(copy.folder / file.name)
             return
@@ -231,17 +230,6 @@ def _copy_file(copy: _Copy, file: _File, count: Callable[[int], None]) -> None:
         f"{copy.origin.url}: {file.name} is damaged: its sha256 is {sha256}, {MANIFEST} says {file.sha256}; copy or"
         " build that folder again"
     )
-
-
-def _append(origin: Remote, file: _File, part: Path, start: int, count: Callable[[int], None]) -> str:
-    """Read from byte ``start`` on into ``part``, durably; returns the sha256 of the whole file."""
-    absent = f"{origin.url} lacks {file.name}, which its {MANIFEST} lists; copy or build it again"
-    start, blocks = origin.blocks(file.name, start, absent=absent)
-    with durable_file(part, "ab" if start else "wb") as output:
-        for block in blocks:
-            output.write(block)
-            count(len(block))
-    return sha256_file(part)
 
 
 def _print(text: str) -> None:
