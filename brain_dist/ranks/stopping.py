@@ -98,9 +98,12 @@ def catch_stop_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def ignore_stop_signals(*_: object) -> None:
-    """Make a worker process of a rank ignore the signals that ask the rank to stop: it needs its worker until then."""
-    for number in SIGNALS:
+def ignore_terminal_signals(*_: object) -> None:
+    """Make a worker process ignore what a terminal sends to all processes: its rank still needs it for the last step.
+
+    SIGTERM is not ignored, because multiprocessing ends its workers with it.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 

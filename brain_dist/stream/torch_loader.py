@@ -12,6 +12,7 @@ import numpy as np
 
 from brain_dist.config import DataConfig
 from brain_dist.errors import Fault
+from brain_dist.ranks.stopping import ignore_terminal_signals
 from brain_dist.store.dataset import Dataset
 from brain_dist.store.reader import ShardReader
 from brain_dist.stream.augment import Decisions, pixel_boxes
@@ -44,6 +45,7 @@ def batches(
         sampler=sampler(),
         num_workers=config.threads,
         prefetch_factor=config.prefetch,
+        worker_init_fn=ignore_terminal_signals,
         pin_memory=device.type == "cuda",
         # forking a process that already runs the threads of gloo and DeepSpeed may deadlock
         multiprocessing_context="forkserver",
