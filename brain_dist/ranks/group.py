@@ -59,30 +59,31 @@ def process_group(
     secret = _read_secret() if world.size > 1 else b""
     start_limit = max(timeout if watch else min(timeout, LONGEST_STEP), SHORTEST_WAIT)
     patience = datetime.timedelta(seconds=1.5 * max(timeout, LONGEST_STEP) + 60)
-    _export_variables(world, device, patience)
-    server = None if watch else serve_store(world)  # noqa: F841 (keeps it open)
-    store = dist.HashStore() if world.size == 1 else connect(world, start_limit)
-    _wait_for_ranks(world, store, start_limit, watch)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=patience)
-    try:
-        if world.size > 1:
-            for kind in {"cpu", device.type}:
-                _authenticate(world, torch.device(kind) if kind == "cpu" else device, secret)
-        yield
-    finally:
-        deepspeed = sys.modules.get("deepspeed")
-        if deepspeed is not None and deepspeed.comm.is_initialized():
-            deepspeed.comm.destroy_process_group()  # torch's group and DeepSpeed's references to it
-        else:
-            dist.destroy_process_group()
+    with _exported_variables(world, device, patience):
+        server = None if watch else serve_store(world)  # noqa: F841 (keeps it open)
+        store = dist.HashStore() if world.size == 1 else connect(world, start_limit)
+        _wait_for_ranks(world, store, start_limit, watch)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=patience)
+        try:
+            if world.size > 1:
+                for kind in {"cpu", device.type}:
+                    _authenticate(world, torch.device(kind) if kind == "cpu" else device, secret)
+            yield
+        finally:
+            deepspeed = sys.modules.get("deepspeed")
+            if deepspeed is not None and deepspeed.comm.is_initialized():
+                deepspeed.comm.destroy_process_group()  # torch's group and DeepSpeed's references to it
+            else:
+                dist.destroy_process_group()
 
 
-def _export_variables(world: World, device: torch.device, timeout: datetime.timedelta) -> None:
-    """Set the environment variables that DeepSpeed reads even if a process group exists."""
+@contextlib.contextmanager
+def _exported_variables(world: World, device: torch.device, timeout: datetime.timedelta) -> Iterator[None]:
+    """Set the environment variables that DeepSpeed reads even if a process group exists; restore them at the end."""
     # DeepSpeed uses the GPU with this number, which is 0 if srun shows each task only one GPU
     local_rank = world.local_rank if device.index is None else device.index
-    os.environ |= {
+    values = {
         "RANK": str(world.rank),
         "WORLD_SIZE": str(world.size),
         "LOCAL_RANK": str(local_rank),
@@ -90,6 +91,16 @@ def _export_variables(world: World, device: torch.device, timeout: datetime.time
         "MASTER_PORT": str(world.port),
         "DEEPSPEED_TIMEOUT": str(max(1, math.ceil(timeout.total_seconds() / 60))),  # minutes, for DeepSpeed's groups
     }
+    previous = {name: os.environ.get(name) for name in values}
+    os.environ |= values
+    try:
+        yield
+    finally:
+        for name, value in previous.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _wait_for_ranks(world: World, store: Any, timeout: float, watch: Watch | None) -> None:

@@ -76,11 +76,13 @@ def test_port_in_use_is_named() -> None:
         world = discover(
             {**TORCH, "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         )
+        before = dict(os.environ)
         with (
             pytest.raises(UserError, match=f"port {port} of 127.0.0.1 is in use.*set MASTER_PORT"),
             process_group(world, torch.device("cpu")),
         ):
             pass
+    assert dict(os.environ) == before
 
 
 def test_a_rank_left_over_from_another_start_cannot_join() -> None:
