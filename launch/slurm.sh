@@ -32,6 +32,8 @@ esac
 : "${PYTHON:=python3}"
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 export PYTHONUNBUFFERED=1
+BRAIN_DIST_SECRET=${BRAIN_DIST_SECRET:-$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')} # srun passes it to the ranks only
+export BRAIN_DIST_SECRET
 unset SLURM_CPUS_PER_GPU SLURM_TRES_PER_TASK # newer versions of srun refuse them together with --cpus-per-task
 
 # Rank 0 is the first task of the first node. SLURM itself connects to NodeAddr; host names may not resolve.
