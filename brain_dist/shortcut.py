@@ -7,7 +7,6 @@ from pathlib import Path
 
 from brain_dist.common.commands import ArgumentParser
 from brain_dist.errors import leave
-from brain_dist.judging.shortcuts import report_shortcuts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="fold to test on (shards built with --split kfold); the next fold is left out, the others are trained on",
     )
     arguments = parser.parse_args(argv)
+    from brain_dist.judging.shortcuts import report_shortcuts
+
     report_shortcuts(arguments.shards, arguments.fold, arguments.json)
     return 0
 
