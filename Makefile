@@ -28,16 +28,16 @@ bench-setup: .venv/ready ## create .venv-bench, which also has the libraries tha
 	$(UV) pip install --quiet --python .venv-bench/bin/python --require-hashes --requirements requirements-bench.lock
 	$(UV) pip install --quiet --python .venv-bench/bin/python --no-deps --no-build-isolation --editable .
 
-demo: .venv/ready ## phantoms (or DATA=DIR [RECIPE=FILE]) → shards → training → evaluation → report, 5 minutes on 2 cores
+demo: .venv/ready ## phantoms (or DATA=DIR [RECIPE=FILE]) → shards → training → evaluation → report, 5 to 10 minutes on 2 cores
 	PATH="$(CURDIR)/.venv/bin:$$PATH" DATA="$(DATA)" RECIPE="$(RECIPE)" launch/demo.sh
 
-test: .venv/ready ## tests except the slow ones, about 8 minutes on 2 cores
+test: .venv/ready ## tests except the slow ones, 10 to 13 minutes on 2 cores
 	$(PY) -m pytest -m "not slow"
 
-test-slow: .venv/ready ## the slow tests: all kinds of fault, all SLURM jobs, about 10 minutes on 2 cores
+test-slow: .venv/ready ## the slow tests: all kinds of fault, all SLURM jobs
 	$(PY) -m pytest -m slow
 
-soak: .venv/ready ## inject 112 faults of 28 kinds at random moments and resume after each, half an hour, as root
+soak: .venv/ready ## inject 112 faults of 28 kinds at random moments and resume after each, as root
 	$(PY) tests/faults/soak.py --table runs/faults.md
 
 check: .venv/ready ## formatter, linter, types, dead code, import order, docstrings
