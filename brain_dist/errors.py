@@ -53,6 +53,12 @@ def run(main: Callable[[], int]) -> int:
         return EXIT_INTERRUPTED
 
 
+def print_once(text: str) -> None:
+    """Print a line on stderr, on the first rank only."""
+    if _rank()[0] == "0":
+        print(f"brain-dist: {text}", file=sys.stderr, flush=True)
+
+
 def _rank() -> tuple[str, bool]:
     """The number of this process, from the launcher's environment, and whether it is the first on its node."""
     rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brain_dist.common.text import nearest
-from brain_dist.config import ModelConfig
-from brain_dist.errors import UserError
+from brain_dist.config import Config, ModelConfig
+from brain_dist.errors import Fault, UserError
 from brain_dist.networks.weights import apply_weights, read_weights
+from brain_dist.ranks.device import is_out_of_memory
+from brain_dist.ranks.group import is_connection_loss
 
 if TYPE_CHECKING:
     import torch
+
+_PROJECT = Path(__file__).parents[1]
 
 
 def create_network(config: ModelConfig, classes: int, *, seed: int, load_weights: bool = True) -> torch.nn.Module:
@@ -38,7 +45,7 @@ def create_network(config: ModelConfig, classes: int, *, seed: int, load_weights
     if config.grad_checkpointing:
         try:
             model.set_grad_checkpointing(True)
-        except AssertionError as error:
+        except (AssertionError, AttributeError) as error:
             raise UserError(
                 f"model.grad_checkpointing=true: timm's {config.name} does not support it ({error}); set it to false"
             ) from error
@@ -56,18 +63,48 @@ def _create(config: ModelConfig, classes: int, *, pretrained: bool) -> Any:
         arguments["drop_path_rate"] = config.drop_path
     try:
         return timm.create_model(config.name, pretrained=pretrained, **arguments, **config.options)
-    except TypeError as error:
-        raise UserError(
-            f"model.name={config.name} does not accept these settings ({error});"
-            " change model.options or model.drop_path"
-        ) from error
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # whatever timm raises about its arguments, as an assertion, a KeyError, …
         if not pretrained:
-            raise
+            raise UserError(
+                f"model.name={config.name} does not accept these settings ({type(error).__name__}: {error});"
+                " change model.options or model.drop_path"
+            ) from error
+        _create(config, classes, pretrained=False)  # if the settings are wrong, that is the reason
         raise UserError(
             f"the ImageNet weights of {config.name} are not in the hub cache and can't be downloaded"
             f" ({type(error).__name__}); run `python -m brain_dist.weights {config.name}` on a machine with network"
             " access and share its HF_HOME, or set model.pretrained=false or model.weights=FILE"
+        ) from error
+
+
+@contextmanager
+def explain_errors(config: Config) -> Iterator[None]:
+    """Turn what a library raises in the first step of a network into one line.
+
+    The settings are then the likely reason: a size that the network does not accept, too few images for BatchNorm.
+
+    Raises:
+        UserError: a library raised an error.
+    """
+    try:
+        yield
+    except (UserError, Fault):
+        raise
+    except Exception as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        by_library = not Path(frame.f_code.co_filename).is_relative_to(_PROJECT)
+        if not by_library or is_out_of_memory(error) or is_connection_loss(error) or "CUDA error" in str(error):
+            raise
+        settings = ["data.size", "train.micro_batch", "model.options"]
+        settings += [name for name in ("compile", "sync_batchnorm") if getattr(config.model, name)]
+        advice = f"change {', '.join(f'model.{name}' if '.' not in name else name for name in settings)}"
+        if "more than 1 value per channel" in str(error):
+            advice = "raise train.micro_batch or data.size, or set model.sync_batchnorm=true"
+        elif config.run.deterministic and "deterministic" in str(error):
+            advice = "set run.deterministic=false"
+        raise UserError(
+            f"model.name={config.model.name} cannot be trained on {config.train.micro_batch} images of"
+            f" {config.data.size} × {config.data.size} per micro-batch ({type(error).__name__}: {error}); {advice}"
         ) from error
 
 

@@ -47,6 +47,13 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux reports KiB
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an operation of torch failed because the memory of the device, or of the host, is full."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def enable_determinism() -> None:
     """Make the same command on the same machines give the same bits; call before the first computation.
 

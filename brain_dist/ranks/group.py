@@ -176,7 +176,7 @@ def _read_secret() -> bytes:
         raise UserError(f"{path} cannot be used ({error.strerror}); {advice}") from error
 
 
-def is_connection_loss(error: RuntimeError) -> bool:
+def is_connection_loss(error: Exception) -> bool:
     """Whether a collective failed because another rank is gone, rather than because of an error on this rank."""
     import torch.distributed as dist
 

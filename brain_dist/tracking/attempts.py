@@ -12,9 +12,9 @@ from typing import Any
 from brain_dist.errors import Fault
 
 FILE = "attempts.jsonl"
-# A signal during start-up still leads to one step before the save. If this many attempts of a job made no more than one
-# step each, the job loops: its time limit is shorter than its warning, or a checkpoint is further away than the next
-# preemption.
+# A signal before the first step ends an attempt, a later one leads to a save. If this many attempts of a job made no
+# more than one step each, the job loops: its time limit is shorter than its warning, or a checkpoint is further away
+# than the next preemption.
 MAX_ATTEMPTS_WITHOUT_PROGRESS = 3
 
 

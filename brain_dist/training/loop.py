@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 from brain_dist.checkpoints.evaluations import Evaluations
@@ -13,6 +13,7 @@ from brain_dist.config import Config
 from brain_dist.errors import EXIT_PREEMPTED
 from brain_dist.inference.examples import make_examples
 from brain_dist.judging.examples import Example
+from brain_dist.networks.create import explain_errors
 from brain_dist.ranks.device import peak_memory
 from brain_dist.ranks.rendezvous import LONGEST_STEP
 from brain_dist.ranks.stopping import SAVE, STOP, StepAgreement, StepResult
@@ -106,7 +107,8 @@ class Trainer:
         batches = [next(self.batches) for _ in range(self.engine.accumulation_steps)]
         allowance = LONGEST_STEP if step == self.first_step else 0.0  # the first step may compile the network
         self.watch.report_progress(f"computing step {step}", allowance)
-        loss_share = self.engine.step(batches, lr)
+        with explain_errors(self.config) if allowance else nullcontext():
+            loss_share = self.engine.step(batches, lr)
         self.watch.report_progress(f"waiting for the others after step {step}", allowance)
         result = self.agreement.after_step(loss_share, writing=self.saver.writing, write_failed=self.saver.write_failed)
         if result.write_failed or not result.writing:

@@ -17,7 +17,7 @@ from brain_dist.checkpoints.layout import weights_file
 from brain_dist.config import Config, ModelConfig
 from brain_dist.errors import EXIT_PREEMPTED, Fault, UserError
 from brain_dist.networks.create import create_network
-from brain_dist.ranks.device import choose_device, enable_determinism
+from brain_dist.ranks.device import choose_device, enable_determinism, is_out_of_memory
 from brain_dist.ranks.group import gather_objects, is_connection_loss, process_group, run_on_main
 from brain_dist.ranks.rendezvous import LONGEST_STEP
 from brain_dist.ranks.stopping import StepAgreement, StopRequest
@@ -151,6 +151,12 @@ def _clear_faults(config: Config, watch: Watch) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise Fault(
+                f"the memory of the device is full while {watch.activity} ({error}): lower"
+                f" train.micro_batch={config.train.micro_batch} (train.global_batch may stay), lower data.size, or set"
+                " model.grad_checkpointing=true"
+            ) from error
         if not is_connection_loss(error):
             raise
         raise Fault(f"lost contact while {watch.activity}: {watch.find_cause()}") from error

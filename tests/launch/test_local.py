@@ -124,11 +124,12 @@ def test_ctrl_c_ends_evaluation_with_one_line(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_a_command_with_worker_processes_with_one_line(tmp_path: Path) -> None:
-    arguments = ["phantom", "--out", str(tmp_path / "out"), "--patients", "200", "--slices", "2", "--size", "64"]
+    arguments = ["phantom", "--out", str(tmp_path / "out"), "--patients", "400", "--slices", "2", "--size", "64"]
     phantom = start("brain_dist.shard", *arguments)
     try:
-        while len(children(phantom.pid)) < 2 and phantom.poll() is None:
+        while not any(map(children, children(phantom.pid))) and phantom.poll() is None:
             time.sleep(0.02)
+        time.sleep(1)  # until the workers work
         assert phantom.poll() is None
         os.killpg(phantom.pid, signal.SIGINT)  # as a terminal does; the workers get it, too
         output = phantom.communicate(timeout=120)[0]

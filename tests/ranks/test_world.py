@@ -93,6 +93,8 @@ def test_a_rank_left_over_from_another_start_cannot_join() -> None:
     connect(second, 10).set("key", "0")
     assert connect(discover({**env, START_ID: "second"}), 10).check(["key"])
     assert not connect(discover({**env, START_ID: "first"}), 10).check(["key"])
+    torchrun = {**TORCH, "TORCHELASTIC_RUN_ID": "x"}  # its store outlives a restart
+    assert len({discover({**torchrun, "TORCHELASTIC_RESTART_COUNT": str(n)}).start_id for n in range(2)}) == 2
     ids = [discover({**SRUN, "SLURM_STEP_ID": "0", "SLURM_RESTART_COUNT": str(n)}).start_id for n in range(2)]
     assert len(set(ids)) == 2
 
