@@ -86,6 +86,7 @@ def leave(main: Callable[[], int]) -> NoReturn:
     _require_utf8()
     _secure_output()
     _exit_code = run(main)
+    _end_workers()
     sys.exit(_exit_code)
 
 
@@ -93,6 +94,15 @@ def _require_utf8() -> None:
     """Restart Python in UTF-8 mode if the locale has another encoding: names and files mean the same everywhere."""
     if sys.getfilesystemencoding() != "utf-8":
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def _end_workers() -> None:
+    """End worker processes that still run after an error; multiprocessing would wait for those that block SIGTERM."""
+    multiprocessing = sys.modules.get("multiprocessing.process")
+    if multiprocessing:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise an error about them
+        for child in multiprocessing.active_children():
+            child.kill()
 
 
 class _Output(io.FileIO):

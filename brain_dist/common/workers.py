@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
@@ -40,13 +40,8 @@ def worker_pool(workers: int) -> Iterator[Run]:
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["brain_dist.collection.examination"])
-    try:
-        _choose_socket_folder()
-        forkserver.ensure_running()
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"worker processes cannot be started ({reason}); set TMPDIR to a writable folder") from None
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_exit_with_parent) as pool:
+    start_worker_server()
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_pool_worker) as pool:
         try:
             yield lambda function, items, chunk_size: pool.map(function, items, chunksize=chunk_size)
         except BrokenProcessPool:
@@ -54,6 +49,28 @@ def worker_pool(workers: int) -> Iterator[Run]:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def start_worker_server() -> None:
+    """Start the process from which worker processes are forked, unless it runs.
+
+    It and its workers get no signals that ask a run to stop: a rank that saves first still needs them.
+
+    Raises:
+        UserError: $TMPDIR is not writable.
+    """
+    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
+    try:
+        _choose_socket_folder()
+        resource_tracker.ensure_running()  # otherwise started with the server, where it would unblock signals
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"worker processes cannot be started ({reason}); set TMPDIR to a writable folder") from None
 
 
 def _choose_socket_folder() -> None:
@@ -78,10 +95,15 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Ite
         yield from pool.map(function, items)
 
 
-def _exit_with_parent() -> None:
+def _start_pool_worker() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # a pool that lost a worker ends the others by it
+    exit_with_parent()
+
+
+def exit_with_parent(*_: object) -> None:
+    """Make this worker process end when the process that uses it ends, even by SIGKILL."""
     # A worker waits for items on a pipe that it also holds the other end of. If the parent is killed, it would wait
     # forever, or go on writing into a folder that the next build removes.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     parent = multiprocessing.parent_process()
     assert parent is not None
 

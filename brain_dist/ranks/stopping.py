@@ -98,15 +98,6 @@ def catch_stop_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def ignore_terminal_signals(*_: object) -> None:
-    """Make a worker process ignore what a terminal sends to all processes: its rank still needs it for the last step.
-
-    SIGTERM is not ignored, because multiprocessing ends its workers with it.
-    """
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-
-
 @dataclass(frozen=True)
 class StepResult:
     """What all ranks agreed on after a step.

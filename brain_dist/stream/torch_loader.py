@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from brain_dist.common.workers import exit_with_parent, start_worker_server
 from brain_dist.config import DataConfig
 from brain_dist.errors import Fault
-from brain_dist.ranks.stopping import ignore_terminal_signals
 from brain_dist.store.dataset import Dataset
 from brain_dist.store.reader import ShardReader
 from brain_dist.stream.augment import Decisions, pixel_boxes
@@ -45,15 +45,18 @@ def batches(
         sampler=sampler(),
         num_workers=config.threads,
         prefetch_factor=config.prefetch,
-        worker_init_fn=ignore_terminal_signals,
         pin_memory=device.type == "cuda",
         # forking a process that already runs the threads of gloo and DeepSpeed may deadlock
         multiprocessing_context="forkserver",
+        worker_init_fn=exit_with_parent,
     )
+    start_worker_server()
     # torch's destructor would print a traceback if the first process could not be started
     torch.utils.data.dataloader._MultiProcessingDataLoaderIter._shutdown = True
     try:
         for image in loader:
+            if isinstance(image, Fault):
+                raise image
             yield Batch.of(image.to(device, non_blocking=True), pending.popleft().micro, dataset.columns["label"])
     except (RuntimeError, OSError) as error:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None
@@ -76,11 +79,14 @@ class _Images:
         self.mode = "L" if config.color == "gray" else "RGB"
         self.augmented = augmented
 
-    def __getitem__(self, job: Job) -> torch.Tensor:
+    def __getitem__(self, job: Job) -> torch.Tensor | Fault:
         import torch
 
         rows_and_crops = zip(job.micro.rows.tolist(), job.decisions.crop.tolist(), strict=True)
-        image = torch.stack([self._decode(row, *crop) for row, crop in rows_and_crops])
+        try:
+            image = torch.stack([self._decode(row, *crop) for row, crop in rows_and_crops])
+        except Fault as error:  # torch would add a traceback to its text
+            return error
         return _augment(image, job.decisions) if self.augmented else image
 
     def _decode(self, row: int, x: int, y: int, width: int, height: int) -> torch.Tensor:

@@ -68,7 +68,9 @@ class Trainer:
         """Train to the end or to a stop request. Every rank must call. Returns the exit code."""
         with self.tracker:
             self.tracker.print_line(self.summary)
-            self.agreement.request.saved_step = lambda: self.saver.saved or self.first_step
+            # a reference to this object would keep its loading processes
+            saver, first_step = self.saver, self.first_step
+            self.agreement.request.saved_step = lambda: saver.saved or first_step
             if self.evaluation_missed:
                 self.evaluate_and_record(self.first_step)
             self._clock = time.perf_counter()

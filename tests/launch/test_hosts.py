@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import signal
 import socket
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, TINY, command, environment, free_ports, losses, read_metrics
 
+from brain_dist.ranks.world import SECRET
 from launch.hosts import read_hostfile
 
 TWO_HOSTS = "localhost slots=1   # the first one serves the rendezvous\n\n127.0.0.1 slots=1\n"
@@ -113,6 +116,31 @@ def test_bad_port_is_reported(ssh: str, tmp_path: Path) -> None:
     assert "Traceback" not in in_use.err
     impossible = command(launch_hosts(ssh, 70000, tmp_path / "hosts"), expect=2)
     assert "--port 70000: must be 1 to 65535" in impossible.err
+
+
+def test_command_lines_show_no_secret_and_accounts_stay_on_their_machine(tmp_path: Path) -> None:
+    fake_ssh = tmp_path / "ssh"
+    fake_ssh.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/arguments\nhead -n 1 >> {tmp_path}/input\n')
+    fake_ssh.chmod(0o755)
+    (tmp_path / "hosts").write_text(TWO_HOSTS)
+    secrets = {
+        "HF_TOKEN": "hf_1",
+        "WANDB_API_KEY": "w_1",
+        "NCCL_SOCKET_IFNAME": "eth7",
+        "HF_HOME": "/hub",
+        "OTHER": "x_1",
+    }
+    command(launch_hosts(str(fake_ssh), 20000, tmp_path / "hosts"), **secrets)
+    command_lines = (tmp_path / "arguments").read_text()
+    assert command_lines.count("launch/local.py") == 2
+    assert not {"hf_1", "w_1", "eth7", "x_1"} & set(re.split(r"[\s=]", command_lines))
+    first, second = map(json.loads, (tmp_path / "input").read_text().splitlines())
+    assert first == second
+    assert first["NCCL_SOCKET_IFNAME"] == "eth7"
+    assert first["HF_HOME"] == "/hub"
+    assert not {"HF_TOKEN", "WANDB_API_KEY", "OTHER"} & set(first)
+    assert first[SECRET]
+    assert first[SECRET] not in command_lines
 
 
 @pytest.mark.parametrize(

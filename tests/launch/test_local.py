@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -53,6 +54,41 @@ def test_ranks_save_and_end_if_their_launcher_is_hung_up_interrupted_or_killed(
     steps = len(losses(tmp_path / "run"))
     assert f"stop requested: step {steps} of" in result.err
     assert complete_steps(tmp_path / "run" / "checkpoints") == [steps]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_loading_processes_serve_their_rank_until_it_ends(
+    number: signal.Signals, phantom_shards: Path, tmp_path: Path
+) -> None:
+    train = start("brain_dist.train", *training(phantom_shards, tmp_path, "--data.loader", "torch"))
+    try:
+        while steps_done(tmp_path) < 3 and train.poll() is None:
+            time.sleep(0.02)
+        if number == signal.SIGKILL:
+            train.kill()
+        else:
+            os.killpg(train.pid, number)  # to the workers, too, as a terminal and SLURM do
+        output = train.communicate(timeout=60)[0]  # the pipe closes when the last worker has ended
+    finally:
+        train.kill()
+    assert train.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 75), output
+    if number != signal.SIGKILL:
+        assert complete_steps(tmp_path / "run" / "checkpoints") == [len(losses(tmp_path / "run"))]
+
+
+def test_loading_processes_end_with_a_rank_that_fails(phantom_shards: Path, tmp_path: Path) -> None:
+    shards = shutil.copytree(phantom_shards, tmp_path / "shards")
+    train = start("brain_dist.train", *training(shards, tmp_path, "--data.loader", "torch"))
+    try:
+        while steps_done(tmp_path) < 3 and train.poll() is None:
+            time.sleep(0.02)
+        for shard in shards.glob("*.tar"):
+            os.truncate(shard, 0)
+        output = train.communicate(timeout=60)[0]
+    finally:
+        train.kill()
+    assert train.returncode == 1, output
+    assert re.search(r"brain-dist: error: \S+\.tar, sample \S+ at byte \d+: the shard ends after 0 of", output), output
 
 
 def test_second_ctrl_c_ends_at_once_and_says_where_the_run_resumes(phantom_shards: Path, tmp_path: Path) -> None:
