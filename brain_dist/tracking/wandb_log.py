@@ -7,6 +7,8 @@ import netrc
 import os
 import sys
 import tempfile
+import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 INIT_TIMEOUT = 15.0  # seconds until W&B counts as unreachable; its default is 90
 FINISHED = "FINISHED"  # marks an offline run that is complete, for `brain-dist sync`
+FLUSH_INTERVAL = 1  # seconds between W&B's writes to disk; its default is 15
 FINISH_TIMEOUT = 120.0  # seconds for the last uploads; the jobs in slurm/ are warned five minutes before their end
 _NOT_LOGGED = ("kind", "step", "split", "time", "per_class", "confusion")
 
@@ -29,14 +32,16 @@ class WandbLog:
     """An open W&B run.
 
     W&B writes in a separate process, and SLURM may send its SIGTERM to every process of a step. Rows that W&B does not
-    accept are kept, and sent when the run finishes: after the checkpoint, which must not wait for them. No error of W&B
-    ends a training, whatever its type.
+    accept, or may not have written when its process ended, are kept, and sent when the run finishes: after the
+    checkpoint, which must not wait for them. Some of these rows can then appear twice. No error of W&B ends a training,
+    whatever its type.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
         """``settings``: arguments of ``wandb.init``."""
         self.settings = settings
         self.unsent: list[tuple[dict[str, Any], Sequence[Example]]] = []
+        self.unwritten: deque[tuple[float, dict[str, Any], Sequence[Example]]] = deque()  # with the time of sending
         self._open()
 
     def _open(self) -> None:
@@ -45,7 +50,7 @@ class WandbLog:
         settings = wandb.Settings(
             console="off",
             silent=True,
-            x_transaction_log_flush_interval=1,  # seconds of rows that are lost if W&B's process is killed; default 15
+            x_transaction_log_flush_interval=FLUSH_INTERVAL,
             init_timeout=INIT_TIMEOUT,
             finish_timeout=FINISH_TIMEOUT,  # without a network the job must still end
         )
@@ -64,10 +69,18 @@ class WandbLog:
         """Log a row of metrics.jsonl, or keep it until the end if W&B does not respond."""
         if not self.unsent:
             try:
-                return self._send(row, examples)
+                self._send(row, examples)
+                return self._remember(row, examples)
             except Exception:  # mostly the connection to W&B's process is broken
                 pass
         self.unsent.append((row, examples))
+
+    def _remember(self, row: dict[str, Any], examples: Sequence[Example]) -> None:
+        """Keep a row until W&B has written it to disk."""
+        now = time.monotonic()
+        self.unwritten.append((now, row, examples))
+        while now - self.unwritten[0][0] > 3 * FLUSH_INTERVAL:
+            self.unwritten.popleft()
 
     def _send(self, row: dict[str, Any], examples: Sequence[Example]) -> None:
         """Log a row as ``train/loss``, ``val/accuracy``, ``val/glioma/f1``, …, over the optimiser step."""
@@ -93,25 +106,33 @@ class WandbLog:
             What went wrong, in one line, or None. The exit code of the training and metrics.jsonl do not depend on W&B.
         """
         folders, problem = {Path(self.run.settings.sync_dir)}, None
-        try:
-            if self.unsent:
+        if self.unsent or not self._finish_run(code):
+            try:
                 problem = self._resend()
-            self.run.finish(exit_code=code)
-        except Exception as error:
-            problem = f"W&B ended before this run did ({_one_line(error)}); its last rows may be missing there"
-            self._end_service()
+                self.run.finish(exit_code=code)
+            except Exception as error:
+                problem = f"W&B ended before this run did ({_one_line(error)}); its last rows may be missing there"
+                self._end_service()
         for folder in folders | {Path(self.run.settings.sync_dir)}:
             with contextlib.suppress(OSError):  # it does not exist
                 (folder / FINISHED).touch()
         return problem
 
+    def _finish_run(self, code: int) -> bool:
+        """Finish the W&B run; False if W&B's process has ended."""
+        try:
+            self.run.finish(exit_code=code)
+        except Exception:
+            return False
+        return True
+
     def _resend(self) -> str | None:
-        """Continue the same W&B run in a new file, and send the rows that W&B did not accept."""
+        """Continue the same W&B run in a new file, and send the rows that W&B did not accept or write."""
         self._end_service()
         self.settings |= {"id": self.run.id, "resume": "allow"}
         self._open()
         problem = None
-        for row, examples in self.unsent:
+        for row, examples in [*((row, examples) for _, row, examples in self.unwritten), *self.unsent]:
             try:
                 self._send(row, examples)
             except Exception as error:

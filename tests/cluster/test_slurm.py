@@ -296,25 +296,25 @@ def test_preempted_job_saves_and_resumes(jobs: Jobs, undisturbed: Path) -> None:
     assert "stopped after a clean save; back in the queue" in output
     assert "attempt 2" in output
     assert "Traceback" not in output
-    assert_wandb_has_every_step(jobs.folder / "preempted", resumed_at=resumed_step(output))
+    assert resumed_step(output) > 20, "resumed from the periodic checkpoint of step 15"
+    assert_wandb_has_every_step(jobs.folder / "preempted")
     assert_same_training(jobs.folder / "preempted", undisturbed)
 
 
 def resumed_step(output: str) -> int:
-    """The step from which a run resumed; it must be later than the periodic checkpoint of step 15."""
+    """The step from which a run resumed."""
     match = re.search(r"resuming at step (\d+)", output)
     assert match
-    assert int(match[1]) > 20
     return int(match[1])
 
 
-def assert_wandb_has_every_step(run: Path, resumed_at: int) -> None:
-    """Every step is in W&B's files once, except the last ones before W&B's process was killed."""
+def assert_wandb_has_every_step(run: Path) -> None:
+    """Every step is in W&B's files; steps that may not have been written when W&B's process ended can be there twice."""
     folders = sorted((run / "wandb").glob("offline-run-*"))
     assert all((folder / "FINISHED").exists() for folder in folders)
-    steps = [row["step"] for folder in folders for row in history(folder) if "train/loss" in row]
-    assert steps == sorted(set(steps))
-    assert set(range(STEPS)) - set(steps) <= set(range(resumed_at - 5, resumed_at))
+    steps = [[row["step"] for row in history(folder) if "train/loss" in row] for folder in folders]
+    assert all(part == sorted(set(part)) for part in steps)
+    assert {step for part in steps for step in part} == set(range(STEPS))
 
 
 @pytest.mark.slow
