@@ -1,6 +1,7 @@
 """Turn a signal to any rank, or a file in the run's folder, into one decision of all ranks.
 
-Before the first step there is nothing to save, so a signal ends the process at once. Afterwards it only sets a flag.
+Before the first step there is nothing to save, so a signal ends the process at once, with 128 + its number as exit
+code: srun also sends SIGTERM when another rank has failed, and such a job must not be requeued. Afterwards it only sets a flag.
 After each step the ranks add up their flags, in the same small reduction that gives the step's mean loss, so all ranks
 save and stop after the same step. Another signal sets the same flag again, but a second Ctrl-C ends the process.
 """
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from brain_dist.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from brain_dist.errors import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,7 @@ class StopRequest:
     def _receive(self, number: int) -> None:
         """Act on a signal; called in a thread, as the main thread may be waiting for other ranks in a library."""
         if not self.training:
-            _end(EXIT_PREEMPTED, "stop requested before the first step; run the same command to start again")
+            _end(128 + number, "stop requested before the first step; run the same command to start again")
         if number == signal.SIGINT and self._interrupted:
             _end(EXIT_INTERRUPTED, f"ended without a save; the same command resumes at step {self.saved_step()}")
         if number == signal.SIGINT:

@@ -343,8 +343,8 @@ def test_cancelled_job_is_not_requeued(jobs: Jobs) -> None:
 
 
 def assert_not_requeued(jobs: Jobs, job: str, name: str) -> None:
+    assert "back in the queue" not in jobs.output(name), jobs.output(name)
     assert jobs.cluster.restarts(job) == 0
-    assert "back in the queue" not in jobs.output(name)
 
 
 @pytest.mark.slow
