@@ -1,9 +1,10 @@
 """Turn a signal to any rank, or a file in the run's folder, into one decision of all ranks.
 
 Before the first step there is nothing to save, so a signal ends the process at once, with 128 + its number as exit
-code: srun also sends SIGTERM when another rank has failed, and such a job must not be requeued. Afterwards it only sets a flag.
-After each step the ranks add up their flags, in the same small reduction that gives the step's mean loss, so all ranks
-save and stop after the same step. Another signal sets the same flag again, but a second Ctrl-C ends the process.
+code: srun also sends SIGTERM when another rank has failed, and such a job must not be requeued. Afterwards a signal
+only sets a flag. After each step the ranks add up their flags, in the same small reduction that gives the step's mean
+loss, so all ranks save and stop after the same step. Another signal sets the same flag again, but a second Ctrl-C ends
+the process.
 """
 
 from __future__ import annotations

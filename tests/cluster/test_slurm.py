@@ -309,7 +309,7 @@ def resumed_step(output: str) -> int:
 
 
 def assert_wandb_has_every_step(run: Path) -> None:
-    """Every step is in W&B's files; steps that may not have been written when W&B's process ended can be there twice."""
+    """Every step is in W&B's files. The last steps before W&B's process ended can be there twice."""
     folders = sorted((run / "wandb").glob("offline-run-*"))
     assert all((folder / "FINISHED").exists() for folder in folders)
     steps = [[row["step"] for row in history(folder) if "train/loss" in row] for folder in folders]

@@ -42,7 +42,8 @@ def stopped(kind: str, strike: Callable[[Ranks, Trial], None], trial: Trial, ref
     outcome, codes = struck(kind, strike, trial)
     if outcome.injected:
         # before the first step only the ranks that got the signal stop by themselves, and the launcher ends the others
-        early = "before the first step" in outcome.output and {128 + signal.SIGTERM, 128 + signal.SIGUSR1} & set(codes)
+        ended_by = {128 + signal.SIGTERM, 128 + signal.SIGUSR1} & set(codes)
+        early = ended_by and "before the first step" in outcome.output
         # before Python has installed the handler, a signal kills the process
         killed = {-signal.SIGTERM, -signal.SIGUSR1} & set(codes)
         assert codes == [75] * WORLD_SIZE or early or killed, (codes, outcome.output)
