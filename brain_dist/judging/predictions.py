@@ -45,6 +45,8 @@ class Predictions:
             :mod:`brain_dist.inference.known`. None for the shards of the training.
         not_compared: why other shards could not be compared with the training images, or None.
         allow_known: whether images that training knew count in :attr:`headline`.
+        adopted: name and checksum of the file that the probabilities came from, see :mod:`brain_dist.judging.adoption`;
+            the logits are then their logarithms. None for predictions of a run.
     """
 
     row: np.ndarray
@@ -65,6 +67,7 @@ class Predictions:
     known: np.ndarray | None = None
     not_compared: str | None = None
     allow_known: bool = False
+    adopted: str | None = None
 
     def __len__(self) -> int:
         return len(self.row)
@@ -203,10 +206,11 @@ def _to_table(predictions: Predictions) -> pa.Table:
         columns |= {f"{kind}_{name}": pa.array(values[:, c]) for c, name in enumerate(predictions.classes)}
     metadata = {name: str(getattr(predictions, name)) for name in ("run", "step", "dataset_version", "shards")}
     metadata["classes"] = json.dumps(predictions.classes)
-    if predictions.fold is not None:
-        metadata["fold"] = str(predictions.fold)
-    if predictions.not_compared is not None:
-        metadata["not_compared"] = predictions.not_compared
+    for name in ("fold", "not_compared", "adopted"):
+        if getattr(predictions, name) is not None:
+            metadata[name] = str(getattr(predictions, name))
+    if predictions.adopted is not None:
+        metadata["logit"] = "log of the probability, at least 1e-12"
     if predictions.known is not None:
         columns["known"] = pa.array([reason or None for reason in predictions.known], pa.string())
         metadata["allow_known"] = json.dumps(predictions.allow_known)
@@ -233,6 +237,7 @@ def _from_table(table: pa.Table) -> Predictions:
         fold=int(metadata["fold"]) if "fold" in metadata else None,
         not_compared=metadata.get("not_compared"),
         allow_known=json.loads(metadata.get("allow_known", "false")),
+        adopted=metadata.get("adopted"),
         **columns,
     )
 

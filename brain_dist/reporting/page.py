@@ -101,7 +101,10 @@ def run_facts(files: RunFiles) -> list[str]:
         facts.append(str(yaml.safe_load(files.config)["model"]["name"]))
     if files.environment is not None and "parameters" in files.environment:
         facts.append(f"{files.environment['parameters'] / 1e6:.1f} million parameters")
-    facts.append(f"{files.predictions.step:,} optimiser steps")
+    if files.predictions.adopted is None:
+        facts.append(f"{files.predictions.step:,} optimiser steps")
+    else:
+        facts.append(f"predictions adopted from {files.predictions.adopted.split(', sha256')[0]}")
     if files.log:
         facts.append(f"trained until {datetime.fromtimestamp(files.log[-1]['time'], UTC):%-d %B %Y}")
     return facts
@@ -111,11 +114,13 @@ def separation(files: RunFiles) -> dict[str, Any]:
     """Whether evaluated images share patients or pictures with the training images.
 
     Returns:
-        ``kind``: "clean", "leaking", "unknown", "compared" (with other shards than those of the training) or
-        "not compared"; ``n``: images that leak or that training knew. If compared, also their ``reasons``, and the
-        accuracy on ``known`` and ``unknown`` images (None if there are none).
+        ``kind``: "clean", "leaking", "unknown", "compared" (with other shards than those of the training), "not
+        compared" or "adopted"; ``n``: images that leak or that training knew. If compared, also their ``reasons``, and
+        the accuracy on ``known`` and ``unknown`` images (None if there are none).
     """
     predictions, table = files.predictions, files.table
+    if predictions.adopted is not None:
+        return {"kind": "adopted", "n": 0}
     trained_on = (files.environment or {}).get("dataset_version")
     if table.known is not None:
         known = table.is_known
