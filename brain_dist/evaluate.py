@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=32,
         help="images per rank and forward pass (default: 32)",
     )
-    parser.add_argument("--loader", choices=("dali", "torch"), help="default: the run's own")
+    parser.add_argument("--loader", choices=("dali", "opencv", "torch"), help="default: the run's own")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
     )

@@ -21,7 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(prog="brain-dist profile", description=__doc__.split("\n\n")[1], add_help=False)
     parser.add_argument("--steps", type=int, default=20, help="steps of each measurement (default: 20)")
     parser.add_argument("--trace", metavar="FILE.json", help="write a Chrome/Perfetto trace of the steps")
-    parser.add_argument("--compare", action="store_true", help="also measure the loaders dali, torch and synthetic")
+    parser.add_argument(
+        "--compare", action="store_true", help="also measure the loaders opencv, dali, torch and synthetic"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="default: profile.json in the run folder")
     words, about = sys.argv[1:] if argv is None else argv, "Measure where the time of a training step goes."
     options, settings = parser.parse_with_settings(words, lambda: load(["--help"], parser.prog, about))

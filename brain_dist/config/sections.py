@@ -84,12 +84,14 @@ class DataConfig(Section):
         leave_out: Name of one of `data.sources` to test on as a whole; the run trains on the others.
         fold: Fold to test on, ≥ 0 and < K, of shards built with `--split kfold --folds K`. The next fold (after the
             last one, the first) is the validation split.
-        loader: `dali` decodes and augments on the GPU, or on the CPU if there is no GPU. `torch` is a slow reference
-            that makes the same images. `synthetic` makes noise, to measure the speed of training without loading.
+        loader: Which library decodes and augments. `auto` is `dali` if the network is on a GPU, else `opencv`. `dali`
+            works on the GPU, or on the CPU if there is no GPU. `opencv` works on the CPU. `torch` is a slow reference.
+            All make the same images but for rounding. `synthetic` makes noise, to measure the speed of training without
+            loading.
         size: Height and width of the network's input in pixels, in [32, 4096].
         color: `gray` decodes one channel; the device repeats it if the network takes three. `rgb` decodes three.
         head_crop: Crop every image to the box around the head, so that borders carry no information.
-        threads: Decoding threads (`dali`) or worker processes (`torch`) per rank, in [1, 1024].
+        threads: Decoding threads (`dali`, `opencv`) or worker processes (`torch`) per rank, in [1, 1024].
         prefetch: Number of batches prepared in advance, in [1, 1024].
         window: Shards whose samples are shuffled together, ≥ 0; 0 is all of them. Use a window for data larger than
             memory.
@@ -104,7 +106,7 @@ class DataConfig(Section):
     sources: tuple[str, ...] = ()
     leave_out: str | None = None
     fold: Annotated[int | None, Range(0)] = None
-    loader: Literal["dali", "torch", "synthetic"] = "dali"
+    loader: Literal["auto", "dali", "opencv", "torch", "synthetic"] = "auto"
     size: Annotated[int, Range(32, 4096, "[]")] = 224
     color: Literal["gray", "rgb"] = "gray"
     head_crop: bool = False

@@ -36,7 +36,7 @@ def evaluate(
     name: str | None = None,
     out: Path | None = None,
     micro_batch: int = 32,
-    loader: Literal["dali", "torch"] | None = None,
+    loader: Literal["dali", "opencv", "torch"] | None = None,
     device: str = "auto",
     cache_dir: str | None = None,
 ) -> None:
@@ -51,7 +51,7 @@ def evaluate(
         name: name of the output files; None is the split.
         out: folder of the output files; None is ``predictions`` in the run's folder.
         micro_batch: images per rank and forward pass.
-        loader: dali, torch, or None for the run's own.
+        loader: dali, opencv, torch, or None for the run's own.
         device: auto, cpu or cuda.
         cache_dir: see :func:`load_run`.
 

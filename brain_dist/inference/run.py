@@ -110,7 +110,7 @@ def load_run(
     *,
     step: int | str | None = None,
     shards: str | None = None,
-    loader: Literal["dali", "torch"] | None = None,
+    loader: Literal["dali", "opencv", "torch"] | None = None,
     device: str = "cpu",
     weights: str = "auto",
     cache_dir: str | None = None,
@@ -125,7 +125,7 @@ def load_run(
         step: optimiser steps of the checkpoint, or "best" for the best by ``train.best`` (default: the newest).
         shards: other shards than those of the run: of the same classes, or, if the run has a class notumor, of the
             classes notumor and tumor.
-        loader: dali or torch (default: that of the run).
+        loader: dali, opencv or torch (default: that of the run).
         device: torch device.
         weights: "auto" uses the moving average of the weights if the checkpoint has one, "model" never does.
         cache_dir: folder on this node's disk to copy shards to, see :func:`brain_dist.store.stage.stage`. The run's own

@@ -20,13 +20,14 @@ from brain_dist.ranks.device import choose_device
 from brain_dist.ranks.group import gather_objects, process_group, run_on_main
 from brain_dist.ranks.world import World, discover
 from brain_dist.store.access import check_shards, open_data
+from brain_dist.stream.batches import with_loader
 
 if TYPE_CHECKING:
     import torch
 
     from brain_dist.store.dataset import Dataset
 
-LOADERS = ("dali", "torch", "synthetic")
+LOADERS = ("opencv", "dali", "torch", "synthetic")
 ENDLESS = 1_000_000  # epochs: a small collection has fewer steps than are measured
 
 
@@ -49,6 +50,7 @@ def run_profile(config: Config, *, steps: int, out: Path, trace: str | None, com
     if not len(rows):
         raise UserError(f"{dataset.root} has no training split; rebuild it with other --fractions")
     device = choose_device(world, config.run.device)
+    config = with_loader(config, device)
     with process_group(world, device):
         run_on_main(world, lambda: check_shards(dataset, rows))
         profile = measure_profile(config, dataset, world, device, steps=steps, trace=trace)

@@ -61,26 +61,30 @@ class ShardReader:
             Fault: the shard is missing, too short or damaged there, or the image has another size than in the index.
         """
         shard, offset, size = self._shards[row], int(self._offsets[row]), int(self._sizes[row])
-        place = f"{shard_path(self._root, self._sources, shard)}, sample {self._keys[row]} at byte {offset}"
         try:
             file = self._open(shard)  # keeps the file open while this thread reads
             data = os.pread(file.descriptor, size, offset)
         except OSError as error:
             raise Fault(
-                f"{place}: cannot be read ({error.strerror}); check with `python -m brain_dist.shard verify`"
+                f"{self.place(row)}: cannot be read ({error.strerror}); check with `python -m brain_dist.shard verify`"
             ) from None
         if len(data) != size:
-            raise Fault(f"{place}: the shard ends after {len(data)} of {size} bytes; copy or build it again")
+            raise Fault(f"{self.place(row)}: the shard ends after {len(data)} of {size} bytes; copy or build it again")
         if zlib.crc32(data) != self._crcs[row]:
-            raise Fault(f"{place}: the bytes are damaged (crc32 differs); copy or build the shard again")
+            raise Fault(f"{self.place(row)}: the bytes are damaged (crc32 differs); copy or build the shard again")
         # a decoder takes as much memory as the image asks for
         expected = int(self._widths[row]), int(self._heights[row])
         try:
             if (stored := encoded_size(data)) != expected:
                 raise BadImage(f"the image has {stored} pixels (width, height), in the index {expected}")
         except BadImage as error:
-            raise Fault(f"{place}: {error}; build the shard again") from None
+            raise Fault(f"{self.place(row)}: {error}; build the shard again") from None
         return data
+
+    def place(self, row: int) -> str:
+        """Shard, sample and byte of a row, for messages."""
+        path = shard_path(self._root, self._sources, self._shards[row])
+        return f"{path}, sample {self._keys[row]} at byte {self._offsets[row]}"
 
     def close(self) -> None:
         """Close the files; the next read opens them again."""

@@ -4,7 +4,8 @@
    :mod:`~brain_dist.stream.balance` makes classes of unequal size count equally.
 2. :mod:`~brain_dist.stream.augment` decides how each image is augmented. Both together are a :class:`~.batch.Job`.
 3. A loader carries out jobs in their order and makes no random decision. ``data.loader`` names it:
-   :mod:`~brain_dist.stream.dali_loader` (production) or :mod:`~brain_dist.stream.torch_loader` (its reference).
+   :mod:`~brain_dist.stream.opencv_loader` (CPU), :mod:`~brain_dist.stream.dali_loader` (GPU) or
+   :mod:`~brain_dist.stream.torch_loader` (reference). :mod:`~brain_dist.stream.pixels` defines the pixels of them all.
 4. The loader yields a :class:`~brain_dist.stream.batch.Batch`: uint8 images and their labels on the device.
 5. :class:`~brain_dist.stream.normalize.Normalize` turns the images into the network's input.
 

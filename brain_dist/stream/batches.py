@@ -121,10 +121,15 @@ def open_loader(
         config: loader, input size, colour, threads, prefetching.
         dataset: the shards.
         jobs: see :func:`training_jobs` and :func:`evaluation_jobs`.
-        augmented: False if the jobs only crop and resize, which saves the other operations.
+        augmented: False if the jobs only crop and resize, which saves the operations after that.
         micro_batch: images per micro-batch, B.
         device: device of the batches.
     """
+    config = _with_loader(config, device)
+    if config.loader == "opencv":
+        from brain_dist.stream import opencv_loader
+
+        return opencv_loader.batches(dataset, config, jobs, augmented=augmented, device=device)
     if config.loader == "dali":
         from brain_dist.stream import dali_loader
 
@@ -134,6 +139,17 @@ def open_loader(
 
         return torch_loader.batches(dataset, config, jobs, augmented=augmented, device=device)
     return _synthetic_batches(dataset, config, jobs, micro_batch, device)
+
+
+def with_loader(config: Config, device: torch.device) -> Config:
+    """The configuration with the loader that ``data.loader=auto`` means on this device."""
+    return replace(config, data=_with_loader(config.data, device))
+
+
+def _with_loader(config: DataConfig, device: torch.device) -> DataConfig:
+    if config.loader != "auto":
+        return config
+    return replace(config, loader="dali" if device.type == "cuda" else "opencv")
 
 
 def _synthetic_batches(

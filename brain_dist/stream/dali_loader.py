@@ -1,4 +1,6 @@
-"""The production loader: one NVIDIA DALI graph, on the GPU if there is one, else on the CPU.
+"""The loader for GPUs: one NVIDIA DALI graph, which also runs on the CPU.
+
+DALI cannot decode a JPEG at a fraction of its size, so the graph decodes whole pixels of the region and halves them.
 
 The graph is fed with the encoded bytes of the planned samples. DALI's own readers are not used: their order depends on
 the number of shards and ranks, and restoring one on another number gives wrong data without an error. Feeding costs one
@@ -16,8 +18,9 @@ import numpy as np
 from brain_dist.config import DataConfig
 from brain_dist.store.dataset import Dataset
 from brain_dist.store.reader import ShardReader
-from brain_dist.stream.augment import pixel_boxes
+from brain_dist.stream.augment import Frames, pixel_boxes
 from brain_dist.stream.batch import Batch, Job
+from brain_dist.stream.pixels import Sampling, max_reduction
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +40,7 @@ def batches(
     """Batches of ``jobs``, prepared ``config.prefetch`` ahead by DALI's threads or on the GPU."""
     import torch
 
-    source = _JobSource(dataset, jobs, config.size, augmented=augmented)
+    source = _JobSource(dataset, jobs, config, augmented=augmented)
     gpu = device.type == "cuda"
     pipeline = _graph(source, config, gpu=gpu)(
         batch_size=micro_batch,
@@ -60,48 +63,62 @@ def batches(
 class _JobSource:
     """DALI's external source: returns the bytes and arguments of the next job, and queues the job in ``pending``."""
 
-    def __init__(self, dataset: Dataset, jobs: Iterator[Job], size: int, *, augmented: bool) -> None:
+    def __init__(self, dataset: Dataset, jobs: Iterator[Job], config: DataConfig, *, augmented: bool) -> None:
         self.reader = ShardReader(dataset)
         self.jobs = jobs
-        self.size = size
+        self.size = config.size
         self.augmented = augmented
+        self.sides = np.stack([dataset.columns["width"], dataset.columns["height"]], axis=1)
+        frames = Frames.of(dataset.columns, head=config.head_crop)
+        self.halvings = max_reduction(frames, config.size).bit_length() - 1
         self.pending: deque[Job] = deque()
 
     def __call__(self) -> tuple[Any, ...]:
         job = next(self.jobs)  # StopIteration ends the pipeline, after the batches that it has begun
         self.pending.append(job)
-        encoded = [np.frombuffer(self.reader.read(int(row)), dtype=np.uint8) for row in job.micro.rows]
-        decisions = job.decisions
-        arguments: list[np.ndarray] = [decisions.crop[:, :2], decisions.crop[:, 2:]]
+        rows, decisions = job.micro.rows, job.decisions
+        encoded = [np.frombuffer(self.reader.read(int(row)), dtype=np.uint8) for row in rows]
+        sampling = Sampling.of(decisions, self.size)
+        reduction = sampling.reduction[:, None]
+        start = sampling.region[:, :2] * reduction
+        extent = np.minimum(sampling.region[:, 2:] * reduction, self.sides[rows]) - start
+        arguments = [start, extent, *_halve(extent, reduction, self.halvings), sampling.matrix.astype(np.float32)]
         if self.augmented:
             erase = pixel_boxes(decisions.erase, self.size).astype(np.float32)
-            arguments += [_to_pixels(decisions.affine, self.size), decisions.gain, decisions.shift]
-            arguments += [erase[:, :2], erase[:, 2:] - erase[:, :2]]
+            arguments += [decisions.gain, decisions.shift, erase[:, :2], erase[:, 2:] - erase[:, :2]]
         return encoded, *(np.ascontiguousarray(argument) for argument in arguments)
 
 
-def _to_pixels(affine: np.ndarray, size: int) -> np.ndarray:
-    """From [-1, 1] coordinates about the centre to pixels with the origin in the corner: float32 [B, 2, 3]."""
-    linear = affine[:, :, :2]
-    offset = affine[:, :, 2] * size / 2 + (1 - linear.sum(axis=2)) * size / 2
-    return np.concatenate([linear, offset[:, :, None]], axis=2).astype(np.float32)
+def _halve(extent: np.ndarray, reduction: np.ndarray, halvings: int) -> list[np.ndarray]:
+    """Sizes of the images before and after each halving, or the same size twice where an image is not halved.
+
+    float32 [B, 2] (height, width) each. A size before is even, one more than the image's if that is odd: DALI repeats
+    its last row or column.
+    """
+    arguments = []
+    for number in range(1, halvings + 1):
+        factor = np.where(reduction >= 2**number, 2, 1)
+        extent = -(-extent // factor)
+        arguments += [extent[:, ::-1] * factor, extent[:, ::-1]]
+    return [sizes.astype(np.float32) for sizes in arguments]
 
 
 def _graph(source: _JobSource, config: DataConfig, *, gpu: bool) -> Any:
-    """The DALI graph: decode and crop, resize, and, if ``source.augmented``, augment."""
+    """The DALI graph: decode the region, halve it, sample it and, if ``source.augmented``, augment."""
     from nvidia.dali import fn, pipeline_def, types
 
     @pipeline_def
     def graph() -> Any:
-        kinds = [types.UINT8, types.INT32, types.INT32] + [types.FLOAT] * 5
-        dimensions = [1, 1, 1, 2, 0, 0, 1, 1]
-        count = len(kinds) if source.augmented else 3
-        encoded, corner, extent, *augmentation = fn.external_source(
+        halvings = 2 * source.halvings
+        kinds = [types.UINT8, types.INT32, types.INT32] + [types.FLOAT] * (halvings + 5)
+        dimensions = [1, 1, 1, *[1] * halvings, 2, 0, 0, 1, 1]
+        count = len(kinds) if source.augmented else len(kinds) - 4
+        encoded, start, extent, *arguments = fn.external_source(
             source=source, num_outputs=count, batch=True, dtype=kinds[:count], ndim=dimensions[:count]
         )
         image = fn.decoders.image_slice(
             encoded,
-            start=corner,
+            start=start,
             shape=extent,
             axis_names="WH",
             device="mixed" if gpu else "cpu",
@@ -109,26 +126,33 @@ def _graph(source: _JobSource, config: DataConfig, *, gpu: bool) -> Any:
             jpeg_fancy_upsampling=True,  # as libjpeg does; the default of the GPU decoder differs
             adjust_orientation=False,  # the shards store upright images
         )
-        image = fn.resize(
-            image, resize_x=config.size, resize_y=config.size, interp_type=types.INTERP_LINEAR, antialias=True
-        )
-        return _augment(image, *augmentation, gpu=gpu) if augmentation else image
+        for before, after in zip(arguments[0:halvings:2], arguments[1:halvings:2], strict=True):
+            # linear interpolation at half of the size is the mean of two by two pixels
+            image = fn.resize(
+                image, roi_start=(0, 0), roi_end=before, size=after, interp_type=types.INTERP_LINEAR, antialias=False
+            )
+        image = _sample(image, arguments[halvings], config.size, gpu=gpu)
+        return _augment(image, *arguments[halvings + 1 :]) if source.augmented else image
 
     return graph
 
 
-def _augment(image: Any, affine: Any, gain: Any, shift: Any, erase_corner: Any, erase_extent: Any, *, gpu: bool) -> Any:
-    """Flip and rotation, brightness and contrast, random erasing; all arguments are nodes of the graph."""
+def _sample(image: Any, matrix: Any, size: int, *, gpu: bool) -> Any:
+    """Crop, resize, flip and rotate in one warp; all arguments but ``size`` are nodes of the graph."""
     from nvidia.dali import fn, types
 
-    linear: dict[str, Any] = {"interp_type": types.INTERP_LINEAR, "fill_value": 0}
+    options: dict[str, Any] = {"size": (size, size), "interp_type": types.INTERP_LINEAR, "fill_value": 0}
     if gpu:
-        image = fn.warp_affine(image, matrix=affine, **linear)
-    else:
-        # The same arithmetic in OpenCV's vector code. It takes a tenth of warp_affine's time on the CPU, which was half
-        # of the time of the whole graph
-        perspective = fn.cat(affine, LAST_ROW, axis=0)
-        image = fn.experimental.warp_perspective(image, matrix=perspective, pixel_origin="corner", **linear)
+        return fn.warp_affine(image, matrix=matrix, **options)
+    # The same arithmetic in OpenCV's vector code, which takes a tenth of the time of warp_affine on the CPU
+    perspective = fn.cat(matrix, LAST_ROW, axis=0)
+    return fn.experimental.warp_perspective(image, matrix=perspective, pixel_origin="corner", **options)
+
+
+def _augment(image: Any, gain: Any, shift: Any, erase_corner: Any, erase_extent: Any) -> Any:
+    """Brightness and contrast, random erasing; all arguments are nodes of the graph."""
+    from nvidia.dali import fn, types
+
     # gain * pixel + shift in DALI's terms: shift is relative to the range of uint8, and the result saturates
     image = fn.brightness_contrast(
         image, brightness=1.0, brightness_shift=shift, contrast=gain, contrast_center=0.0, dtype=types.UINT8

@@ -1,4 +1,4 @@
-"""The reference loader: PIL, torch and worker processes. Short and slow; the tests compare DALI's pixels with it."""
+"""The reference loader: PIL, torch and worker processes. Short and slow; tests compare the other loaders with it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from brain_dist.store.dataset import Dataset
 from brain_dist.store.reader import ShardReader
 from brain_dist.stream.augment import Decisions, pixel_boxes
 from brain_dist.stream.batch import Batch, Job
+from brain_dist.stream.pixels import JPEG_REDUCTION, Sampling, brightness_tables
 
 if TYPE_CHECKING:
     import torch
@@ -82,35 +83,56 @@ class _Images:
     def __getitem__(self, job: Job) -> torch.Tensor | Fault:
         import torch
 
-        rows_and_crops = zip(job.micro.rows.tolist(), job.decisions.crop.tolist(), strict=True)
+        sampling = Sampling.of(job.decisions, self.size)
         try:
-            image = torch.stack([self._decode(row, *crop) for row, crop in rows_and_crops])
+            reduced = [
+                self._decode(row, reduction, region)
+                for row, reduction, region in zip(
+                    job.micro.rows.tolist(), sampling.reduction.tolist(), sampling.region.tolist(), strict=True
+                )
+            ]
         except Fault as error:  # torch would add a traceback to its text
             return error
+        image = torch.stack([_sample(*pair, self.size) for pair in zip(reduced, sampling.matrix, strict=True)])
         return _augment(image, job.decisions) if self.augmented else image
 
-    def _decode(self, row: int, x: int, y: int, width: int, height: int) -> torch.Tensor:
-        """Decode an image, crop it and resize the crop: uint8 [C, H, W]."""
+    def _decode(self, row: int, reduction: int, region: list[int]) -> torch.Tensor:
+        """The region of a reduced image: float32 [C, h, w]."""
         import torch
         from PIL import Image
+        from torch.nn.functional import avg_pool2d, pad
 
         with Image.open(io.BytesIO(self.reader.read(row)), formats=("JPEG", "PNG")) as file:
-            image = file.convert(self.mode)
-        # PIL's bilinear filter widens when it shrinks an image, like DALI's with antialias=True
-        box = (x, y, x + width, y + height)
-        image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
-        return torch.from_numpy(np.array(image)).reshape(self.size, self.size, -1).permute(2, 0, 1)
+            width, height = file.size
+            decoded = min(reduction, JPEG_REDUCTION) if file.format == "JPEG" else 1
+            file.draft(self.mode, (width // decoded, height // decoded))  # decode a JPEG at 1/decoded
+            image = torch.from_numpy(np.array(file.convert(self.mode))).float()
+        image = image.reshape(*image.shape[:2], -1).permute(2, 0, 1)
+        factor = reduction // decoded
+        image = pad(image, (0, -image.shape[2] % factor, 0, -image.shape[1] % factor), mode="replicate")
+        left, top, right, bottom = region
+        return avg_pool2d(image, factor).round()[:, top:bottom, left:right]
+
+
+def _sample(image: torch.Tensor, matrix: np.ndarray, size: int) -> torch.Tensor:
+    """Sample float32 [C, h, w] at the points that float64 [2, 3] maps the output's pixels to: uint8 [C, size, size]."""
+    import torch
+    from torch.nn.functional import grid_sample
+
+    centres = torch.arange(size, dtype=torch.float64) + 0.5
+    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    points = torch.stack([x, y, torch.ones_like(x)], dim=-1) @ torch.from_numpy(matrix).T
+    extent = torch.tensor([image.shape[2], image.shape[1]])
+    grid = (2 * points / extent - 1).float()[None]  # grid_sample's edges are at -1 and 1
+    return grid_sample(image[None], grid, "bilinear", "zeros", align_corners=False)[0].round().to(torch.uint8)
 
 
 def _augment(image: torch.Tensor, decisions: Decisions) -> torch.Tensor:
-    """Apply everything but the crop to uint8 [B, C, H, W]."""
+    """Brightness, contrast and erasing of uint8 [B, C, H, W]."""
     import torch
-    from torch.nn.functional import affine_grid, grid_sample
 
-    grid = affine_grid(torch.from_numpy(decisions.affine), list(image.shape), align_corners=False)
-    warped = grid_sample(image.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False).round()
-    gain, shift = (torch.from_numpy(value).reshape(-1, 1, 1, 1) for value in (decisions.gain, decisions.shift))
-    result = (warped * gain + shift * 255).round().clamp(0, 255)
+    tables = torch.from_numpy(brightness_tables(decisions))
+    result = torch.stack([table[pixels.long()] for table, pixels in zip(tables, image, strict=True)])
     for i, (left, top, right, bottom) in enumerate(pixel_boxes(decisions.erase, image.shape[-1]).tolist()):
         result[i, :, top:bottom, left:right] = 0
-    return result.to(torch.uint8)
+    return result

@@ -25,7 +25,7 @@ from brain_dist.ranks.watch import Watch, watch_ranks
 from brain_dist.ranks.world import World, discover
 from brain_dist.store.access import check_shards, open_data
 from brain_dist.store.dataset import Dataset
-from brain_dist.stream.batches import training_batches
+from brain_dist.stream.batches import training_batches, with_loader
 from brain_dist.tracking import attempts
 from brain_dist.tracking.run_folder import describe_run, lock_run_folder, write_run_files
 from brain_dist.tracking.tracker import Tracker
@@ -57,6 +57,7 @@ def run_training(config: Config, stop_request: StopRequest, command: Sequence[st
     with watch_ranks(world, timeout) as watch, _clear_faults(config, watch):
         dataset = _open_data(config, watch)
         device = choose_device(world, config.run.device)
+        config = with_loader(config, device)
         if config.run.deterministic:
             enable_determinism()
         with process_group(world, device, timeout, watch):

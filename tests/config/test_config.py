@@ -35,7 +35,9 @@ def test_the_first_versions_configuration_is_read_and_settings_added_later_have_
     file = Path(__file__).parent / "first_version.yaml"
     loaded = config.read(file)
     assert config.to_dict(loaded)["train"].keys() > yaml.safe_load(file.read_text())["train"].keys()
-    assert loaded == dataclasses.replace(config.Config(), data=config.DataConfig(shards="shards/built/a"))
+    assert loaded == dataclasses.replace(
+        config.Config(), data=config.DataConfig(shards="shards/built/a", loader="dali")
+    )
 
 
 def test_a_folder_without_a_configuration_is_not_a_run_folder(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_example_of_the_readme(run: Path, phantom_shards: Path) -> None:
     assert written.evaluate()["accuracy"] == metrics["accuracy"]
 
 
-@pytest.mark.parametrize("loader", ["dali", "torch"])
+@pytest.mark.parametrize("loader", ["dali", "opencv", "torch"])
 def test_batches_have_no_padding_and_are_normalised_on_request(phantom_shards: Path, loader: str) -> None:
     dataset = brain_dist.open_dataset(phantom_shards)
     settings = {"batch_size": 7, "size": 32, "loader": loader}

@@ -51,7 +51,7 @@ def test_two_ranks_measure_every_stage_and_the_parts_add_up(phantom_shards: Path
     assert size / 2 <= memory["gradients"] < 0.6 * size
     assert size / 2 <= memory["optimiser"] / 3 < 0.51 * size  # Adam's two moments and the master weights
     assert 0 < profile["mfu"] < 1
-    assert set(profile["loaders"]) == {"dali", "torch", "synthetic"}
+    assert set(profile["loaders"]) == {"opencv", "dali", "torch", "synthetic"}
     assert profile["joules_per_image"] is None
     assert f"bottleneck: {profile['verdict']}. {profile['advice'][:30]}" in " ".join(result.out.split())
     assert any("aten::" in event.get("name", "") for event in json.loads(trace.read_text())["traceEvents"])

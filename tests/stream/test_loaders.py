@@ -1,30 +1,39 @@
-"""Loaders: DALI and the torch reference make the same pixels from the same plan, and report damaged shards."""
+"""Loaders: OpenCV, DALI and the torch reference make the same pixels from the same plan, and report damaged shards."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import multiprocessing
 import shutil
+import threading
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from helpers import in_process
+from pictures import CLASSES, draw
 
-from brain_dist.config import AugmentConfig, DataConfig
+from brain_dist.config import AugmentConfig, Config, DataConfig
 from brain_dist.errors import Fault
 from brain_dist.store.dataset import Dataset, open_dataset
-from brain_dist.stream.batch import Batch
-from brain_dist.stream.batches import evaluation_jobs, open_loader, training_jobs
+from brain_dist.store.reader import ShardReader
+from brain_dist.stream.batch import Batch, Job
+from brain_dist.stream.batches import evaluation_jobs, open_loader, training_jobs, with_loader
 from brain_dist.stream.normalize import Normalize
 from brain_dist.stream.plan import TrainingPlan, evaluation_micro_batches
 
 CPU = torch.device("cpu")
 STRONG = AugmentConfig(scale=(0.4, 1.0), ratio=(0.7, 1.4), rotate=30, brightness=0.3, contrast=0.3, erase=0.5)
 
-# Tolerance between two implementations of the same augmentation, in 8-bit gray levels. Each rounds after decoding,
-# resampling and brightness, so pixels differ by single levels; at sharp edges, resampling weights cause a few more.
-MEAN_TOLERANCE, P99_TOLERANCE, MAX_TOLERANCE = 0.3, 2, 40
+LOADERS = ("opencv", "dali", "torch")
+
+# Tolerance between two loaders, in 8-bit gray levels: mean, 99th percentile, maximum. Each rounds after decoding, after
+# sampling and after brightness. DALI also reduces a decoded JPEG, where the others let libjpeg do that; in colour,
+# the order of reducing and of upsampling the chroma shows at sharp edges.
+MEAN_TOLERANCE, P99_TOLERANCE, MAX_TOLERANCE = 0.3, 2, 24
 
 
 def batches(dataset: Dataset, config: DataConfig, *, train: bool, batch: int = 16, first_step: int = 0) -> list[Batch]:
@@ -47,24 +56,94 @@ def batches(dataset: Dataset, config: DataConfig, *, train: bool, batch: int = 1
     return list(open_loader(config, dataset, jobs, augmented=train, micro_batch=batch, device=CPU))
 
 
+@pytest.fixture(scope="module")
+def mixed_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gray and RGB, JPEG and PNG, with sides of 41 to 304 pixels, or 1024: reductions of 1 to 16 for 64² out."""
+    folder = tmp_path_factory.mktemp("mixed")
+    formats = [("L", "jpg"), ("RGB", "jpg"), ("L", "png"), ("RGB", "png")]
+    for number, ((mode, suffix), side, kind) in enumerate(
+        itertools.product(formats, (41, 75, 150, 301, 1024), CLASSES)
+    ):
+        width, height = (side, side) if side == 1024 else (side + number % 4, side - number % 7)
+        image = draw(number, max(width, height)).crop((0, 0, width, height)).convert(mode)
+        if mode == "RGB":
+            image = image.convert("RGB", (0.9, 0, 0, 8, 0, 0.8, 0, 0, 0, 0, 1, 0))  # tinted
+        (folder / "images" / kind).mkdir(parents=True, exist_ok=True)
+        image.save(folder / "images" / kind / f"{number:03d}.{suffix}", quality=90)
+    options = ["--source", str(folder / "images"), "--out", str(folder / "shards"), "--fractions", "0.8,0.1,0.1"]
+    in_process("shard", "build", *options)
+    return folder / "shards"
+
+
 @pytest.mark.parametrize("color", ["gray", "rgb"])
-@pytest.mark.parametrize("train", [True, False], ids=["augmented", "plain"])
-def test_dali_and_torch_make_the_same_pixels(phantom_shards: Path, color: str, train: bool) -> None:
-    dataset = open_dataset(phantom_shards)
-    config = DataConfig(size=64, color=color, threads=1, head_crop=not train)  # type: ignore[arg-type]
-    dali = batches(dataset, config, train=train)
-    reference = batches(dataset, dataclasses.replace(config, loader="torch"), train=train)
-    assert len(dali) == len(reference) > 3
-    for a, b in zip(dali, reference, strict=True):
-        assert a.image.shape == b.image.shape == (16, 1 if color == "gray" else 3, 64, 64)
-        for name in ("row", "label", "valid"):
-            assert torch.equal(getattr(a, name), getattr(b, name))
-        difference = (a.image.float() - b.image.float()).abs()
-        assert difference.mean() < MEAN_TOLERANCE
-        assert torch.quantile(difference, 0.99) <= P99_TOLERANCE
-        assert difference.max() <= MAX_TOLERANCE
-    pixels = torch.cat([a.image for a in dali]).float()
+@pytest.mark.parametrize("train", [True, False], ids=["augmented", "evaluation"])
+def test_all_loaders_make_the_same_pixels(mixed_shards: Path, color: str, train: bool) -> None:
+    dataset = open_dataset(mixed_shards)
+    config = DataConfig(size=64, color=color, threads=2, head_crop=not train)  # type: ignore[arg-type]
+    loaded = {
+        loader: batches(dataset, dataclasses.replace(config, loader=loader), train=train)  # type: ignore[arg-type]
+        for loader in LOADERS
+    }
+    for first, second in itertools.combinations(LOADERS, 2):
+        assert len(loaded[first]) == len(loaded[second]) > 3
+        for a, b in zip(loaded[first], loaded[second], strict=True):
+            assert a.image.shape == b.image.shape == (16, 1 if color == "gray" else 3, 64, 64)
+            for name in ("row", "label", "valid"):
+                assert torch.equal(getattr(a, name), getattr(b, name))
+            difference = (a.image.float() - b.image.float()).abs()
+            assert difference.mean() < MEAN_TOLERANCE
+            assert torch.quantile(difference, 0.99) <= P99_TOLERANCE
+            assert difference.max() <= MAX_TOLERANCE
+    pixels = torch.cat([batch.image for batch in loaded["opencv"]]).float()
     assert pixels.std() > 20, "the images are not blank"
+    if color == "rgb":
+        assert (pixels[:, 0] - pixels[:, 2]).abs().max() > 20, "the tint is there, in the order red, green, blue"
+
+
+def test_a_reduced_image_holds_means_of_stored_pixels(mixed_shards: Path) -> None:
+    """1024² to 64²: every output pixel is the mean of 16 × 16 stored pixels. Of a JPEG, libjpeg takes the low
+    frequencies of 8 × 8 of them instead.
+    """
+    dataset = open_dataset(mixed_shards)
+    reader, config = ShardReader(dataset), DataConfig(size=64, loader="opencv")
+    differences: dict[str, list[float]] = {".png": [], ".jpg": []}
+    for batch in batches(dataset, config, train=False):
+        for image, row in zip(batch.image[:, 0].numpy(), batch.row.tolist(), strict=True):
+            stored = cv2.imdecode(np.frombuffer(reader.read(row), np.uint8), cv2.IMREAD_GRAYSCALE)
+            if stored.shape == (1024, 1024):
+                means = stored.reshape(64, 16, 64, 16).mean((1, 3))
+                differences[Path(dataset.columns["source"][row]).suffix].append(float(np.abs(image - means).max()))
+    assert min(len(values) for values in differences.values()) > 2
+    assert max(differences[".png"]) <= 1
+    assert max(differences[".jpg"]) <= 3
+
+
+def test_the_default_loader_is_opencv_on_a_cpu_and_dali_on_a_gpu() -> None:
+    dali = Config(data=DataConfig(loader="dali"))
+    assert with_loader(Config(), torch.device("cuda", 0)) == dali
+    assert with_loader(Config(), CPU).data.loader == "opencv"
+    assert with_loader(dali, CPU) == dali
+
+
+def test_a_batch_of_gray_images_is_widened_without_memory(phantom_shards: Path) -> None:
+    image = batches(open_dataset(phantom_shards), DataConfig(size=64, color="rgb"), train=True)[0].image
+    assert image.shape == (16, 3, 64, 64)
+    assert image.stride(1) == 0
+
+
+def test_threads_of_the_opencv_loader_end_with_it(phantom_shards: Path) -> None:
+    dataset, config = open_dataset(phantom_shards), DataConfig(size=64, threads=3, prefetch=1)
+    plan = evaluation_micro_batches(np.tile(dataset.rows("train"), 50), micro_batch=16, rank=0, world_size=1)
+    drawn: list[Job] = []
+    jobs = (drawn.append(job) or job for job in evaluation_jobs(dataset, config, plan))  # type: ignore[func-returns-value]
+    before = threading.active_count()
+    loader = open_loader(config, dataset, jobs, augmented=False, micro_batch=16, device=CPU)
+    for count in range(1, 5):
+        next(loader)
+        assert len(drawn) <= count + 1, "no more batches are begun than data.prefetch ahead"
+    assert threading.active_count() > before
+    loader.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
 
 
 def test_loading_from_the_middle_gives_the_same_pixels(phantom_shards: Path) -> None:
@@ -106,7 +185,7 @@ def test_normalize_turns_one_gray_channel_into_three() -> None:
     assert Normalize(config, 1, CPU, torch.bfloat16)(image).shape == (1, 1, 16, 16)
 
 
-@pytest.mark.parametrize("loader", ["dali", "torch"])
+@pytest.mark.parametrize("loader", LOADERS)
 def test_a_corrupt_image_is_reported_with_its_shard_and_key(phantom_shards: Path, tmp_path: Path, loader: str) -> None:
     shards = tmp_path / "shards"
     shutil.copytree(phantom_shards, shards)

@@ -1,0 +1,172 @@
+"""The loader for CPUs: OpenCV on threads of this process.
+
+Its functions release Python's lock, so the threads decode in parallel and no image is copied between processes. An
+image takes three calls, whose cost :mod:`brain_dist.stream.pixels` keeps low: a reduced decoding, one warp, one table.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from brain_dist.config import DataConfig
+from brain_dist.errors import Fault
+from brain_dist.store.dataset import Dataset
+from brain_dist.store.reader import ShardReader
+from brain_dist.stream.augment import pixel_boxes
+from brain_dist.stream.batch import Batch, Job
+from brain_dist.stream.pixels import JPEG_REDUCTION, Sampling, brightness_tables
+
+if TYPE_CHECKING:
+    import torch
+
+Pixels = npt.NDArray[np.uint8]
+
+_REDUCED = {
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+
+
+def batches(
+    dataset: Dataset, config: DataConfig, jobs: Iterator[Job], *, augmented: bool, device: torch.device
+) -> Iterator[Batch]:
+    """Batches of ``jobs``, prepared ``config.prefetch`` ahead by ``config.threads`` threads that end with the iterator.
+
+    Raises:
+        Fault: a shard or one of its images is damaged.
+    """
+    cv2.setNumThreads(1)  # threads divide the images of a batch, not the rows of an image
+    images = _Images(dataset, config, augmented=augmented)
+    pool = ThreadPoolExecutor(config.threads, "images")
+    pending: deque[_PendingBatch] = deque()
+    try:
+        while True:
+            # one batch more than are to be ahead while the caller works on the one that is yielded
+            while len(pending) <= config.prefetch and (job := next(jobs, None)) is not None:
+                pending.append(_PendingBatch.start(job, images, pool, config, pinned=device.type == "cuda"))
+            if not pending:
+                return
+            batch = pending.popleft()
+            image = batch.finish().to(device, non_blocking=True)
+            if config.color == "rgb":  # gray images get their other channels here, on the device
+                image = image.expand(-1, 3, -1, -1)
+            yield Batch.of(image, batch.job.micro, dataset.columns["label"])
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class _PendingBatch:
+    """A batch that threads are making.
+
+    Attributes:
+        job: what is loaded.
+        planes: uint8 [B, H, W], the gray images.
+        parts: for each thread's part, its colour images uint8 [H, W, 3] by their place in the batch.
+    """
+
+    job: Job
+    planes: torch.Tensor
+    parts: list[Future[dict[int, Pixels]]]
+
+    @classmethod
+    def start(
+        cls, job: Job, images: _Images, pool: ThreadPoolExecutor, config: DataConfig, *, pinned: bool
+    ) -> _PendingBatch:
+        """Divide a job among the threads."""
+        import torch
+
+        count, size = len(job.micro.rows), config.size
+        planes = torch.empty((count, size, size), dtype=torch.uint8, pin_memory=pinned)
+        load = images.plan(job, planes.numpy())
+        places = np.array_split(np.arange(count), min(config.threads, count))
+        return cls(job, planes, [pool.submit(load, part.tolist()) for part in places])
+
+    def finish(self) -> torch.Tensor:
+        """Wait for the threads: uint8 [B, 1, H, W], or [B, 3, H, W] if there are colour images."""
+        import torch
+
+        colours = {place: image for part in self.parts for place, image in part.result().items()}
+        if not colours:
+            return self.planes[:, None]
+        pixels = self.planes[..., None].repeat(1, 1, 1, 3)
+        for place, image in colours.items():
+            pixels[place] = torch.from_numpy(image)
+        return pixels.permute(0, 3, 1, 2)
+
+
+class _Images:
+    """Loads images of a dataset; used by several threads at once."""
+
+    def __init__(self, dataset: Dataset, config: DataConfig, *, augmented: bool) -> None:
+        self.reader = ShardReader(dataset)
+        self.width, self.height = dataset.columns["width"], dataset.columns["height"]
+        self.size = config.size
+        self.augmented = augmented
+        # ANYCOLOR keeps gray images gray, and returns others in the order BGR
+        self.flags = cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_ANYCOLOR if config.color == "rgb" else 0)
+
+    def plan(self, job: Job, planes: Pixels) -> Callable[[list[int]], dict[int, Pixels]]:
+        """A function that loads the images at some places of a job: gray into ``planes``; it returns colour images."""
+        sampling, decisions = Sampling.of(job.decisions, self.size), job.decisions
+        rows, reductions, regions = job.micro.rows.tolist(), sampling.reduction.tolist(), sampling.region.tolist()
+        matrices = sampling.centred_matrix()
+        if self.augmented:
+            tables, boxes = brightness_tables(decisions), pixel_boxes(decisions.erase, self.size).tolist()
+
+        def load(places: list[int]) -> dict[int, Pixels]:
+            colours = {}
+            for place in places:
+                source = self._decode(rows[place], reductions[place], regions[place])
+                target = planes[place] if source.ndim == 2 else np.empty((self.size, self.size, 3), dtype=np.uint8)
+                cv2.warpAffine(
+                    source,
+                    matrices[place],
+                    (self.size, self.size),
+                    dst=target,
+                    flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                    borderMode=cv2.BORDER_CONSTANT,
+                    borderValue=0,
+                )
+                if self.augmented:
+                    cv2.LUT(target, tables[place], dst=target)
+                    left, top, right, bottom = boxes[place]
+                    target[top:bottom, left:right] = 0
+                if source.ndim == 3:
+                    colours[place] = np.asarray(cv2.cvtColor(target, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+            return colours
+
+        return load
+
+    def _decode(self, row: int, reduction: int, region: list[int]) -> Pixels:
+        """The region of a reduced image, uint8 [h, w] or [h, w, 3] (BGR)."""
+        encoded = np.frombuffer(self.reader.read(row), dtype=np.uint8)
+        jpeg = encoded[0] == 0xFF  # of other formats, OpenCV reduces by another rule
+        decoded = min(reduction, JPEG_REDUCTION) if jpeg else 1
+        image = cv2.imdecode(encoded, self.flags | _REDUCED[decoded])
+        shape = -(-int(self.height[row]) // decoded), -(-int(self.width[row]) // decoded)
+        if image is None or image.shape[:2] != shape:
+            raise Fault(f"{self.reader.place(row)}: OpenCV cannot decode the image; build the shard again")
+        left, top, right, bottom = region
+        return _reduce(image, reduction // decoded)[top:bottom, left:right]  # type: ignore[arg-type]
+
+
+def _reduce(image: Pixels, factor: int) -> Pixels:
+    """Means of ``factor`` × ``factor`` pixels, the last row and column repeated if the size is not a multiple."""
+    if factor == 1:
+        return image
+    below, right = -image.shape[0] % factor, -image.shape[1] % factor
+    if below or right:
+        image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE)  # type: ignore[assignment]
+    size = image.shape[1] // factor, image.shape[0] // factor
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
