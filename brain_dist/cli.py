@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a classifier on shards, on one process or many",
     "evaluate": "predict a split, each sample exactly once, and compute the metrics",
     "adopt": "take in the predictions of any model, to judge them like a run's own",
+    "calibrate": "calibrate probabilities on validation images, and make sets of classes with a known coverage",
     "shortcut": "measure how well the label can be guessed without looking at the disease",
     "report": "write one self-contained HTML page about a run",
     "profile": "measure where a training step spends its time, and what to change",

@@ -20,6 +20,9 @@ _.max_size
 # pytest
 _.pytestmark
 _.pytest_collection_modifyitems
+# scikit-learn
+_.classes_
+_.decision_function
 # torch
 _.benchmark
 _.allow_tf32

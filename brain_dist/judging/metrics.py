@@ -176,16 +176,24 @@ def reliability(label: np.ndarray, prob: np.ndarray, bins: int = ECE_BINS) -> di
     label, prob = _validated(label, prob, prob.shape[1])
     confidence = prob.max(axis=1)
     correct = prob.argmax(axis=1) == label
-    edges = np.linspace(0, 1, bins + 1, dtype=np.float32)
-    bin_index = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    bin_index = width_bins(confidence, bins)
     count = np.bincount(bin_index, minlength=bins)
     with np.errstate(invalid="ignore"):
         return {
-            "edges": edges,
+            "edges": np.linspace(0, 1, bins + 1, dtype=np.float32),
             "count": count,
             "confidence": np.bincount(bin_index, weights=confidence, minlength=bins) / count,
             "accuracy": np.bincount(bin_index, weights=correct, minlength=bins) / count,
         }
+
+
+def width_bins(value: np.ndarray, bins: int) -> np.ndarray:
+    """Equal-width bin of each value [N]; bin i is (i / bins, (i + 1) / bins], and 0 is in the first.
+
+    In float32, in which 0.3 lies on the edge 3 / 10 and not beside it.
+    """
+    edges = np.linspace(0, 1, bins + 1, dtype=np.float32)
+    return np.clip(np.searchsorted(edges, np.asarray(value, dtype=np.float32), side="left") - 1, 0, bins - 1)
 
 
 def _expected_calibration_error(bins: dict[str, np.ndarray], n: int) -> float:

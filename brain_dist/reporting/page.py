@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from brain_dist import __version__
+from brain_dist.calibration.words import temperature_sentence
 from brain_dist.checkpoints.evaluations import Evaluations
 from brain_dist.collection.spellings import SPLITS
 from brain_dist.judging.metrics import wilson_interval
@@ -66,6 +67,7 @@ def render(
         separation=separation(files),
         stopped=stopped_training(files),
         calibration=calibration(prob, metrics),
+        temperature_sentence=temperature_sentence,
         shortcuts=shortcut_comparison(files, metrics["accuracy"]),
         sensitivity_intervals=sensitivity_intervals(metrics),
         mistakes=[card(predictions, position, slices) for position in mistakes],

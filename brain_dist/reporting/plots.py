@@ -45,10 +45,12 @@ def roc(label: np.ndarray, prob: np.ndarray, names: Sequence[str], auc: Sequence
     return figure_svg(figure, "roc", f"One-vs-rest ROC curves. Areas under the curve: {areas or 'undefined'}.")
 
 
-def reliability_diagram(label: np.ndarray, prob: np.ndarray, ece: float) -> str:
+def reliability_diagram(
+    label: np.ndarray, prob: np.ndarray, ece: float, *, name: str = "reliability", title: str = "Reliability"
+) -> str:
     """Accuracy against confidence with 95 % Wilson intervals, above the histogram of confidence.
 
-    ``label`` is [N], ``prob`` [N, C].
+    ``label`` is [N], ``prob`` [N, C]; ``name`` is unique on the page.
     """
     bins = reliability(label, prob)
     used = bins["count"] > 0
@@ -61,12 +63,29 @@ def reliability_diagram(label: np.ndarray, prob: np.ndarray, ece: float) -> str:
     # The area of a point is proportional to its number of images: a bin of three images says little
     upper.scatter(x, y, s=12 + 160 * count / len(label), color=COLOURS[0], zorder=3, clip_on=False)
     upper.set(xlim=(0, 1.01), ylim=(0, 1.03))
-    style_axes(upper, "Reliability", "", "accuracy")
+    style_axes(upper, title, "", "accuracy")
     share = bins["count"] / bins["count"].sum()
     lower.bar(bins["edges"][:-1], share, width=np.diff(bins["edges"]), align="edge", color="#9cc3df", edgecolor="white")
     style_axes(lower, "", "confidence (probability of the predicted class)", "share")
     text = f"Reliability diagram over {np.count_nonzero(used)} non-empty bins. Expected calibration error {ece:.3f}."
-    return figure_svg(figure, "reliability", text)
+    return figure_svg(figure, name, text)
+
+
+def risk_coverage(selective: dict[str, dict[str, Any]]) -> str:
+    """Share of errors among the answered images against their share, by name of the predictions."""
+    figure = new_figure(4.6, 3.6)
+    axes = figure.subplots()
+    for index, (name, result) in enumerate(selective.items()):
+        style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[index % len(STYLES)]}
+        curve = result["curve"]
+        axes.plot(curve["coverage"], curve["risk"], linewidth=1.8, label=literal(name), **style)
+    axes.set(xlim=(0, 1.01))
+    axes.set_ylim(bottom=0)
+    style_axes(axes, "Risk and coverage", "share of images that are answered", "share of errors among them")
+    if selective:
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    areas = ", ".join(f"{name} {number(result['area']['aurc'])}" for name, result in selective.items())
+    return figure_svg(figure, "risk", f"Risk-coverage curves. Areas under the curve: {areas or 'none'}.")
 
 
 def learning_curves(log: Rows) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from brain_dist.calibration.record import Calibration, read_calibration
 from brain_dist.errors import UserError
 from brain_dist.judging.predictions import SHORTCUTS, Predictions, read_predictions
 from brain_dist.store.dataset import Dataset, open_dataset
@@ -26,6 +27,7 @@ class RunFiles:
         config: text of config.yaml, or None.
         environment: content of environment.json, or None.
         shortcut: content of predictions/shortcut.json, or None.
+        calibration: content of calibration.json, or None.
         dataset: the shards of the predictions, or None if they are not available.
         dataset_missing: why ``dataset`` is None.
     """
@@ -39,6 +41,7 @@ class RunFiles:
     config: str | None
     environment: dict[str, Any] | None
     shortcut: dict[str, Any] | None
+    calibration: Calibration | None
     dataset: Dataset | None
     dataset_missing: str
 
@@ -68,6 +71,7 @@ def read_run_files(folder: Path, name: str, predictions: Path | None = None) -> 
         config=_read_text(folder / "config.yaml"),
         environment=_read_json(folder / "environment.json"),
         shortcut=_read_json(predictions / f"{SHORTCUTS}.json"),
+        calibration=read_calibration(folder),
         dataset=dataset,
         dataset_missing=missing,
     )

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from sklearn import metrics as sk
 
 from brain_dist import config, evaluate, report, shortcut
+from brain_dist.calibration.record import calibration_json, fit_calibration
 from brain_dist.checkpoints.layout import MARKER, checkpoint_folder, encode_marker
 from brain_dist.errors import UserError
 from brain_dist.inference.run import load_run
@@ -340,6 +341,16 @@ def test_the_sentence_about_calibration_agrees_with_the_error_beside_it(
     prob = np.array([[value, 1 - value] for value in confidence], dtype=np.float32)
     metrics = evaluate_predictions(1 - np.array(correct, dtype=int), prob, ("a", "b"))
     assert calibration(prob, metrics)["verdict"].startswith(verdict)
+
+
+def test_the_page_names_the_calibration_of_its_checkpoint(run: Path) -> None:
+    predictions = read_predictions(run / "predictions" / "test.parquet")
+    assert "brain-dist calibrate" in page_of(run).by_id["calibrated"]
+    calibration = fit_calibration(predictions, 0.1)
+    (run / "calibration.json").write_text(calibration_json(calibration, {}))
+    assert f"The temperature is {calibration.temperature:.3f}" in page_of(run).by_id["calibrated"]
+    (run / "calibration.json").write_text(calibration_json(replace(calibration, step=8), {}))
+    assert "is about step 8, not about this one" in page_of(run).by_id["calibrated"]
 
 
 def test_class_names_are_shown_as_they_are(run: Path) -> None:
