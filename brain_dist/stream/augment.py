@@ -38,6 +38,11 @@ class Decisions:
     shift: Floats
     erase: Floats
 
+    def part(self, start: int, stop: int) -> Decisions:
+        """The decisions of the images from ``start`` to ``stop``, as views."""
+        fields = (self.crop, self.affine, self.gain, self.shift, self.erase)
+        return Decisions(*(field[start:stop] for field in fields))
+
 
 @dataclass(frozen=True)
 class Frames:
@@ -65,7 +70,7 @@ class _Draw:
     """Uniform random numbers, one per image of a micro-batch: a function of (seed, epoch, visit, purpose)."""
 
     seed: int
-    epoch: int
+    epoch: int | Rows
     visit: Rows
 
     def __call__(self, purpose: str, low: float = 0.0, high: float = 1.0) -> npt.NDArray[np.float64]:
@@ -78,7 +83,7 @@ class _Draw:
 
 
 def decide(
-    config: AugmentConfig, frames: Frames, rows: Rows, *, seed: int, epoch: int, visit: Rows | None = None
+    config: AugmentConfig, frames: Frames, rows: Rows, *, seed: int, epoch: int | Rows, visit: Rows | None = None
 ) -> Decisions:
     """Augmentation for training, drawn from (seed, epoch, row).
 
@@ -87,7 +92,7 @@ def decide(
         frames: frames of all rows of the index.
         rows: int64 [B], rows of the micro-batch.
         seed: seed of the run.
-        epoch: epoch number.
+        epoch: epoch number; int64 [B] if it differs between the rows.
         visit: int64 [B], draws for these numbers instead of the rows, where an epoch uses a row more than once (see
             :mod:`brain_dist.stream.balance`).
     """

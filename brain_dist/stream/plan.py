@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from brain_dist.stream import counter
 from brain_dist.stream.balance import balanced_visits, class_weights, row_of
 
 Rows = npt.NDArray[np.int64]
+_BLOCK = 4096  # samples that are planned at once: a call of NumPy costs more than its work on a few samples
 
 
 @dataclass(frozen=True)
@@ -94,23 +96,28 @@ class TrainingPlan:
         row_weight = np.ones(int(self.rows.max()) + 1)
         if self.balance == "weights":
             row_weight[self.rows] = class_weights(self.label)
+        place = [positions(micro_step, rank, world_size, self.micro_batch) for micro_step in range(micro_steps)]
+        block = max(1, _BLOCK // self.global_batch)
         for epoch in range(first_step // per_epoch, self.epochs):
             order = self._epoch_visits(epoch)
-            for step_in_epoch in range(max(first_step - epoch * per_epoch, 0), per_epoch):
-                visits, valid = global_batch_at(order, step_in_epoch, self.global_batch)
-                weight = np.where(valid, row_weight[row_of(visits)], 0.0)
-                for micro_step in range(micro_steps):
-                    position = positions(micro_step, rank, world_size, self.micro_batch)
+            for start in range(max(first_step - epoch * per_epoch, 0), per_epoch, block):
+                visits, valid = global_batches(order, start, min(block, per_epoch - start), self.global_batch)
+                rows = row_of(visits)
+                weight = np.where(valid, row_weight[rows], 0.0)
+                total_weight, weight = weight.sum(axis=1).tolist(), weight.astype(np.float32)
+                for i, micro_step in product(range(len(rows)), range(micro_steps)):
+                    position = place[micro_step]
+                    own = slice(position[0], position[-1] + 1)
                     yield MicroBatch(
                         epoch=epoch,
-                        step=epoch * per_epoch + step_in_epoch,
+                        step=epoch * per_epoch + start + i,
                         micro_step=micro_step,
-                        rows=row_of(visits[position]),
-                        valid=valid[position],
+                        rows=rows[i, own],
+                        valid=valid[i, own],
                         position=position,
-                        visit=visits[position],
-                        weight=weight[position].astype(np.float32),
-                        total_weight=float(weight.sum()),
+                        visit=visits[i, own],
+                        weight=weight[i, own],
+                        total_weight=total_weight[i],
                     )
 
     def _epoch_visits(self, epoch: int) -> Rows:
@@ -130,7 +137,7 @@ def evaluation_micro_batches(rows: Rows, *, micro_batch: int, rank: int, world_s
     global_batch = micro_batch * world_size
     position = positions(0, rank, world_size, micro_batch)
     for step in range(steps_per_epoch(len(rows), global_batch)):
-        batch, batch_valid = global_batch_at(rows, step, global_batch)
+        (batch,), (batch_valid,) = global_batches(rows, step, 1, global_batch)
         visit, valid = batch[position], batch_valid[position]
         weight, total_weight = valid.astype(np.float32), float(batch_valid.sum())
         yield MicroBatch(0, step, 0, visit, valid, position, visit, weight, total_weight)
@@ -185,18 +192,19 @@ def epoch_order(rows: Rows, shard: Rows, *, seed: int, epoch: int, window: int =
     return rows[np.lexsort((key, shard_order[shard] // window))]
 
 
-def global_batch_at(order: Rows, step_in_epoch: int, global_batch: int) -> tuple[Rows, npt.NDArray[np.bool_]]:
-    """The rows of one step in their order [G], and which of them are valid [G].
+def global_batches(order: Rows, first: int, count: int, global_batch: int) -> tuple[Rows, npt.NDArray[np.bool_]]:
+    """The rows of ``count`` steps of an epoch from step ``first`` on [count, G], and which of them are valid [count, G].
 
     Raises:
-        ValueError: the epoch has no step ``step_in_epoch``.
+        ValueError: the epoch has fewer steps.
     """
-    batch = order[step_in_epoch * global_batch : (step_in_epoch + 1) * global_batch]
-    if not len(batch):
-        raise ValueError(f"step {step_in_epoch} is beyond the end of an epoch of {len(order)} samples")
+    start, stop = first * global_batch, (first + count) * global_batch
+    rows = order[start:stop]
+    if len(rows) <= stop - start - global_batch:
+        raise ValueError(f"step {first + count - 1} is beyond the end of an epoch of {len(order)} samples")
     # Padding does not count in the loss, but BatchNorm sees it, so it consists of ordinary samples of the epoch
-    rows = np.concatenate([batch, np.resize(order, global_batch - len(batch))])
-    return rows, np.arange(global_batch) < len(batch)
+    padded = np.concatenate([rows, np.resize(order, stop - start - len(rows))]).reshape(count, global_batch)
+    return padded, (np.arange(stop - start) < len(rows)).reshape(count, global_batch)
 
 
 def positions(micro_step: int, rank: int, world_size: int, micro_batch: int) -> Rows:

@@ -80,7 +80,7 @@ def test_another_epoch_augments_differently() -> None:
 def test_mixing_does_not_depend_on_the_world_size(samples: int, seed: int, step: int) -> None:
     rows = np.arange(samples)
     order = plan.epoch_order(rows, rows, seed=seed, epoch=0)
-    _, valid = plan.global_batch_at(order, step % plan.steps_per_epoch(samples, 24), 24)
+    _, (valid,) = plan.global_batches(order, step % plan.steps_per_epoch(samples, 24), 1, 24)
 
     def mix_by_position(world_size: int, micro_batch: int) -> dict[int, tuple[float, ...]]:
         result = {}

@@ -135,4 +135,4 @@ def test_an_empty_training_split_is_refused() -> None:
 
 def test_a_step_beyond_the_epoch_is_refused() -> None:
     with pytest.raises(ValueError, match="step 3 is beyond the end of an epoch of 5 samples"):
-        plan.global_batch_at(np.arange(5, dtype=np.int64), 3, 2)
+        plan.global_batches(np.arange(5, dtype=np.int64), 2, 2, 2)
