@@ -10,8 +10,10 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -30,8 +32,10 @@ def prepare(
     action: str = "SIGKILL",
     record: str | None = None,
     count_places: bool = False,
+    late: bool = False,
+    waits: str | None = None,
 ) -> None:
-    """Prepare this process for one of: a fault at a place, a record of its batches, a count of the places.
+    """Prepare this process for a fault at a place, a record of its batches or waits, or a count of the places.
 
     Args:
         rank: The rank that is prepared; :class:`fork_server.Ranks` has selected it already.
@@ -40,6 +44,8 @@ def prepare(
         action: Name of the signal, or :data:`FULL_SHM` to fill a /dev/shm that only this process and its children see.
         record: Path prefix of files in which the process records its batches.
         count_places: Print at the end how often each place was executed.
+        late: Read the results of each step after the next one, as on a GPU.
+        waits: Path of a file in which the process records the calls of each step that would wait for a GPU.
     """
     if place:
         strike_at(place, count, action)
@@ -47,6 +53,10 @@ def prepare(
         record_batches(record)
     if count_places:
         count_all()
+    if late:
+        read_late()
+    if waits:
+        record_waits(Path(waits))
 
 
 def strike_at(place: str, count: int, action: str) -> None:
@@ -115,6 +125,67 @@ def record_batches(path: str) -> None:
         return original(self, batches, lr)
 
     Engine.step = step  # type: ignore[method-assign]
+
+
+def read_late() -> None:
+    """Let the ranks' agreement read the results of each step after the next one."""
+    from brain_dist.ranks.stopping import StepAgreement
+
+    original = StepAgreement.__init__
+
+    def create(self: StepAgreement, *arguments: Any, **settings: Any) -> None:
+        original(self, *arguments, **(settings | {"delay": 1}))
+
+    StepAgreement.__init__ = create  # type: ignore[method-assign]
+
+
+def record_waits(path: Path) -> None:
+    """Write a JSON list for each training step: the function of each call that reads a number of a tensor.
+
+    On a GPU each of them waits for the device. Copies from the host to a device cannot be seen on the CPU.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from brain_dist.training.loop import Trainer
+
+    aten, calls = torch.ops.aten, []
+    waiting = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default}
+
+    def record() -> None:
+        frame = sys._getframe(2)
+        while not re.search(r"/(brain_dist|deepspeed)/", frame.f_code.co_filename):
+            assert frame.f_back
+            frame = frame.f_back
+        package, name = re.findall(r".*/(brain_dist|deepspeed)/(.*)", frame.f_code.co_filename)[0]
+        calls.append(f"{package}/{name}:{frame.f_code.co_name}")
+
+    class Operators(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+            by_mask = function is aten.index.Tensor and any(
+                i is not None and i.dtype == torch.bool for i in arguments[1]
+            )
+            if function in waiting or by_mask:
+                record()
+            return function(*arguments, **(keywords or {}))
+
+    class Methods(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+            if getattr(function, "__name__", "") in ("tolist", "numpy", "cpu", "__array__"):
+                record()
+            return function(*arguments, **(keywords or {}))
+
+    original = Trainer.train_step
+
+    def train_step(self: Trainer, step: int) -> None:
+        calls.clear()
+        with Operators(), Methods():
+            original(self, step)
+        with path.open("a") as file:
+            file.write(json.dumps(calls) + "\n")
+
+    Trainer.train_step = train_step  # type: ignore[method-assign]
 
 
 def _step(due: Due, strike: Strike) -> None:

@@ -125,7 +125,7 @@ def train_in_precision(bench: Engines, zero: int, precision: str) -> dict[str, A
         "last": losses[-1],
         "loss_scale": engine.loss_scale,
         "skipped": engine.skipped.total,
-        "grad_norm": engine.grad_norm,
+        "grad_norm": engine.grad_norm.item(),
         "ok": all(map(math.isfinite, losses)) and losses[-1] < losses[0],
     }
 

@@ -6,9 +6,12 @@ import functools
 import os
 import resource
 import zlib
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +20,9 @@ from brain_dist.common.progress import Progress
 from brain_dist.common.workers import worker_pool
 from brain_dist.errors import Fault
 from brain_dist.store.dataset import Dataset, open_dataset
+
+Item = TypeVar("Item")
+_AHEAD = 4  # batches that are read in advance, each by one thread
 
 
 def shard_path(root: Path, sources: Sequence[Path], shard: str) -> Path:
@@ -101,6 +107,37 @@ class ShardReader:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         size = 1024 if limit == resource.RLIM_INFINITY else min(1024, max(1, limit // 4))
         return functools.lru_cache(maxsize=size)(functools.partial(_OpenFile, self._root, self._sources))
+
+
+def read_ahead(
+    reader: ShardReader, batches: Iterable[tuple[Item, np.ndarray]]
+) -> Generator[tuple[Item, list[bytes]], None, None]:
+    """Read the images of batches on threads, up to four batches ahead, so that the caller rarely waits for storage.
+
+    The threads end with the iterator; it holds the encoded images of five batches at most.
+
+    Args:
+        reader: reads the images, and checks them.
+        batches: what to yield with each batch, and its rows, int64 [B].
+
+    Raises:
+        Fault: an image of the batch that is next cannot be read or is damaged.
+    """
+
+    def read(rows: np.ndarray) -> list[bytes]:
+        return [reader.read(row) for row in rows.tolist()]
+
+    batches, ahead = iter(batches), deque[tuple[Item, "Future[list[bytes]]"]]()
+    pool = ThreadPoolExecutor(_AHEAD, "reading")
+    try:
+        while True:
+            ahead.extend((item, pool.submit(read, rows)) for item, rows in islice(batches, _AHEAD + 1 - len(ahead)))
+            if not ahead:
+                return
+            item, images = ahead.popleft()
+            yield item, images.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def read_thumbs(parts: Sequence[tuple[Dataset, Iterable[int]]], workers: int, progress: Progress) -> np.ndarray:

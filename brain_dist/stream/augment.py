@@ -40,8 +40,8 @@ class Decisions:
 
     def part(self, start: int, stop: int) -> Decisions:
         """The decisions of the images from ``start`` to ``stop``, as views."""
-        fields = (self.crop, self.affine, self.gain, self.shift, self.erase)
-        return Decisions(*(field[start:stop] for field in fields))
+        part = slice(start, stop)
+        return Decisions(self.crop[part], self.affine[part], self.gain[part], self.shift[part], self.erase[part])
 
 
 @dataclass(frozen=True)

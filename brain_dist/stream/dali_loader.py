@@ -4,7 +4,7 @@ DALI cannot decode a JPEG at a fraction of its size, so the graph decodes whole 
 
 The graph is fed with the encoded bytes of the planned samples. DALI's own readers are not used: their order depends on
 the number of shards and ranks, and restoring one on another number gives wrong data without an error. Feeding costs one
-``pread`` per sample, and makes the step number the whole state of the loader.
+``pread`` per sample, on threads that read ahead, and makes the step number the whole state of the loader.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from brain_dist.config import DataConfig
 from brain_dist.store.dataset import Dataset
-from brain_dist.store.reader import ShardReader
+from brain_dist.store.reader import ShardReader, read_ahead
 from brain_dist.stream.augment import Frames, pixel_boxes
 from brain_dist.stream.batch import Batch, Job
 from brain_dist.stream.pixels import Sampling, max_reduction
@@ -49,23 +49,26 @@ def batches(
         prefetch_queue_depth=config.prefetch,
     )
     pipeline.build()
-    while True:
-        try:
-            # On a GPU, DALI orders its work in torch's stream: the copy below runs before the buffer is used again
-            (output,) = pipeline.run(torch.cuda.current_stream(device)) if gpu else pipeline.run()
-        except StopIteration:
-            return
-        # The next run may overwrite DALI's buffer, so the images are copied
-        image = torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2).clone(memory_format=torch.preserve_format)
-        yield Batch.of(image, source.pending.popleft().micro, dataset.columns["label"])
+    try:
+        while True:
+            try:
+                # On a GPU, DALI orders its work in torch's stream: the copy below runs before the buffer is used again
+                (output,) = pipeline.run(torch.cuda.current_stream(device)) if gpu else pipeline.run()
+            except StopIteration:
+                return
+            # The next run may overwrite DALI's buffer, so the images are copied
+            image = torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
+            image = image.clone(memory_format=torch.preserve_format)
+            yield Batch.of(image, source.pending.popleft().micro, dataset.columns["label"])
+    finally:
+        source.samples.close()
 
 
 class _JobSource:
     """DALI's external source: returns the bytes and arguments of the next job, and queues the job in ``pending``."""
 
     def __init__(self, dataset: Dataset, jobs: Iterator[Job], config: DataConfig, *, augmented: bool) -> None:
-        self.reader = ShardReader(dataset)
-        self.jobs = jobs
+        self.samples = read_ahead(ShardReader(dataset), ((job, job.micro.rows) for job in jobs))
         self.size = config.size
         self.augmented = augmented
         self.sides = np.stack([dataset.columns["width"], dataset.columns["height"]], axis=1)
@@ -74,10 +77,10 @@ class _JobSource:
         self.pending: deque[Job] = deque()
 
     def __call__(self) -> tuple[Any, ...]:
-        job = next(self.jobs)  # StopIteration ends the pipeline, after the batches that it has begun
+        job, images = next(self.samples)  # StopIteration ends the pipeline, after the batches that it has begun
         self.pending.append(job)
         rows, decisions = job.micro.rows, job.decisions
-        encoded = [np.frombuffer(self.reader.read(int(row)), dtype=np.uint8) for row in rows]
+        encoded = [np.frombuffer(image, dtype=np.uint8) for image in images]
         sampling = Sampling.of(decisions, self.size)
         reduction = sampling.reduction[:, None]
         start = sampling.region[:, :2] * reduction

@@ -193,7 +193,7 @@ def epoch_order(rows: Rows, shard: Rows, *, seed: int, epoch: int, window: int =
 
 
 def global_batches(order: Rows, first: int, count: int, global_batch: int) -> tuple[Rows, npt.NDArray[np.bool_]]:
-    """The rows of ``count`` steps of an epoch from step ``first`` on [count, G], and which of them are valid [count, G].
+    """The rows of ``count`` steps of an epoch, from step ``first`` on, and which of them are valid; both [count, G].
 
     Raises:
         ValueError: the epoch has fewer steps.

@@ -67,7 +67,7 @@ class Tracker:
             os.fsync(self.log.fileno())
 
     def _write(self, row: dict[str, Any], examples: Sequence[Example] = ()) -> None:
-        row["time"] = round(time.time(), 3)
+        row.setdefault("time", round(time.time(), 3))
         try:
             self.log.write(json.dumps(row) + "\n")
         except OSError as error:

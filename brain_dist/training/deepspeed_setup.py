@@ -49,6 +49,7 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         "zero_optimization": {"stage": train.zero_stage},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**62,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device twice a micro-step
     }
     if train.precision == "bf16":
         settings["bf16"] = {"enabled": True, "check_grad_overflow": True}  # skip steps with a non-finite gradient

@@ -85,8 +85,8 @@ class Engine:
         return self.deepspeed.module
 
     @property
-    def grad_norm(self) -> float | None:
-        """Norm of the last step's gradient over all ranks, before clipping; None if it is not finite."""
+    def grad_norm(self) -> torch.Tensor:
+        """Scalar: norm of the last step's gradient over all ranks, before clipping. To read it waits for the device."""
         return self._gradient_check.norm
 
     @property
@@ -122,7 +122,7 @@ class Engine:
             self.deepspeed.backward(nan_if_infinite(loss) * (self.world.size * self.accumulation_steps))
             with self._gradient_check.guard() if batch is batches[-1] else nullcontext():
                 self.deepspeed.step()
-        skip = self.grad_norm is None
+        skip = self._gradient_check.skipped
         self.skipped.count(skip)
         if skip:
             for buffer, value in zip(self._statistics, statistics, strict=True):
@@ -144,7 +144,11 @@ class Engine:
         import torch
 
         micro = batch.micro
-        torch.manual_seed(int(counter.bits(self.config.run.seed, "forward", micro.step, micro.position[0])))
+        seed = int(counter.bits(self.config.run.seed, "forward", micro.step, micro.position[0]))
+        # torch.manual_seed would ask for every kind of device, which takes a hundred times as long
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index].manual_seed(seed)
 
     def average_statistics(self) -> None:
         """Replace BatchNorm's running statistics on each rank by their mean over all ranks. Every rank must call.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from brain_dist.checkpoints.evaluations import Evaluations
 from brain_dist.config import Config
@@ -63,6 +65,10 @@ class Trainer:
     watch: Watch
     _steps_timed: int = field(default=0, init=False)
     _clock: float = field(default=0.0, init=False)
+    # of steps whose results are not read yet: step and unfinished row of metrics.jsonl, None if no row is due
+    _rows: deque[tuple[int, dict[str, Any] | None]] = field(default_factory=deque, init=False)
+    _stop: bool = field(default=False, init=False)
+    _save: bool = field(default=False, init=False)
 
     def run(self) -> int:
         """Train to the end or to a stop request. Every rank must call. Returns the exit code."""
@@ -81,15 +87,23 @@ class Trainer:
                         f"stopped early: {train.patience} evaluations without a better {train.best}"
                     )
                     break
-                result = self.train_step(step)
+                try:
+                    self.train_step(step)
+                except BaseException:
+                    with suppress(RuntimeError):  # the device may be unusable
+                        self.log(self.agreement.arrived())
+                    raise
                 steps_done = step + 1
                 with self.clock_paused():
+                    evaluation_due = self.schedule.evaluation_due(steps_done)
+                    if self._save or self._stop or evaluation_due or self.schedule.checkpoint_due(steps_done):
+                        self.record(self.agreement.finish())
                     # save first: a scheduler that asked to stop may not wait for an evaluation
-                    saved = self.save_if_due(steps_done, result)
-                    if result.stop and steps_done < self.schedule.total_steps:
+                    saved = self.save_if_due(steps_done)
+                    if self._stop and steps_done < self.schedule.total_steps:
                         self.stop(steps_done)
                         return EXIT_PREEMPTED
-                    if self.schedule.evaluation_due(steps_done):
+                    if evaluation_due:
                         self.evaluate_and_record(steps_done)
                         best_or_last = self.evaluations.best == steps_done or self.evaluations.patience_exhausted
                         if best_or_last and not saved:
@@ -98,8 +112,8 @@ class Trainer:
             self.report_end()
         return 0
 
-    def train_step(self, step: int) -> StepResult:
-        """Load, compute and log one optimiser step (0-based), and complete a checkpoint that all ranks have written.
+    def train_step(self, step: int) -> None:
+        """Load and compute one optimiser step (0-based), and record the results that are known by now.
 
         Raises:
             Fault: ``train.skip_limit`` steps in a row were not finite, or a checkpoint could not be written.
@@ -112,29 +126,51 @@ class Trainer:
         with explain_errors(self.config) if allowance else nullcontext():
             loss_share = self.engine.step(batches, lr)
         self.watch.report_progress(f"waiting for the others after step {step}", allowance)
-        result = self.agreement.after_step(loss_share, writing=self.saver.writing, write_failed=self.saver.write_failed)
-        if result.write_failed or not result.writing:
-            self.saver.finish()
+        self._steps_timed += 1
+        self._rows.append((step, self.metrics_row(step, lr) if self.schedule.log_due(step + 1) else None))
+        writing, write_failed = self.saver.writing, self.saver.write_failed
+        grad_norm = self.engine.grad_norm
+        self.record(self.agreement.after_step(loss_share, grad_norm, writing=writing, write_failed=write_failed))
         if self.engine.skipped.in_a_row >= self.config.train.skip_limit:
+            self.record(self.agreement.finish())
             keys = self.dataset.columns["key"]
             raise_nonfinite(self.config.run.path, step, self.engine.skipped, batches, keys, self.engine.world)
-        self._steps_timed += 1
-        if self.schedule.log_due(step + 1):
-            self.tracker.log_step(step, self.metrics_row(step, result.loss, lr))
-        return result
 
-    def metrics_row(self, step: int, loss: float, lr: float) -> dict[str, float | None]:
-        """The row of metrics.jsonl for a step; None for a number that is not finite (JSON has no NaN)."""
+    def record(self, results: Sequence[StepResult]) -> None:
+        """Log steps, remember requests to stop or save, and complete a checkpoint that all ranks have written.
+
+        Every rank must call with the same results.
+        """
+        self.log(results)
+        for result in results:
+            self._stop |= result.stop
+            self._save |= result.save
+            if result.write_failed or not result.writing:
+                self.saver.finish()
+
+    def log(self, results: Sequence[StepResult]) -> None:
+        """Log the steps of ``results``, which follow those logged before."""
+        for result in results:
+            step, row = self._rows.popleft()
+            if row is not None:
+                # JSON has no NaN
+                values = {name: getattr(result, name) for name in ("loss", "grad_norm")}
+                finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+                self.tracker.log_step(step, row | finite)
+
+    def metrics_row(self, step: int, lr: float) -> dict[str, Any]:
+        """The row of metrics.jsonl for a step that has just been computed, without loss and norm of the gradient."""
         engine = self.engine
         return {
             "epoch": self.schedule.epoch(step + 1),
-            "loss": loss if math.isfinite(loss) else None,
+            "loss": None,
             "lr": lr,
-            "grad_norm": engine.grad_norm,
+            "grad_norm": None,
             "skipped": engine.skipped.total,
             **({} if engine.loss_scale is None else {"loss_scale": engine.loss_scale}),
             "images_per_s": self.throughput(),
             "memory_gib": peak_memory(engine.device),
+            "time": round(time.time(), 3),
         }
 
     def throughput(self) -> float:
@@ -151,11 +187,12 @@ class Trainer:
         yield
         self._clock += time.perf_counter() - pause_start
 
-    def save_if_due(self, steps_done: int, result: StepResult) -> bool:
+    def save_if_due(self, steps_done: int) -> bool:
         """Start a checkpoint if one is scheduled or requested. Returns whether it did."""
-        due = self.schedule.checkpoint_due(steps_done) or result.save or result.stop
+        due = self.schedule.checkpoint_due(steps_done) or self._save or self._stop
         if due:
             self.save(steps_done)
+            self._save = False
             self.agreement.remove_request_file(SAVE)
         return due
 

@@ -43,13 +43,18 @@ class SkippedSteps:
 class GradientCheck:
     """Norm of the gradient, and the check that skips an optimiser step with a non-finite gradient.
 
-    DeepSpeed does both, except at ZeRO stage 0 in fp32 and amp: there :meth:`guard` does.
+    DeepSpeed does both, except at ZeRO stage 0 in fp32 and amp: there :meth:`guard` does. Whether a step is skipped is
+    decided on the host, so each step waits once for its gradients, between the backward pass and the update.
+
+    Attributes:
+        skipped: whether the last step was skipped.
     """
 
     def __init__(self, deepspeed: Any, config: TrainConfig) -> None:
         self._deepspeed = deepspeed
         self._by_deepspeed = config.zero_stage > 0 or config.precision in ("bf16", "fp16")
-        self._norm = math.nan
+        self._norm: torch.Tensor | None = None
+        self.skipped = False
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -61,12 +66,14 @@ class GradientCheck:
 
         if self._by_deepspeed:
             yield
+            self.skipped = not self._deepspeed.was_step_applied()
             return
         gradients = [p.grad for p in self._deepspeed.module.parameters() if p.grad is not None]
-        self._norm = float(torch.nn.utils.get_total_norm(gradients))
+        self._norm = torch.nn.utils.get_total_norm(gradients)
+        self.skipped = not math.isfinite(float(self._norm))
         optimizer = self._deepspeed.basic_optimizer
         groups = optimizer.param_groups
-        if not math.isfinite(self._norm):
+        if self.skipped:
             optimizer.param_groups = []
         try:
             yield
@@ -74,10 +81,12 @@ class GradientCheck:
             optimizer.param_groups = groups
 
     @property
-    def norm(self) -> float | None:
-        """Norm of the last step's gradient over all ranks, before clipping; None if it is not finite."""
-        norm = float(self._deepspeed.get_global_grad_norm()) if self._by_deepspeed else self._norm
-        return norm if math.isfinite(norm) else None
+    def norm(self) -> torch.Tensor:
+        """Scalar: norm of the last step's gradient over all ranks, before clipping. It may be on the device."""
+        import torch
+
+        norm = self._deepspeed.get_global_grad_norm() if self._by_deepspeed else self._norm
+        return norm if isinstance(norm, torch.Tensor) else torch.tensor(norm, dtype=torch.float64)
 
 
 def nan_if_infinite(loss: torch.Tensor) -> torch.Tensor:

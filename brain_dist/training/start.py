@@ -124,7 +124,7 @@ def _prepare(
         ),
         engine=engine,
         batches=batches,
-        agreement=StepAgreement(world, stop_request, run),
+        agreement=StepAgreement(world, stop_request, run, delay=int(device.type == "cuda")),
         saver=saver,
         evaluations=evaluations,
         tracker=Tracker(config, run, first_step=first_step, total_steps=schedule.total_steps, enabled=world.is_main),

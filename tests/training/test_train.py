@@ -131,6 +131,44 @@ def test_stop_inside_an_epoch_and_resume_is_bit_for_bit_exact(
     assert "is already complete" in repeated.err
 
 
+def test_results_that_are_read_a_step_late_stop_all_ranks_together_and_lose_no_row(
+    phantom_shards: Path, runs: Path, uninterrupted: Path
+) -> None:
+    run = runs / "late"
+    command_line = arguments(phantom_shards, runs, run.name, *EXACT)
+    fault = {"late": True, "place": "step", "count": 8, "action": "SIGTERM"}
+    stopped = launch(2, "train", *command_line, expect=75, inject=fault)
+    assert "stop requested: step 9 of 20 is saved" in stopped.err
+    assert losses(run) == losses(uninterrupted)[:9]
+    (run / "SAVE").touch()
+    launch(2, "train", *command_line, "--train.keep", "9", inject={"late": True})
+    assert losses(run) == losses(uninterrupted)
+    # the checkpoint after an epoch answers the request, too
+    assert complete_steps(run / "checkpoints") == [5, 9, 10, 15, 20]
+    assert not (run / "SAVE").exists()
+    rows = [(row["kind"], row["step"]) for row in read_metrics(run / "metrics.jsonl")]
+    assert rows == [(row["kind"], row["step"]) for row in read_metrics(uninterrupted / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize(("zero_stage", "own"), [("0", ["brain_dist/training/nonfinite.py:guard"]), ("2", [])])
+def test_a_step_waits_for_the_device_only_to_check_its_gradient(
+    phantom_shards: Path, tmp_path: Path, zero_stage: str, own: list[str]
+) -> None:
+    """Also a step that writes its row: the loss and the norm are read after the next step, when they have arrived."""
+    settings = [*EXACT, "--train.zero_stage", zero_stage, "--train.epochs", "1", "--data.loader", "synthetic"]
+    inject = {"late": True, "waits": str(tmp_path / "waits")}
+    launch(1, "train", *arguments(phantom_shards, tmp_path, "run", *settings), inject=inject)
+    assert len(losses(tmp_path / "run")) == 5
+    steps = [json.loads(line) for line in (tmp_path / "waits").read_text().splitlines()]
+    for step, calls in enumerate(steps):
+        by_deepspeed = [call for call in calls if call.startswith("deepspeed/")]
+        # sums and norm of the step before
+        late = ["brain_dist/ranks/stopping.py:read"] * 2 if step else []
+        assert sorted(set(calls) - set(by_deepspeed)) == sorted({*own, *late}), step
+        assert len(calls) - len(by_deepspeed) == len(own) + len(late), step
+        assert bool(by_deepspeed) or zero_stage == "0", "DeepSpeed checks the gradient itself"
+
+
 def test_bf16_trains_and_batchnorm_statistics_are_averaged_over_two_ranks(phantom_shards: Path, runs: Path) -> None:
     launch(2, "train", *arguments(phantom_shards, runs, "bf16", "--train.precision", "bf16", "--optim.ema", "0.5"))
     assert losses(runs / "bf16")[-1] < losses(runs / "bf16")[0]

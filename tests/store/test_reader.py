@@ -1,0 +1,91 @@
+"""Images are read ahead on threads: in order, bounded, and with faults where the image is needed."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from brain_dist.errors import Fault
+from brain_dist.store.dataset import open_dataset
+from brain_dist.store.reader import ShardReader, read_ahead
+
+
+class CountingReader(ShardReader):
+    """Counts the images that it has read."""
+
+    count = 0
+
+    def read(self, row: int) -> bytes:
+        data = super().read(row)
+        self.count += 1
+        return data
+
+
+def reading_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("reading")]
+
+
+def wait_until(reader: CountingReader, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while reader.count < count and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert reader.count == count
+
+
+def test_batches_are_read_ahead_in_order_and_no_further_than_stated(phantom_shards: Path) -> None:
+    dataset = open_dataset(phantom_shards)
+    rows = np.random.default_rng(0).permutation(len(dataset))[:48].reshape(12, 4)
+    reader, requested = CountingReader(dataset), 0
+
+    def batches() -> Iterator[tuple[str, np.ndarray]]:
+        nonlocal requested
+        for number, batch in enumerate(rows):
+            requested += 1
+            yield f"batch {number}", batch
+
+    expected = [[ShardReader(dataset).read(row) for row in batch] for batch in rows.tolist()]
+    ahead = read_ahead(reader, batches())
+    for number in range(12):
+        assert next(ahead) == (f"batch {number}", expected[number])
+        # the next four are read without being asked for, and not a fifth
+        wait_until(reader, min(4 * (number + 5), 48))
+        assert requested == min(number + 5, 12)
+    assert next(ahead, None) is None
+
+
+def test_a_damaged_image_is_a_fault_where_it_is_needed_and_the_threads_end(
+    phantom_shards: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(phantom_shards, tmp_path / "shards")
+    dataset = open_dataset(tmp_path / "shards")
+    rows = np.arange(12)
+    damaged = int(rows[7])
+    path = dataset.root / str(dataset.columns["shard"][damaged])
+    data = bytearray(path.read_bytes())
+    data[int(dataset.columns["offset"][damaged]) + 50] ^= 1
+    path.write_bytes(data)
+
+    ahead = read_ahead(ShardReader(dataset), ((row, rows[row : row + 1]) for row in range(12)))
+    assert [next(ahead)[0] for _ in range(7)] == list(range(7))
+    with pytest.raises(Fault, match=f"{path}, sample {dataset.columns['key'][damaged]}.*crc32"):
+        next(ahead)
+    for thread in reading_threads():
+        thread.join(60)
+    assert not reading_threads()
+
+
+def test_threads_end_when_the_iterator_is_closed(phantom_shards: Path) -> None:
+    dataset = open_dataset(phantom_shards)
+    ahead = read_ahead(ShardReader(dataset), ((row, np.array([row])) for row in range(20)))
+    next(ahead)
+    assert reading_threads()
+    ahead.close()
+    for thread in reading_threads():
+        thread.join(60)
+    assert not reading_threads()
