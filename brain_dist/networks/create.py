@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +24,18 @@ if TYPE_CHECKING:
 _PROJECT = Path(__file__).parents[1]
 
 
+def import_timm() -> Any:
+    """Import timm without wandb, which it loads only for scripts of its own, and which takes a second."""
+    hidden = "wandb" not in sys.modules
+    if hidden:
+        sys.modules["wandb"] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module("timm")
+    finally:
+        if hidden:
+            del sys.modules["wandb"]
+
+
 def create_network(config: ModelConfig, classes: int, *, seed: int, load_weights: bool = True) -> torch.nn.Module:
     """The network with ``classes`` outputs, fp32, on the CPU.
 
@@ -34,8 +48,9 @@ def create_network(config: ModelConfig, classes: int, *, seed: int, load_weights
     Raises:
         UserError: an unknown name, unsupported settings, or weights that do not fit or are not available.
     """
-    import timm
     import torch
+
+    timm = import_timm()
 
     if not timm.is_model(config.name):
         hint = nearest(config.name, timm.list_models())
@@ -56,7 +71,7 @@ def create_network(config: ModelConfig, classes: int, *, seed: int, load_weights
 
 def _create(config: ModelConfig, classes: int, *, pretrained: bool) -> Any:
     """``timm.create_model``, with its errors in one line."""
-    import timm
+    timm = import_timm()
 
     arguments: dict[str, Any] = {"num_classes": classes, "in_chans": config.in_chans, "drop_rate": config.drop}
     if config.drop_path:

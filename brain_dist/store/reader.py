@@ -127,7 +127,8 @@ def read_ahead(
     def read(rows: np.ndarray) -> list[bytes]:
         return [reader.read(row) for row in rows.tolist()]
 
-    batches, ahead = iter(batches), deque[tuple[Item, "Future[list[bytes]]"]]()
+    batches = iter(batches)
+    ahead: deque[tuple[Item, Future[list[bytes]]]] = deque()
     pool = ThreadPoolExecutor(_AHEAD, "reading")
     try:
         while True:

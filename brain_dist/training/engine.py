@@ -86,7 +86,7 @@ class Engine:
 
     @property
     def grad_norm(self) -> torch.Tensor:
-        """Scalar: norm of the last step's gradient over all ranks, before clipping. To read it waits for the device."""
+        """Norm of the last step's gradient over all ranks, before clipping, shape []. To read it waits for the device."""
         return self._gradient_check.norm
 
     @property
