@@ -86,7 +86,7 @@ class Engine:
 
     @property
     def grad_norm(self) -> torch.Tensor:
-        """Norm of the last step's gradient over all ranks, before clipping, shape []. To read it waits for the device."""
+        """Norm of the last step's gradient over all ranks, before clipping: a scalar; reading it waits for the GPU."""
         return self._gradient_check.norm
 
     @property

@@ -82,7 +82,7 @@ class GradientCheck:
 
     @property
     def norm(self) -> torch.Tensor:
-        """Norm of the last step's gradient over all ranks, before clipping, shape []; it may be on the device."""
+        """Norm of the last step's gradient over all ranks, before clipping: a scalar, which may be on the device."""
         import torch
 
         norm = self._deepspeed.get_global_grad_norm() if self._by_deepspeed else self._norm
