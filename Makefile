@@ -7,6 +7,11 @@ LOCK := --generate-hashes --no-emit-index-url --no-annotate --no-header pyprojec
 # Some environments disable bytecode; then each process spends seconds on compiling torch's sources
 export PYTHONDONTWRITEBYTECODE =
 
+# Begins a recipe line: until its command ends, says every few seconds that it is at work
+define ticking
+( s=0; while sleep 5 >/dev/null 2>&1; do s=$$((s + 5)); echo "$(1), $$s s so far" >&2; done ) & ticker=$$!; trap "kill $$ticker" EXIT;
+endef
+
 .DEFAULT_GOAL := help
 .PHONY: help setup bench-setup demo test test-slow soak check docs graph lock bench gpu-check
 
@@ -19,8 +24,9 @@ setup: .venv/ready ## create .venv with the pinned packages of requirements.lock
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python ≥ 3.11 is required; python3 is $$(python3 --version)"; exit 2; }
 	test -x $(PY) || python3 -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(UV) pip install --quiet --python $(PY) --require-hashes --requirements requirements.lock
+	@$(call ticking,installing the packages) $(UV) pip install --quiet --python $(PY) --require-hashes --requirements requirements.lock
 	$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
+	@$(call ticking,compiling bytecode) $(UV) pip install --quiet --python $(PY) --compile-bytecode --require-hashes --requirements requirements.lock
 	touch $@
 
 bench-setup: .venv/ready ## create .venv-bench, which also has the libraries that benchmarks/ compares with

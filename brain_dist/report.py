@@ -28,9 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="file to write (default: RUN/report/index.html)")
     args = parser.parse_args(argv)
-    from brain_dist.reporting.build import write_report
+    from brain_dist.common.progress import show_activity
 
-    path, images_missing = write_report(args.run, args.name, args.predictions, args.out)
+    with show_activity("writing the report"):
+        from brain_dist.reporting.build import write_report
+
+        path, images_missing = write_report(args.run, args.name, args.predictions, args.out)
     if images_missing:
         print(f"brain-dist: note: the report has no images: {images_missing}", file=sys.stderr)
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -40,6 +41,11 @@ class Result:
     err: str
 
 
+def without_progress(err: str) -> str:
+    """``err`` without the lines that a command prints only if it takes more than two seconds."""
+    return re.sub(r"^brain-dist: .*, \d+ s (so far|left)\n", "", err, flags=re.MULTILINE)
+
+
 def environment(**variables: str) -> dict[str, str]:
     """This environment and ``variables``, without a launcher's variables, GPUs, the hub and the W&B account."""
     removed = (*LAUNCHER_VARIABLES, "WANDB_API_KEY")
@@ -59,7 +65,7 @@ def command(arguments: Sequence[str], *, expect: int | None = 0, timeout: float 
         timeout=timeout,
         check=False,
     )
-    result = Result(process.returncode, process.stdout, process.stderr)
+    result = Result(process.returncode, process.stdout, without_progress(process.stderr))
     if expect is not None:
         assert result.code == expect, f"{' '.join(arguments)}\nexit {result.code}\n{result.out}\n{result.err}"
     return result
@@ -75,7 +81,7 @@ def in_process(name: str, *arguments: str, expect: int = 0) -> Result:
         except SystemExit as exit_:  # from argparse
             code = int(exit_.code or 0)
     assert code == expect, f"{name} {' '.join(arguments)}\nexit {code}\n{out.getvalue()}\n{err.getvalue()}"
-    return Result(code, out.getvalue(), err.getvalue())
+    return Result(code, out.getvalue(), without_progress(err.getvalue()))
 
 
 def verb(name: str, *arguments: str, expect: int | None = 0, **variables: str) -> Result:
@@ -104,7 +110,7 @@ def launch(
         out, err = Path(folder) / "out", Path(folder) / "err"
         ranks = Ranks(fork_server(), processes, name, arguments, out, err, env=variables, inject=inject)
         codes = ranks.wait(240)
-        result = Result(next((code for code in codes if code), 0), out.read_text(), err.read_text())
+        result = Result(next((code for code in codes if code), 0), out.read_text(), without_progress(err.read_text()))
     if expect is not None:
         assert result.code == expect, f"{name} {' '.join(arguments)}\nexit {codes}\n{result.out}\n{result.err}"
     return result
@@ -139,7 +145,7 @@ def interrupt(
         out, err = process.communicate(timeout=180)
     finally:
         process.kill()
-    return Result(process.returncode, out, err)
+    return Result(process.returncode, out, without_progress(err))
 
 
 def free_ports(count: int) -> list[int]:

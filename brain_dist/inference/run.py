@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from brain_dist.common.progress import no_progress, show_progress, track
 from brain_dist.errors import Fault, UserError
 
 if TYPE_CHECKING:
@@ -77,8 +79,10 @@ class LoadedRun:
         if not len(rows):
             raise UserError(f"{self.dataset.root} has no {split} split; rebuild it with other --fractions")
         run_on_main(world, lambda: check_shards(self.dataset, rows))
-        batches = self.batches(rows, micro_batch=micro_batch, world=world)
-        logits = predict_logits(self.model, self.normalize, batches, rows, world)
+        total = -(-len(rows) // (micro_batch * world.size))
+        with show_progress() if world.is_main else nullcontext(no_progress) as progress:
+            batches = track(self.batches(rows, micro_batch=micro_batch, world=world), "predicting", total, progress)
+            logits = predict_logits(self.model, self.normalize, batches, rows, world)
         return predictions_from_logits(self.dataset, rows, logits, run=self.config.run.name, step=self.step)
 
     def batches(self, rows: np.ndarray, *, micro_batch: int, world: World) -> Iterator[Batch]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from brain_dist.common.progress import show_activity
 from brain_dist.common.text import nearest
 from brain_dist.config import Config, ModelConfig
 from brain_dist.errors import Fault, UserError
@@ -130,7 +131,8 @@ def cache_weights(names: list[str]) -> None:
         UserError: an unknown name, or weights that can't be downloaded.
     """
     for name in names:
-        model = create_network(ModelConfig(name=name, pretrained=True), 1000, seed=0)
+        with show_activity(f"downloading the weights of {name}"):
+            model = create_network(ModelConfig(name=name, pretrained=True), 1000, seed=0)
         settings: Any = getattr(model, "pretrained_cfg", {})
         source = settings.get("hf_hub_id") or settings.get("url")
         parameters = sum(parameter.numel() for parameter in model.parameters())

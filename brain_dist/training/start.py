@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ import numpy as np
 
 from brain_dist.checkpoints.evaluations import Evaluations
 from brain_dist.checkpoints.layout import weights_file
+from brain_dist.common.progress import show_activity
 from brain_dist.config import Config, ModelConfig
 from brain_dist.errors import EXIT_PREEMPTED, Fault, UserError
 from brain_dist.networks.create import create_network
@@ -54,7 +55,8 @@ def run_training(config: Config, stop_request: StopRequest, command: Sequence[st
     """
     world = discover()
     timeout = config.train.timeout
-    with watch_ranks(world, timeout) as watch, _clear_faults(config, watch):
+    with watch_ranks(world, timeout) as watch, _clear_faults(config, watch), ExitStack() as starting:
+        starting.enter_context(show_activity("starting", enabled=world.is_main))
         dataset = _open_data(config, watch)
         device = choose_device(world, config.run.device)
         config = with_loader(config, device)
@@ -63,6 +65,7 @@ def run_training(config: Config, stop_request: StopRequest, command: Sequence[st
         with process_group(world, device, timeout, watch):
             watch.report_progress("starting", LONGEST_STEP)
             trainer = _prepare(config, dataset, world, device, watch, stop_request, command)
+            starting.close()
             code = trainer.run() if trainer else 0
             if code == EXIT_PREEMPTED:
                 # leave together: srun ends all ranks when the first one leaves, but the main rank may still log to W&B

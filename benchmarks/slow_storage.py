@@ -1,0 +1,94 @@
+"""What a device waits for its batches when storage is slow, with and without reading ahead.
+
+``python -m benchmarks.slow_storage [SHARDS] [--delay 5] [--step 250]``. Storage is made slow by a delay before every
+read of an image, in this process: it stands for a network file system that answers late, but not for one that lacks
+bandwidth. The step is a pause, in which the processor is free as it is during a step on a GPU. DALI feeds the images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Generator, Iterable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from benchmarks.common import training_shards
+from brain_dist.config import AugmentConfig, DataConfig
+from brain_dist.errors import run
+from brain_dist.store import reader
+from brain_dist.store.dataset import Dataset, open_dataset
+from brain_dist.stream import dali_loader
+from brain_dist.stream.batches import open_loader, training_jobs
+from brain_dist.stream.plan import TrainingPlan
+
+BATCH, WARMUP = 32, 6
+
+
+def main() -> int:
+    """Take the steps in each way and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("shards", nargs="?", type=Path, help="a built shard folder (default: phantoms)")
+    parser.add_argument("--delay", type=float, default=5.0, help="milliseconds before each read (default: 5)")
+    parser.add_argument("--step", type=float, default=250.0, help="milliseconds of a step (default: 250)")
+    parser.add_argument("--steps", type=int, default=20)
+    arguments = parser.parse_args()
+    print("| storage | images are read | waiting for a batch, median | longest |\n|---|---|--:|--:|")
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = open_dataset(arguments.shards or training_shards(Path(folder), 4 * BATCH))
+        for delay, ahead in ((0.0, False), (0.0, True), (arguments.delay, False), (arguments.delay, True)):
+            waits = waiting_times(dataset, delay / 1e3, arguments.step / 1e3, arguments.steps, ahead=ahead)
+            print(
+                f"| {f'{delay:g} ms a read' if delay else 'as it is'} | {'ahead' if ahead else 'when needed'}"
+                f" | {1e3 * statistics.median(waits):.0f} ms | {1e3 * max(waits):.0f} ms |"
+            )
+    return 0
+
+
+def waiting_times(dataset: Dataset, delay: float, pause: float, steps: int, *, ahead: bool) -> list[float]:
+    """Seconds that the main thread waits for the batch of each step."""
+    pread = os.pread
+
+    def slow_pread(descriptor: int, size: int, offset: int) -> bytes:
+        time.sleep(delay)
+        return pread(descriptor, size, offset)
+
+    rows = dataset.rows("train")
+    total = steps + WARMUP
+    plan = TrainingPlan(
+        rows=rows, shard=rows * 0, label=rows * 0, seed=0, epochs=-(-total * BATCH // len(rows)) + 1,
+        global_batch=BATCH, micro_batch=BATCH,
+    )  # fmt: skip
+    config = DataConfig(loader="dali", size=128, threads=1)
+    jobs = training_jobs(dataset, config, AugmentConfig(), plan.micro_batches(0, 1), seed=0)
+    read = reader.read_ahead if ahead else read_when_needed
+    waits = []
+    with patch.object(os, "pread", slow_pread), patch.object(dali_loader, "read_ahead", read):
+        batches = open_loader(
+            config, dataset, jobs, augmented=True, micro_batch=BATCH, device=torch.device("cpu")
+        )  # fmt: skip
+        for _ in range(total):
+            start = time.perf_counter()
+            next(batches)
+            waits.append(time.perf_counter() - start)
+            time.sleep(pause)
+    return waits[WARMUP:]
+
+
+def read_when_needed(
+    shards: reader.ShardReader, batches: Iterable[tuple[Any, np.ndarray]]
+) -> Generator[tuple[Any, list[bytes]], None, None]:
+    """What ``read_ahead`` does, without threads."""
+    for item, rows in batches:
+        yield item, [shards.read(row) for row in rows.tolist()]
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
