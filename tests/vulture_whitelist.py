@@ -53,13 +53,3 @@ _.file_meta
 # fsspec
 _.protocol
 _._strip_protocol
-# for the comparison and the calibration of runs
-_.number_clusters
-_.bca
-_.p_value
-_.resample
-_.or_refusal
-_.higher_is_better
-_.is_share
-_.MEANS
-_.WeightedMetrics

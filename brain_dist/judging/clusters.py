@@ -19,7 +19,7 @@ SEED = 0
 CONFIDENCE = 0.95
 FEWEST_CLUSTERS = 10  # with fewer, resampled intervals are much too narrow
 MOST_UNDEFINED = 0.01  # share of the resamples in which a statistic may be undefined
-BLOCK_VALUES = 1 << 21  # weights of samples in memory at a time: 16 MiB
+BLOCK_VALUES = 1 << 20  # weights of samples in memory at a time: 8 MiB
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Weights of the clusters, float64 [B, I], → values [B, M], NaN where undefined."""

@@ -54,7 +54,7 @@ class WeightedMetrics:
 
     def __init__(self, label: np.ndarray, prob: np.ndarray, cluster: np.ndarray, names: Sequence[str]) -> None:
         self.names = list(names)
-        self._cluster, self._classes = cluster, prob.shape[1]
+        self._classes = prob.shape[1]
         self._present = np.bincount(label, minlength=self._classes) > 0
         cell = (cluster * self._classes + label) * self._classes + prob.argmax(axis=1)
         shape = (int(cluster.max()) + 1, self._classes, self._classes)
@@ -131,17 +131,18 @@ class _Order:
     """Samples in the order of their score, for the AUC under any weights in one pass."""
 
     def __init__(self, positive: np.ndarray, score: np.ndarray, cluster: np.ndarray) -> None:
-        order = np.argsort(score, kind="stable")
-        self._cluster, self._positive = cluster[order], positive[order].astype(np.float64)
-        tie = np.diff(score[order], prepend=-np.inf) > 0
-        self._starts = np.flatnonzero(tie)
+        order = np.argsort(score[~positive], kind="stable")
+        negative = score[~positive][order]
+        self._positives, self._negatives = cluster[positive], cluster[~positive][order]
+        self._below = np.searchsorted(negative, score[positive], side="left")
+        self._not_above = np.searchsorted(negative, score[positive], side="right")
 
     def auc(self, weights: np.ndarray) -> np.ndarray:
         """[B]: the weighted share of pairs in which the positive has the higher score; ties count half."""
-        sample = weights[:, self._cluster]
-        positive = sample * self._positive
-        negative = np.add.reduceat(sample - positive, self._starts, axis=1)
-        positive = np.add.reduceat(positive, self._starts, axis=1)
-        below = np.cumsum(negative, axis=1)
-        wins = np.einsum("bt,bt->b", positive, below - negative / 2)
-        return wins / (positive.sum(axis=1) * below[:, -1])
+        columns = np.ascontiguousarray(weights.T)  # [I, B]: rows are gathered fast
+        cumulated = np.zeros((len(self._negatives) + 1, len(weights)))  # weight of the first n negatives
+        np.cumsum(columns[self._negatives], axis=0, out=cumulated[1:])
+        positive = columns[self._positives]
+        wins = np.einsum("pb,pb->b", positive, cumulated[self._below])
+        wins += np.einsum("pb,pb->b", positive, cumulated[self._not_above])
+        return wins / (2 * positive.sum(axis=0) * cumulated[-1])

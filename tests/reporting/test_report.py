@@ -6,7 +6,6 @@ import base64
 import hashlib
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from browser import browser
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn import metrics as sk
@@ -42,7 +42,6 @@ from brain_dist.tracking.run_folder import write_run_files
 from brain_dist.tracking.tracker import Tracker
 
 STEP = 7
-QUIET = "--disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 
 
 @pytest.fixture(scope="module")
@@ -128,19 +127,6 @@ class Page(HTMLParser):
         for _, name in self._open:
             if name:
                 self.by_id[name] = self.by_id.get(name, "") + data
-
-
-def browser(page: Path, profile: Path, *flags: str, width: int = 1200) -> str:
-    """Standard output of Chromium for the page."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        reason = "chromium is not installed (apt-get install chromium)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    arguments = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *QUIET.split()]
-    arguments += [f"--user-data-dir={profile}", f"--window-size={width},2000", *flags, page.resolve().as_uri()]
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=90, check=True).stdout
 
 
 def page_of(run: Path, name: str = "test") -> Page:

@@ -1,0 +1,100 @@
+"""Compare models on the same images, patient by patient: which are better, and which cannot be told apart.
+
+    python -m brain_dist.compare runs/A runs/B --out compared
+    python -m brain_dist.compare --group convnext=runs/c0,runs/c1,runs/c2 --group resnet=runs/r0,runs/r1,runs/r2
+
+Only predictions tables are read. What the data cannot carry is refused in words, and the exit code is 0.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from brain_dist.common.commands import ArgumentParser
+from brain_dist.errors import UserError, leave
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code.
+
+    Raises:
+        UserError: an option cannot be used, or as :func:`~brain_dist.comparison.tables.read_tables`.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = ArgumentParser("brain-dist compare", description=__doc__.split("\n\n")[0])
+    parser.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUN", help="a model: the folder of its run, or a file of predictions"
+    )
+    parser.add_argument(
+        "--group", action="append", default=[], metavar="MODEL=RUN,RUN",
+        help="a model with several runs: seeds, whose mean counts, or folds; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--name", action="append", metavar="NAME",
+        help="predictions in a run's folder to compare; may be repeated, for several collections (default: test)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--unit", default="image", choices=("image", "collection", "fold"),
+        help="independent unit of the tests beside the headline: images of one test set, collections (ranks), or"
+        " folds of cross-validation (default: image)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--metric", action="append", metavar="METRIC",
+        help="metric to compare; the first one is the headline; may be repeated (default: accuracy and five others)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--margin", type=float, metavar="X",
+        help="largest loss that counts as not inferior, in units of the metric, such as 0.02",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="also write index.html, compare.json and compare.csv to this folder"
+    )
+    args = parser.parse_args(words)
+    from brain_dist.comparison.build import DEFAULT_METRICS, check_metrics, compare, write_comparison
+    from brain_dist.comparison.tables import read_tables
+    from brain_dist.comparison.terminal import comparison_text
+
+    metrics = args.metric or list(DEFAULT_METRICS)
+    check_metrics(metrics)
+    if args.margin is not None and not 0 < args.margin < float("inf"):
+        raise UserError(
+            f"--margin {args.margin:g}: must be above 0, such as 0.02 for two percentage points of accuracy"
+        )
+    comparison = compare(
+        read_tables(_models(args.runs, args.group), args.name or ["test"]), metrics, args.unit, args.margin
+    )
+    if args.out:
+        write_comparison(comparison, shlex.join(["brain-dist", "compare", *words]), args.out)
+    print(comparison_text(comparison))
+    if args.out:
+        print(f"\n{args.out / 'index.html'}")
+    return 0
+
+
+def _models(runs: list[Path], groups: list[str]) -> dict[str, list[Path]]:
+    """Name of each model → its runs."""
+    models = [(_name(run), [run]) for run in runs]
+    for group in groups:
+        name, equals, listed = group.partition("=")
+        members = [Path(run) for run in listed.split(",") if run]
+        if not (name and equals and members):
+            raise UserError(f"--group {group}: must be MODEL=RUN,RUN, such as convnext=runs/c0,runs/c1")
+        models.append((name, members))
+    result = dict(models)
+    if len(result) < len(models):
+        names = [name for name, _ in models]
+        double = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"two models have the name {double}; name them with --group MODEL=RUN")
+    return result
+
+
+def _name(run: Path) -> str:
+    """The name of a model with one run: that of its folder, or of its file."""
+    return run.resolve().name.removesuffix(".parquet")
+
+
+if __name__ == "__main__":
+    leave(main)
