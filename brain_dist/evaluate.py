@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _step(text: str) -> int | str:
-    if text != "best" and not text.isdigit():
+    if text != "best" and not text.isdecimal():
         raise UserError(f"--step {text}: must be a number of optimiser steps, or best")
     return text if text == "best" else int(text)
 

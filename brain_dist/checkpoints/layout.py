@@ -112,8 +112,21 @@ def weights_file(path: Path) -> Path:
     folder = checkpoint_folder(path / "checkpoints", steps[-1]) if steps else path
     if not (folder / MARKER).is_file():
         raise UserError(f"{path} is neither the folder of a run with a checkpoint nor that of a checkpoint")
+    return intact_weights(folder)
+
+
+def intact_weights(folder: Path, *, averaged: bool = True) -> Path:
+    """The file of weights of the checkpoint ``folder``, whose checksum is verified.
+
+    Args:
+        folder: the checkpoint's folder.
+        averaged: the moving average of the weights, if the checkpoint has one.
+
+    Raises:
+        Fault: the checkpoint is damaged.
+    """
     try:
-        name = EMA if EMA in read_marker(folder)["files"] else MODEL
+        name = EMA if averaged and EMA in read_marker(folder)["files"] else MODEL
     except (OSError, ValueError, KeyError):
         name = MODEL  # verify_checkpoint says what is damaged
     problems = verify_checkpoint(folder, only=name)

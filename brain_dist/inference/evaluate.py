@@ -57,10 +57,11 @@ def evaluate(
 
     Raises:
         UserError: the options do not fit together, or the folder is not writable.
+        Fault: another rank ended, or the memory of the device is full.
         UserError, Fault: as :func:`load_run`, :func:`compare_with_training` and :meth:`LoadedRun.predict`.
     """
     from brain_dist.ranks.device import choose_device
-    from brain_dist.ranks.group import process_group, run_on_main
+    from brain_dist.ranks.group import clear_faults, process_group, run_on_main
     from brain_dist.ranks.world import discover
 
     if name in SPLITS and name != split:
@@ -70,7 +71,7 @@ def evaluate(
     path = predictions_file(out or run / "predictions", split if name is None else name)
     world = discover()
     torch_device = choose_device(world, device)
-    with process_group(world, torch_device, timeout=PATIENCE):
+    with clear_faults(f"lower --batch {micro_batch}"), process_group(world, torch_device, timeout=PATIENCE):
         run_on_main(world, lambda: check_writable(path.parent, "choose another folder with --out"))
         loaded = load_run(
             run, step=step, shards=shards, loader=loader, device=str(torch_device), cache_dir=cache_dir, world=world
@@ -79,7 +80,7 @@ def evaluate(
             raise UserError(
                 "--shards needs a --name other than train, val and test, which are the run's own predictions"
             )
-        rows = loaded.dataset.rows(split)
+        rows = loaded.rows(split)
         overlap: dict[str, Any] = {}
         run_on_main(world, lambda: overlap.update(compare_with_training(loaded, rows, allow_known=allow_known)))
         predictions = loaded.predict(split, micro_batch=micro_batch, world=world)

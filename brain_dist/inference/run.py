@@ -56,6 +56,13 @@ class LoadedRun:
     trained_classes: tuple[str, ...]
     trained_version: str
 
+    def rows(self, split: str) -> np.ndarray:
+        """The rows of a split, int64 [N]; UserError if it is empty."""
+        rows = self.dataset.rows(split)
+        if not len(rows):
+            raise UserError(f"{self.dataset.root} has no {split} split; rebuild it with other --fractions")
+        return rows
+
     def predict(self, split: str = "test", *, micro_batch: int = 32, world: World | None = None) -> Predictions:
         """Predict a split of the dataset, each sample exactly once over all ranks. Every rank must call.
 
@@ -75,9 +82,7 @@ class LoadedRun:
         from brain_dist.store.access import check_shards
 
         world = world or discover({})
-        rows = self.dataset.rows(split)
-        if not len(rows):
-            raise UserError(f"{self.dataset.root} has no {split} split; rebuild it with other --fractions")
+        rows = self.rows(split)
         run_on_main(world, lambda: check_shards(self.dataset, rows))
         total = -(-len(rows) // (micro_batch * world.size))
         with show_progress() if world.is_main else nullcontext(no_progress) as progress:
@@ -255,20 +260,15 @@ def _open_other(settings: Config, version: str, shards: str, cache_dir: str | No
 
 def _load_checkpoint(model: torch.nn.Module, path: Path, settings: Config, step: int | str | None, weights: str) -> int:
     """Load verified weights of the checkpoint that ``step`` names into ``model``; returns its number of steps."""
-    from brain_dist.checkpoints.layout import EMA, MODEL, checkpoint_folder, read_marker, verify_checkpoint
+    from brain_dist.checkpoints.layout import checkpoint_folder, intact_weights
     from brain_dist.networks.weights import read_weights
 
     chosen = _choose_step(path, settings, step)
-    folder = checkpoint_folder(path / "checkpoints", chosen)
     try:
-        has_average = EMA in read_marker(folder)["files"]
-    except (OSError, ValueError, KeyError):
-        has_average = False  # verify_checkpoint names the damage
-    name = EMA if weights == "auto" and has_average else MODEL
-    damage = verify_checkpoint(folder, only=name)
-    if damage:
-        raise Fault(f"{damage[0]}; use another --step")
-    model.load_state_dict({key: value.float() for key, value in read_weights(folder / name).items()})
+        file = intact_weights(checkpoint_folder(path / "checkpoints", chosen), averaged=weights == "auto")
+    except Fault as damage:
+        raise Fault(f"{damage}; use another --step") from None
+    model.load_state_dict({key: value.float() for key, value in read_weights(file).items()})
     return chosen
 
 

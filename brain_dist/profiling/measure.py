@@ -17,7 +17,7 @@ from brain_dist.profiling.profile import Profile, combine
 from brain_dist.profiling.report import report_profile
 from brain_dist.profiling.training_steps import measure_training_steps
 from brain_dist.ranks.device import choose_device
-from brain_dist.ranks.group import gather_objects, process_group, run_on_main
+from brain_dist.ranks.group import clear_faults, gather_objects, process_group, run_on_main
 from brain_dist.ranks.world import World, discover
 from brain_dist.store.access import check_shards, open_data
 from brain_dist.stream.batches import with_loader
@@ -43,6 +43,7 @@ def run_profile(config: Config, *, steps: int, out: Path, trace: str | None, com
 
     Raises:
         UserError: a setting is invalid, or the shards are missing, damaged or without a training split.
+        Fault: another rank ended, or the memory of the device is full.
     """
     world = discover()
     dataset = open_data(config.data, Path(config.run.dir))
@@ -51,7 +52,8 @@ def run_profile(config: Config, *, steps: int, out: Path, trace: str | None, com
         raise UserError(f"{dataset.root} has no training split; rebuild it with other --fractions")
     device = choose_device(world, config.run.device)
     config = with_loader(config, device)
-    with process_group(world, device):
+    advice = f"lower train.micro_batch={config.train.micro_batch} or data.size={config.data.size}"
+    with clear_faults(advice), process_group(world, device):
         run_on_main(world, lambda: check_shards(dataset, rows))
         profile = measure_profile(config, dataset, world, device, steps=steps, trace=trace)
         if compare_loaders:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brain_dist.errors import Fault, UserError
+from brain_dist.ranks.device import is_out_of_memory
 from brain_dist.ranks.rendezvous import LONGEST_STEP, SHORTEST_WAIT, connect, serve_store
 from brain_dist.ranks.world import SECRET, World
 
@@ -181,6 +182,22 @@ def is_connection_loss(error: Exception) -> bool:
     import torch.distributed as dist
 
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+
+
+@contextlib.contextmanager
+def clear_faults(memory_advice: str) -> Iterator[None]:
+    """Turn what torch raises when another rank has ended or the memory is full into a :class:`Fault` of one line.
+
+    ``memory_advice``: what to do if the memory of the device is full.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise Fault(f"the memory of the device is full ({error}); {memory_advice}") from error
+        if not is_connection_loss(error):
+            raise
+        raise Fault("lost contact with another rank: it ended, or the network between them did") from error
 
 
 def gather_objects(item: Any, world: World) -> list[Any]:

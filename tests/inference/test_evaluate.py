@@ -189,6 +189,15 @@ def test_a_checkpoint_with_a_missing_file_is_refused(run: Path, tmp_path: Path, 
     assert not (copy / "predictions" / "lost.parquet").exists()
 
 
+def test_a_rank_that_is_killed_ends_the_others_with_one_line(run: Path) -> None:
+    killed = {"rank": 1, "place": "forward", "count": 5}
+    result = launch(2, "evaluate", str(run), "--name", "killed", "--device", "cpu", inject=killed, expect=1)
+    assert (
+        result.err == "brain-dist: error: lost contact with another rank: it ended, or the network between them did\n"
+    )
+    assert not (run / "predictions" / "killed.parquet").exists()
+
+
 def test_other_output_folder(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "a" / "b"
     result = in_process("evaluate", str(run), "--out", str(out), "--name", "mine")
@@ -300,6 +309,7 @@ def test_names_that_leave_the_folder_or_are_reserved_are_refused(run: Path, name
         (["RUN", "--shards", "OTHER"], "--shards needs a --name"),
         (["RUN", "--shards", "absent", "--name", "x"], "absent"),
         (["RUN", "--shards", "OTHER", "--name", "test"], "--shards needs a --name other than train, val and test"),
+        (["RUN", "--shards", "TESTS", "--name", "x", "--split", "val"], "has no val split"),
         (["RUN", "--step", "seven"], "--step seven: must be a number"),
         (["RUN", "--batch", "0"], "--batch 0: must be ≥ 1"),
     ],
@@ -307,10 +317,11 @@ def test_names_that_leave_the_folder_or_are_reserved_are_refused(run: Path, name
 def test_mistakes_are_one_line(
     run: Path, phantom_shards: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    if "OTHER" in arguments:
-        images = str(phantom_shards.parent / "images")
-        in_process("shard", "build", "--source", images, "--out", str(tmp_path / "other"), "--seed", "1")
-    places = {"RUN": str(run), "OTHER": str(tmp_path / "other")}
+    source = ["--source", str(phantom_shards.parent / "images")]
+    places = {"RUN": str(run), "OTHER": str(tmp_path / "other"), "TESTS": str(tmp_path / "tests")}
+    for name, options in (("OTHER", ["--seed", "1"]), ("TESTS", ["--split", "test"])):
+        if name in arguments:
+            in_process("shard", "build", *source, "--out", places[name], *options)
     result = in_process("evaluate", *(places.get(argument, argument) for argument in arguments), expect=2)
     assert message in result.err
     assert len(result.err.strip().splitlines()) == 1
