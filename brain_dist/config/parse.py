@@ -15,15 +15,19 @@ from brain_dist.config.config import Config
 from brain_dist.errors import UserError
 
 
-def load(arguments: Sequence[str], prog: str = "brain-dist train", description: str = "") -> Config:
+def load(
+    arguments: Sequence[str], prog: str = "brain-dist train", description: str = "", *, advice: str = ""
+) -> Config:
     """Read YAML files and flags, such as ``["--config", "a.yaml", "--optim.lr", "1e-4"]``.
+
+    ``prog`` and ``description`` are for the help; ``advice`` ends an error and names ``prog``'s help by default.
 
     Raises:
         UserError: an unknown setting, a wrong type, a value out of range, or a file that is missing or invalid. The
             message begins with ``FILE:LINE`` if the setting is in a file.
     """
     places = _places(arguments)
-    parser = new_parser(f"`{prog} --help` lists all settings", prog=prog, description=description)
+    parser = new_parser(advice or f"`{prog} --help` lists all settings", prog=prog, description=description)
     parser.add_argument(
         "--config", action="config", help="YAML file of settings; later files and flags override earlier ones."
     )
@@ -68,7 +72,7 @@ def read(path: Path) -> Config:
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; {path.parent} is not a run folder")
-    return load(["--config", str(path)], prog=str(path))
+    return load(["--config", str(path)], advice="docs/configuration.md lists all settings")
 
 
 def dump(config: Config) -> str:

@@ -45,6 +45,12 @@ def test_a_folder_without_a_configuration_is_not_a_run_folder(tmp_path: Path) ->
         config.read(tmp_path / "config.yaml")
 
 
+def test_a_mistake_in_the_configuration_of_a_run_names_a_command_that_exists(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("run:\n  nmae: x\n")
+    with pytest.raises(UserError, match=r"config.yaml:2: unknown setting run.nmae .*; docs/configuration.md lists"):
+        config.read(tmp_path / "config.yaml")
+
+
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_configuration_loads_and_names_a_timm_model(file: Path) -> None:
     import timm
