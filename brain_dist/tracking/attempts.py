@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from brain_dist.common.files import write_atomically
 from brain_dist.errors import Fault
 
 FILE = "attempts.jsonl"
@@ -28,8 +29,7 @@ def begin(run: Path, step: int) -> None:
     attempts = read(run)
     run.mkdir(parents=True, exist_ok=True)
     row = {"attempt": len(attempts) + 1, "step": step, "job": job, "time": round(time.time(), 3)}
-    with (run / FILE).open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    write_atomically(run / FILE, "".join(json.dumps(each) + "\n" for each in [*attempts, row]))
     limit = MAX_ATTEMPTS_WITHOUT_PROGRESS
     starts = [row["step"] for row in attempts if job is not None and row["job"] == job][-limit:]
     if len(starts) == limit and step - starts[0] <= limit:
@@ -48,7 +48,7 @@ def read(run: Path) -> list[dict[str, Any]]:
 def complete_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file, without a line that a killed process left incomplete; empty if it is missing."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(errors="replace").splitlines()
     except FileNotFoundError:
         return []
     rows = []

@@ -37,3 +37,5 @@ def test_an_incomplete_line_is_ignored(tmp_path: Path) -> None:
     with (tmp_path / attempts.FILE).open("a") as file:
         file.write('{"attempt": 2, "st')
     assert [row["step"] for row in attempts.read(tmp_path)] == [3]
+    attempts.begin(tmp_path, 5)
+    assert [(row["attempt"], row["step"]) for row in attempts.read(tmp_path)] == [(1, 3), (2, 5)]
