@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -57,6 +58,7 @@ def _is_synced(run: Path) -> bool:
 
 def _upload(runs: Sequence[Path]) -> None:
     """Upload runs with ``wandb sync``, which marks the uploaded ones; they are skipped the next time."""
+    os.environ.pop("WANDB_MODE", None)  # of the trainings; an upload is online
     if not has_key():
         raise UserError("no W&B account: run `wandb login`, or set WANDB_API_KEY (and WANDB_BASE_URL for a server)")
     result = subprocess.run([sys.executable, "-m", "wandb", "sync", *map(str, runs)], check=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import netrc
 import os
 import sys
 import tempfile
@@ -12,7 +11,6 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -169,14 +167,14 @@ def _caption(example: Example) -> str:
 
 
 def has_key() -> bool:
-    """Whether W&B can log in without a prompt."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    """Whether W&B finds an account without a prompt: in its variables, its settings or .netrc; it needs no network."""
+    import wandb
+
+    os.environ.setdefault("WANDB_SILENT", "true")
     try:
-        return netrc.netrc().authenticators(urlsplit(address).netloc or address) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+        return wandb.login(prompt=False, verify=False)
+    except wandb.Error:
+        return True  # an invalid key: W&B says so when it is used
 
 
 def open_log(config: Config, path: Path, attempt: int) -> WandbLog | None:
@@ -190,12 +188,11 @@ def open_log(config: Config, path: Path, attempt: int) -> WandbLog | None:
     if config.track.wandb == "off":
         return None
     mode = os.environ.get("WANDB_MODE")
-    if mode != "disabled":
-        online = config.track.wandb == "auto" and mode in (None, "online") and has_key()
-        mode = "online" if online else "offline"
-    os.environ.setdefault("WANDB_SILENT", "true")
     try:
         _choose_folders(path)
+        if mode != "disabled":
+            online = config.track.wandb == "auto" and mode in (None, "online") and has_key()
+            mode = "online" if online else "offline"
         return WandbLog(
             {
                 "project": config.track.project,

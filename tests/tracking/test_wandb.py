@@ -136,6 +136,19 @@ def test_sync_uses_wandb_and_reports_a_failed_upload(
     assert not list(run.rglob("*.synced"))
 
 
+def test_an_account_on_a_server_of_ones_own_is_found(run: Path, server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    """As `wandb login --host` leaves it: the server in the settings, its key in .netrc. WANDB_MODE is for trainings."""
+    place = f"127.0.0.1:{server.server_address[1]}"
+    (tmp_path / ".netrc").write_text(f"machine {place}\n  login user\n  password {'0' * 40}\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    settings = tmp_path / ".config" / "wandb" / "settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(f"[default]\nbase_url = http://{place}\n")
+    result = verb("sync", str(run), expect=1, HOME=str(tmp_path), WANDB_MODE="offline")
+    assert "wandb sync did not upload" in result.err
+    assert server.requests  # type: ignore[attr-defined]
+
+
 WITHOUT_NETWORK = """
 import pathlib, sys, time
 from brain_dist.config import Config
