@@ -32,11 +32,12 @@ from brain_dist.common.commands import ArgumentParser
 from brain_dist.errors import leave
 from brain_dist.ranks.world import SECRET, START_ID, STORE_FD, listen
 
-NOT_RESTARTED = (0, 2, 75)  # exit codes: success, user error, stopped after a clean save
 GRACE = 10.0  # seconds from the first failure to SIGTERM for the other processes, and from SIGTERM to SIGKILL
 SAVE_TIME = 120.0  # seconds that processes get to save after the connection to launch/hosts.py closed
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+# Exit codes: success, user error, stopped after a clean save, or asked to stop when there was nothing to save
+NOT_RESTARTED = (0, 2, 75, *(128 + number for number in FORWARDED))
 PR_SET_PDEATHSIG = 1  # option of prctl(2): the signal that a process gets when its parent ends
 LIBC = ctypes.CDLL(None)
 

@@ -71,7 +71,8 @@ step() { # OPTION … -- VERB [ARGUMENT …]
   # not forwarded: srun would kill the tasks. At preemption SLURM sends them SIGTERM itself; this shell waits for the save.
   trap 'interrupted=1 stop_requested=1; echo "== SLURM asks to stop"; [[ -n $pid ]] && kill -USR1 "$pid"' USR1
   trap 'interrupted=1' TERM
-  srun --kill-on-bad-exit=1 "${options[@]}" ${srun_container[@]+"${srun_container[@]}"} \
+  # --wait=0: the main rank may write for longer than the others, which some sites do not allow by default
+  srun --kill-on-bad-exit=1 --wait=0 "${options[@]}" ${srun_container[@]+"${srun_container[@]}"} \
     ${task_prefix[@]+"${task_prefix[@]}"} \
     "$PYTHON" -m "brain_dist.$verb" "$@" &
   pid=$!

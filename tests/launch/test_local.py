@@ -144,6 +144,21 @@ def test_stop_during_start_up_is_obeyed_at_once(number: signal.Signals, phantom_
     assert output == "brain-dist: stop requested before the first step; run the same command to start again\n"
 
 
+def test_a_stop_request_to_a_rank_is_not_a_fault_after_which_all_restart(phantom_shards: Path, tmp_path: Path) -> None:
+    launcher = start("launch.local", "-n", "2", "--restarts", "1", "train", *training(phantom_shards, tmp_path))
+    try:
+        ranks: list[int] = []
+        while len(ranks) < 2 or b"brain_dist.train" not in Path(f"/proc/{ranks[1]}/cmdline").read_bytes():
+            time.sleep(0.02)
+            ranks = children(launcher.pid)
+        os.kill(ranks[1], signal.SIGTERM)
+        output = launcher.communicate(timeout=120)[0]
+    finally:
+        launcher.kill()
+    assert launcher.returncode == 128 + signal.SIGTERM, output
+    assert "restarting" not in output
+
+
 INTERRUPTED = "brain-dist: interrupted before the end; run the same command again\n"
 
 
