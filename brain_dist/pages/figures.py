@@ -6,9 +6,12 @@ import base64
 import html
 import io
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from brain_dist.common.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,6 +46,13 @@ def style_axes(axes: Axes, title: str, x: str, y: str) -> None:
 def literal(text: str) -> str:
     """Text from data for a figure: its dollar signs do not start a formula."""
     return text.replace("$", r"\$")
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write the figure to a PNG file, or leave the file unchanged if the disk is full."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    write_atomically(path, buffer.getvalue())
 
 
 def figure_svg(figure: Figure, name: str, description: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from brain_dist.common.files import write_atomically
 from brain_dist.config import dump
 from brain_dist.errors import UserError
 from brain_dist.scalability.board import Board
@@ -142,7 +143,7 @@ def write_results(
     from brain_dist.scalability import page, plot, results
 
     curves = results.measured_curves(rows)
-    (out / PAGE).write_text(page.markdown(curves, command=command, note=note, plot=PLOT, failed=failed))
+    write_atomically(out / PAGE, page.markdown(curves, command=command, note=note, plot=PLOT, failed=failed))
     written = [out / PAGE]
     if rows:
         results.write(out / PARQUET, rows)

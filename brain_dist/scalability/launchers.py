@@ -23,6 +23,7 @@ from brain_dist.scalability.experiment import CaseFolder
 LOCAL = Path(__file__).resolve().parents[2] / "launch" / "local.py"
 STEP = 'source launch/slurm.sh && on_gpus "$@"'
 GRACE = 20.0  # seconds from SIGTERM to SIGKILL
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,11 @@ class Launcher:
         """Run the cases one after the other; failures are reported on the board.
 
         Raises:
-            KeyboardInterrupt: SIGINT or SIGTERM arrived; running processes and queued jobs were ended first.
+            KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP arrived; running processes and queued jobs were ended first.
         """
         for case in cases:
             folder.prepare(case)
-        with _sigterm_as_interrupt():
+        with _stop_signals_as_interrupt():
             if self.kind == "jobs":
                 slurm_jobs.run(cases, folder, board)
                 return
@@ -159,18 +160,21 @@ def _gpus_per_node() -> int:
 
 
 @contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Make SIGTERM, which SLURM and service managers send, raise KeyboardInterrupt as Ctrl-C does."""
+def _stop_signals_as_interrupt() -> Iterator[None]:
+    """Make SIGTERM and the end of the terminal raise KeyboardInterrupt as Ctrl-C does, so that no case runs on."""
+    numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
 
     def interrupt(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal must not disturb the cleanup
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)  # a second signal must not disturb the cleanup
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    previous = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _run_process(command: Sequence[str], environment: Mapping[str, str], log: Path) -> int:

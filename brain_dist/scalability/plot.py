@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from brain_dist.pages.figures import COLOURS, INK, MUTED, STYLES, literal, new_figure, style_axes
+from brain_dist.pages.figures import COLOURS, INK, MUTED, STYLES, literal, new_figure, save_png, style_axes
 from brain_dist.scalability.results import STAGES, Curve
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
     for row_axes in grid:
         _share_limits(row_axes)
     _add_legend(figure, grid[1])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    save_png(figure, path)
 
 
 def _share_limits(row: Sequence[Axes]) -> None:

@@ -63,8 +63,9 @@ def main(argv: Sequence[str]) -> int:
         )
     fitted = cost_fit.fit(steps)
     predicted = extrapolate(predicted_curves(rows), fitted, machine, nodes, arguments.micro_batch, buckets)
-    held_back = cost_fit.held_back(steps)  # every collective was synchronised, so nothing overlapped
-    report(predicted, steps, fitted, held_back, machine, arguments.out or arguments.measured[0])
+    report(
+        predicted, steps, fitted, cost_fit.held_back(steps, buckets), machine, arguments.out or arguments.measured[0]
+    )
     return 0
 
 

@@ -14,6 +14,7 @@ from brain_dist.errors import UserError
 from brain_dist.scalability.cost import CostModel, MeasuredStep
 from brain_dist.scalability.cost_fit import HeldBack
 from brain_dist.scalability.machines import Machine
+from brain_dist.scalability.results import write_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,7 +44,6 @@ def report(
         UserError: the folder cannot be written to.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -57,7 +57,7 @@ def report(
         console.print(line, highlight=False, markup=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(list(rows)), folder / "predict.parquet")
+        write_table(folder / "predict.parquet", pa.Table.from_pylist(list(rows)))
         draw(rows, machine.name, quality, folder / "predict.png")
     except OSError as error:
         raise UserError(f"--out {folder}: {error.strerror}; choose another folder") from None
@@ -148,7 +148,7 @@ def assumptions(machine: Machine, measured: Sequence[MeasuredStep]) -> list[str]
 
 def draw(rows: Sequence[dict[str, Any]], machine: str, error: str, path: Path) -> None:
     """Plot images/s per curve; the dotted ideal is the rate of the fewest nodes times the number of nodes."""
-    from brain_dist.pages.figures import COLOURS, STYLES, literal, new_figure, style_axes
+    from brain_dist.pages.figures import COLOURS, STYLES, literal, new_figure, save_png, style_axes
 
     figure = new_figure(8, 5)
     axes = figure.subplots()
@@ -168,4 +168,4 @@ def draw(rows: Sequence[dict[str, Any]], machine: str, error: str, path: Path) -
     label = "\n".join(["ranks (dotted: ideal)", *textwrap.wrap(error, 100)])
     style_axes(axes, f"{literal(machine)}: extrapolated, not measured", label, "images/s")
     axes.legend(frameon=False, fontsize=8.5)
-    figure.savefig(path, dpi=130)
+    save_png(figure, path)

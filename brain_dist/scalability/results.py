@@ -11,12 +11,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from brain_dist.common.files import write_atomically
 from brain_dist.errors import UserError
 from brain_dist.scalability.cases import Case
 from brain_dist.scalability.traffic import Traffic
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # Column suffix → stage of a profile: measured together in a step (t_…), and each alone (alone_…)
 STAGES = {"waiting": "waiting for data", "forward": "forward", "backward": "backward", "optimiser": "optimiser",
@@ -64,17 +67,24 @@ def profile_row(case: Case, profile: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write all rows, or leave the file unchanged."""
+    """Write the rows of a scaling.parquet, or leave the file unchanged."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     types = {
         **dict.fromkeys(TEXT_COLUMNS, pa.string()),
         **dict.fromkeys(INT_COLUMNS, pa.int64()),
         **dict.fromkeys(FLOAT_COLUMNS, pa.float64()),
     }
+    write_table(path, pa.Table.from_pylist(list(rows), pa.schema(list(types.items()))))
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file, or leave it unchanged if the disk is full."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     buffer = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(list(rows), pa.schema(list(types.items()))), buffer)
+    pq.write_table(table, buffer)
     write_atomically(path, buffer.getvalue().to_pybytes())
 
 

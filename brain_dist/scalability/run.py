@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
 
     Raises:
         UserError: an option or a setting is invalid; no case has started.
-        Fault: a case failed; the results of the others are written.
+        Fault: a case failed; the results of the others are written. Or the folder cannot be written.
     """
     about = "Measure how a training step speeds up over nodes."
     arguments, settings = argument_parser().parse_with_settings(argv, lambda: load(["--help"], PROG, about))
@@ -73,15 +73,18 @@ def main(argv: Sequence[str]) -> int:
         "settings": [to_dict(config) for config in configs],
     })  # fmt: skip
     folder = CaseFolder(arguments.out / "cases", arguments.steps)
-    board = _run_missing(cases, launcher, folder)
-    profiles = [(case, folder.read_profile(case)) for case in cases]
-    write_results(
-        arguments.out,
-        [profile_row(case, profile) for case, profile in profiles if profile],
-        command=f"python -m brain_dist.scaling run {shlex.join(argv)}",
-        note=launcher.note,
-        failed={case.name: board.note[case.name] for case in board.failed},
-    )
+    try:
+        board = _run_missing(cases, launcher, folder)
+        profiles = [(case, folder.read_profile(case)) for case in cases]
+        write_results(
+            arguments.out,
+            [profile_row(case, profile) for case, profile in profiles if profile],
+            command=f"python -m brain_dist.scaling run {shlex.join(argv)}",
+            note=launcher.note,
+            failed={case.name: board.note[case.name] for case in board.failed},
+        )
+    except OSError as error:
+        raise Fault(f"{error.filename or arguments.out} cannot be written: {error.strerror or error}") from None
     if board.failed:
         first = board.failed[0].name
         raise Fault(

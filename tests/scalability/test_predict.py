@@ -78,6 +78,19 @@ def test_every_described_machine_is_predicted_with_its_source_and_error(
     assert (tmp_path / "predict.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_held_back_error_includes_overlap(out: Path, tmp_path: Path) -> None:
+    table = pq.read_table(out / "scaling.parquet")
+    on_gpus = table.set_column(table.schema.get_field_index("device"), "device", pa.array(["cuda"] * table.num_rows))
+    pq.write_table(on_gpus, tmp_path / "scaling.parquet")
+    errors = []
+    for overlap in ("true", "false"):
+        settings = tmp_path / f"{overlap}.json"
+        settings.write_text(f'{{"zero_optimization": {{"overlap_comm": {overlap}, "reduce_bucket_size": 1000}}}}')
+        done = predict(tmp_path, MACHINES / "dgx_h100.yaml", "--deepspeed", str(settings))
+        errors += re.findall(r"held-back error of the step time: .*", done.out)
+    assert len(set(errors)) == 2
+
+
 def test_a_described_device_computes_at_its_described_rate(out: Path, tmp_path: Path) -> None:
     predict(out, MACHINES / "dgx_h100.yaml", "--nodes", "1", "--micro-batch", "16", "--out", str(tmp_path))
     flops = pq.read_table(out / "scaling.parquet").to_pylist()[0]["flops_per_image"]

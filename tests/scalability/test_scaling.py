@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from helpers import TINY, in_process
+from helpers import ROOT, TINY, children, environment, in_process
 
 from brain_dist.config import AugmentConfig, Config, ModelConfig, TrainConfig
 from brain_dist.errors import UserError
@@ -133,6 +135,33 @@ def test_a_killed_case_is_reported_and_only_that_case_runs_again(
 
     other = in_process("scaling", *arguments, "--optim.lr", "0.5", expect=2)
     assert "holds another experiment (its optim.lr is" in other.err
+
+    (out / "scaling.md").unlink()
+    (out / "scaling.md").mkdir()
+    done = in_process("scaling", *arguments, expect=1)
+    assert done.err.splitlines()[1:] == [f"brain-dist: error: {out / 'scaling.md'} cannot be written: Is a directory"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_no_case_runs_on_after_a_stop(number: signal.Signals, phantom_shards: Path, tmp_path: Path) -> None:
+    log = tmp_path / "cases" / "weak-test_convnext-zero2-1x1-r0.log"
+    arguments = ["--where", "local", "--nodes", "1", "--mode", "weak", "--out", str(tmp_path), *TINY]
+    experiment = subprocess.Popen(
+        [sys.executable, "-m", "brain_dist.scaling", "run", *arguments, "--data.shards", str(phantom_shards)],
+        cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        while not log.exists() or not children(experiment.pid):
+            assert experiment.poll() is None
+            time.sleep(0.02)
+        (launcher,) = children(experiment.pid)
+        experiment.send_signal(number)
+        output = experiment.communicate(timeout=60)[1]
+    finally:
+        experiment.kill()
+    assert "interrupted: 0 of 3 cases are kept" in output
+    assert experiment.returncode == 130
+    assert not Path(f"/proc/{launcher}").exists()
 
 
 @pytest.mark.parametrize(
