@@ -136,14 +136,15 @@ def test_a_killed_case_is_reported_and_only_that_case_runs_again(
     other = in_process("scaling", *arguments, "--optim.lr", "0.5", expect=2)
     assert "holds another experiment (its optim.lr is" in other.err
 
-    (out / "scaling.md").unlink()
-    (out / "scaling.md").mkdir()
-    done = in_process("scaling", *arguments, expect=1)
-    assert done.err.splitlines()[1:] == [f"brain-dist: error: {out / 'scaling.md'} cannot be written: Is a directory"]
+
+def test_a_folder_that_cannot_be_written_is_one_line(phantom_shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "cases").touch()
+    arguments = ["--where", "local", "--nodes", "1", "--mode", "weak", "--out", str(tmp_path), *TINY]
+    done = in_process("scaling", "run", *arguments, "--data.shards", str(phantom_shards), expect=1)
+    assert done.err.splitlines()[1:] == [f"brain-dist: error: {tmp_path / 'cases'} cannot be written: File exists"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_no_case_runs_on_after_a_stop(number: signal.Signals, phantom_shards: Path, tmp_path: Path) -> None:
+def test_no_case_runs_on_after_the_terminal_is_closed(phantom_shards: Path, tmp_path: Path) -> None:
     log = tmp_path / "cases" / "weak-test_convnext-zero2-1x1-r0.log"
     arguments = ["--where", "local", "--nodes", "1", "--mode", "weak", "--out", str(tmp_path), *TINY]
     experiment = subprocess.Popen(
@@ -155,7 +156,7 @@ def test_no_case_runs_on_after_a_stop(number: signal.Signals, phantom_shards: Pa
             assert experiment.poll() is None
             time.sleep(0.02)
         (launcher,) = children(experiment.pid)
-        experiment.send_signal(number)
+        experiment.send_signal(signal.SIGHUP)
         output = experiment.communicate(timeout=60)[1]
     finally:
         experiment.kill()
