@@ -8,15 +8,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from brain_dist import __version__
+from brain_dist.calibration.measures import null_errors, verdict
 from brain_dist.calibration.words import temperature_sentence
 from brain_dist.checkpoints.evaluations import Evaluations
 from brain_dist.collection.spellings import SPLITS
-from brain_dist.judging.metrics import wilson_interval
+from brain_dist.judging.clusters import number_clusters
+from brain_dist.judging.patients import RULES, patient_results
 from brain_dist.judging.predictions import Predictions, reasons_text
 from brain_dist.pages.figures import jpeg_url
 from brain_dist.pages.template import page_template
 from brain_dist.pages.text import display_name, listing
 from brain_dist.reporting import plots
+from brain_dist.reporting.intervals import METRIC_NAMES, metric_intervals
 from brain_dist.reporting.run_files import RunFiles
 
 TEMPLATE = "reporting/page.html.jinja"
@@ -27,7 +30,7 @@ SHORTCUTS = {
     "majority": "Always the most frequent class",
 }
 OVERCONFIDENT = 0.01  # difference of mean confidence and accuracy
-MISCALIBRATED = 0.02  # expected calibration error
+PATIENT_RULES = {"majority": "majority of the slices", "mean": "mean probability"}
 
 
 class Slice(NamedTuple):
@@ -65,11 +68,15 @@ def render(
         without_patient=int(sum(patient is None for patient in predictions.patient)),
         phantom="phantom" in set(predictions.dataset),
         separation=separation(files),
-        stopped=stopped_training(files),
-        calibration=calibration(prob, metrics),
+        steps=training_steps(files),
+        calibration=calibration(prob, metrics, predictions.group),
         temperature_sentence=temperature_sentence,
         shortcuts=shortcut_comparison(files, metrics["accuracy"]),
-        sensitivity_intervals=sensitivity_intervals(metrics),
+        intervals=metric_intervals(predictions),
+        metric_names=METRIC_NAMES,
+        by_patient=patient_results(predictions),
+        patient_rules=PATIENT_RULES,
+        patient_rule_texts=RULES,
         mistakes=[card(predictions, position, slices) for position in mistakes],
         hits=[card(predictions, position, slices) for position in hits],
         images_missing=images_missing,
@@ -82,6 +89,7 @@ def render(
         data=data_counts(files),
         splits=SPLITS,
         roc=plots.roc(label, prob, names, [values["auc"] for values in metrics["per_class"].values()]),
+        precision_recall=plots.precision_recall(label, prob, names),
         reliability=plots.reliability_diagram(label, prob, metrics["ece"]),
         curves=plots.learning_curves(files.log),
     )
@@ -145,11 +153,12 @@ def separation(files: RunFiles) -> dict[str, Any]:
     return {"kind": "leaking" if leaks else "clean", "n": leaks}
 
 
-def stopped_training(files: RunFiles) -> dict[str, Any] | None:
-    """Steps of a training that has not ended; None if it has, also by early stopping, or if there is no log.
+def training_steps(files: RunFiles) -> dict[str, Any] | None:
+    """Steps of the training; None if there is no log.
 
     Returns:
-        ``done`` and ``planned`` steps, and whether the learning rate was still in its ``warmup``.
+        ``done`` and ``planned`` steps; whether the training ended by its ``patience``; whether it ``stopped`` without
+        having ended; whether the learning rate was still in its ``warmup``.
     """
     import yaml
 
@@ -163,26 +172,31 @@ def stopped_training(files: RunFiles) -> dict[str, Any] | None:
             evaluations.add(row["step"], row)
     steps_per_epoch = (trained[-1]["step"] + 1) / trained[-1]["epoch"]
     done, planned = trained[-1]["step"] + 1, round(config["train"]["epochs"] * steps_per_epoch)
-    if done >= planned or evaluations.patience_exhausted:
-        return None
     return {
         "done": done,
         "planned": planned,
+        "patience": evaluations.patience_exhausted,
+        "stopped": done < planned and not evaluations.patience_exhausted,
         "warmup": done < config["optim"].get("warmup_epochs", 0) * steps_per_epoch,
     }
 
 
-def calibration(prob: np.ndarray, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Mean confidence of probabilities [N, K], and a ``verdict`` on it in words."""
-    confidence = float(prob.max(axis=1).mean())
-    gap = confidence - metrics["accuracy"]
-    if abs(gap) > OVERCONFIDENT:
-        verdict = f"{'over' if gap > 0 else 'under'}confident on average"
-    elif metrics["ece"] > MISCALIBRATED:
-        verdict = "too confident for some images and not confident enough for others, which cancel out in the mean"
+def calibration(prob: np.ndarray, metrics: dict[str, Any], group: np.ndarray) -> dict[str, Any]:
+    """Mean confidence of probabilities [N, K], what an ECE right ones would show, and a ``verdict`` in words.
+
+    ``group`` is the patient of each image [N].
+    """
+    confidence, null = float(prob.max(axis=1).mean()), null_errors(prob, number_clusters(group))["ece"]
+    gap, finding = confidence - metrics["accuracy"], verdict(metrics["ece"], null)
+    if finding == "calibrated":
+        words = "well calibrated, as far as so many images can tell"
+    elif abs(gap) > OVERCONFIDENT:
+        words = f"{'over' if gap > 0 else 'under'}confident on average"
     else:
-        verdict = "well calibrated"
-    return {"confidence": confidence, "verdict": verdict}
+        words = "too confident for some images and not confident enough for others, which cancel out in the mean"
+    if finding == "undecided":
+        words += ", or the images of a patient err together"
+    return {"confidence": confidence, "verdict": words, "null": null}
 
 
 def shortcut_comparison(files: RunFiles, accuracy: float) -> dict[str, Any] | None:
@@ -204,15 +218,6 @@ def shortcut_comparison(files: RunFiles, accuracy: float) -> dict[str, Any] | No
         "best": rows[0],
         "gain": accuracy - rows[0]["accuracy"],
         **{key: shortcut[key] for key in ("train", "test", "chance")},
-    }
-
-
-def sensitivity_intervals(metrics: dict[str, Any]) -> dict[str, list[float]]:
-    """95 % Wilson interval of the sensitivity of each class that occurs."""
-    return {
-        name: wilson_interval(round(values["sensitivity"] * values["n"]), values["n"])
-        for name, values in metrics["per_class"].items()
-        if values["n"]
     }
 
 

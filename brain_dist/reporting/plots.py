@@ -45,6 +45,31 @@ def roc(label: np.ndarray, prob: np.ndarray, names: Sequence[str], auc: Sequence
     return figure_svg(figure, "roc", f"One-vs-rest ROC curves. Areas under the curve: {areas or 'undefined'}.")
 
 
+def precision_recall(label: np.ndarray, prob: np.ndarray, names: Sequence[str]) -> str:
+    """One-vs-rest precision-recall curves of labels [N] and probabilities [N, C] of the classes that occur."""
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
+    figure = new_figure(4.6, 4.3)
+    axes = figure.subplots()
+    texts = []
+    for c, name in enumerate(names):
+        if 0 < np.count_nonzero(label == c) < len(label):
+            precision, recall, _ = precision_recall_curve(label == c, prob[:, c])
+            area = float(average_precision_score(label == c, prob[:, c]))
+            style: dict[str, Any] = {"color": COLOURS[c % len(COLOURS)], "linestyle": STYLES[c % len(STYLES)]}
+            axes.step(recall, precision, where="post", linewidth=1.8, label=f"{literal(name)}  {number(area)}", **style)
+            axes.axhline(float((label == c).mean()), color=style["color"], linewidth=0.8, alpha=0.45, linestyle=":")
+            texts.append(f"{name} {area:.3f}")
+    axes.set(xlim=(0, 1.01), ylim=(0, 1.01), aspect="equal")
+    style_axes(axes, "Precision and recall, one class vs. rest", "recall (sensitivity)", "precision")
+    if texts:
+        axes.legend(
+            loc="lower left", frameon=False, fontsize=9, title="average precision", title_fontsize=9, labelcolor=INK,
+            alignment="left",
+        )  # fmt: skip
+    return figure_svg(figure, "pr", f"Precision-recall curves. Average precision: {', '.join(texts) or 'undefined'}.")
+
+
 def reliability_diagram(
     label: np.ndarray, prob: np.ndarray, ece: float, *, name: str = "reliability", title: str = "Reliability"
 ) -> str:

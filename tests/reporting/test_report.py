@@ -175,7 +175,7 @@ def test_browser_shows_every_image_and_loads_no_other_file(finished_run: Path, t
         dom = browser(tmp_path / "frame.html", profile, "--dump-dom", "--virtual-time-budget=5000", width=1400)
         seen = json.loads(dom.split("<title>")[1].split("</title>")[0])
         assert seen["images"] == [[True, 64, 64]] * (2 * cards)
-        assert len(seen["plots"]) == 5
+        assert len(seen["plots"]) == 6
         assert min(seen["plots"]) > 100
         assert seen["fetched"] == []
         assert seen["needed"] <= seen["width"] == width
@@ -302,10 +302,12 @@ def test_a_training_that_has_not_ended_is_marked(run: Path) -> None:
     assert "It stopped at step 7 of 35. This page is about step 7." in text
     assert "while the learning rate was still warming up" in (stopped(epochs=10, warmup_epochs=3.0) or "")
     assert stopped(epochs=2) is None
+    assert page_of(run).by_id["steps"] == "7 of 7 planned steps."
     with log.open("a") as file:  # two evaluations without improvement
         for step in (8, 9):
             file.write(json.dumps({"kind": "eval", "split": "val", "step": step, "accuracy": 0.3, "time": 0}) + "\n")
     assert stopped(epochs=10, best="accuracy", patience=2) is None
+    assert page_of(run).by_id["steps"].startswith("7 of 35 planned steps, ended because")
     assert stopped(epochs=10, best="accuracy", patience=3) is not None
     log.unlink()
     assert stopped(epochs=10) is None
@@ -325,8 +327,19 @@ def test_the_sentence_about_calibration_agrees_with_the_error_beside_it(
     confidence: list[float], correct: list[bool], verdict: str
 ) -> None:
     prob = np.array([[value, 1 - value] for value in confidence], dtype=np.float32)
-    metrics = evaluate_predictions(1 - np.array(correct, dtype=int), prob, ("a", "b"))
-    assert calibration(prob, metrics)["verdict"].startswith(verdict)
+    prob, label = np.tile(prob, (25, 1)), np.tile(1 - np.array(correct, dtype=int), 25)
+    metrics = evaluate_predictions(label, prob, ("a", "b"))
+    result = calibration(prob, metrics, np.arange(100))
+    assert result["verdict"].startswith(verdict)
+    assert (metrics["ece"] <= result["null"]["p95"]) == (verdict == "well calibrated")
+
+
+def test_few_images_do_not_show_a_calibration_error() -> None:
+    """The ECE of ten images is 0.2, but right probabilities often show as much."""
+    prob = np.full((10, 2), [0.8, 0.2], dtype=np.float32)
+    metrics = evaluate_predictions(np.array([0] * 6 + [1] * 4), prob, ("a", "b"))
+    assert metrics["ece"] == pytest.approx(0.2)
+    assert calibration(prob, metrics, np.arange(10))["verdict"].startswith("well calibrated, as far as so many images")
 
 
 def test_the_page_names_the_calibration_of_its_checkpoint(run: Path) -> None:
@@ -427,7 +440,7 @@ def test_numbers_are_not_rounded_to_0_or_1() -> None:
     assert [number(value) for value in (None, 0.9996, 1.0, 0.5)] == ["–", ">\u00a00.999", "1.000", "0.500"]
 
 
-@pytest.mark.parametrize("name", ["report", "shortcut"])
+@pytest.mark.parametrize("name", ["report", "shortcut", "adopt", "calibrate"])
 def test_help_needs_no_heavy_import(name: str) -> None:
     code = (
         f"import sys, brain_dist.{name} as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\n"
