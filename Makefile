@@ -24,8 +24,9 @@ setup: .venv/ready ## create .venv with the pinned packages of requirements.lock
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python ≥ 3.11 is required; python3 is $$(python3 --version)"; exit 2; }
 	test -x $(PY) || python3 -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	@$(call ticking,installing the packages and compiling their bytecode) $(UV) pip install --quiet --python $(PY) --compile-bytecode --require-hashes --requirements requirements.lock
+	@$(call ticking,installing the packages) $(UV) pip install --quiet --python $(PY) --require-hashes --requirements requirements.lock
 	$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
+	@$(call ticking,compiling bytecode) $(UV) pip install --quiet --python $(PY) --compile-bytecode --require-hashes --requirements requirements.lock
 	touch $@
 
 bench-setup: .venv/ready ## create .venv-bench, which also has the libraries that benchmarks/ compares with

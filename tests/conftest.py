@@ -18,9 +18,10 @@ from brain_dist.common.locks import locked
 if TYPE_CHECKING:
     from brain_dist.ranks.world import World
 
-# A shell starts `make test &` with SIGINT ignored, and every process inherits that
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts `make test &` with SIGINT ignored, nohup with SIGHUP, and every process inherits that
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 # The slowest files start first, so that no worker begins one of them when the others have finished
 SLOWEST = ("test_slurm.py", "test_faults.py", "test_train.py", "test_elastic.py", "test_hosts.py", "test_scaling.py")

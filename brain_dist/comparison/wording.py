@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from brain_dist.comparison.paired import ALPHA
 from brain_dist.judging.weighted import METRICS
 
 Row = dict[str, Any]
@@ -59,8 +58,6 @@ def verdict(metric: str, pair: Row, margin: float | None) -> str:
         text, losers = f"{pair['a'] if a_is_better else pair['b']} is better", ["b" if a_is_better else "a"]
     else:
         text = "no difference shown"
-        if pair["p"] < ALPHA:
-            text += " after Holm's adjustment"
         if pair["smallest"] is not None:
             text += f"; this table could have shown about {size_text(metric, pair['smallest'])}"
     if pair["not_inferior"] is not None and margin is not None:

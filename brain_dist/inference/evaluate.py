@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from brain_dist.collection.spellings import SPLITS
 from brain_dist.common.files import check_writable, write_together
-from brain_dist.common.progress import show_activity
 from brain_dist.errors import Fault, UserError
 from brain_dist.inference.known import compare_with_training
 from brain_dist.inference.run import NO_TUMOUR, TUMOUR, load_run
@@ -74,10 +73,9 @@ def evaluate(
     torch_device = choose_device(world, device)
     with clear_faults(f"lower --batch {micro_batch}"), process_group(world, torch_device, timeout=PATIENCE):
         run_on_main(world, lambda: check_writable(path.parent, "choose another folder with --out"))
-        with show_activity("loading the network and the shards", enabled=world.is_main):
-            loaded = load_run(
-                run, step=step, shards=shards, loader=loader, device=str(torch_device), cache_dir=cache_dir, world=world
-            )
+        loaded = load_run(
+            run, step=step, shards=shards, loader=loader, device=str(torch_device), cache_dir=cache_dir, world=world
+        )
         if loaded.dataset.version != loaded.trained_version and name in (None, *SPLITS):
             raise UserError(
                 "--shards needs a --name other than train, val and test, which are the run's own predictions"

@@ -29,6 +29,7 @@ class Ema:
             name: value.detach().float().clone() if value.is_floating_point() else value.detach().clone()
             for name, value in model.state_dict().items()
         }
+        self._fp32: dict[str, torch.Tensor] = {}  # room for weights of 16 bits
 
     def update(self, named_values: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Add the weights and buffers (any shape [...]) after an optimiser step. Integer buffers are copied."""
@@ -36,14 +37,22 @@ class Ema:
 
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        averages, values = [], []
+        averages, values, low, fp32 = [], [], [], []
         for name, value in named_values:
             average = self.state[name]
-            if average.is_floating_point():
-                averages.append(average)
-                values.append(value.detach().to(average))
-            else:
+            if not average.is_floating_point():
                 average.copy_(value)
+                continue
+            averages.append(average)
+            values.append(value.detach())
+            if value.dtype != average.dtype:
+                if name not in self._fp32:
+                    self._fp32[name] = torch.empty_like(average)
+                low.append(values[-1])
+                fp32.append(self._fp32[name])
+                values[-1] = fp32[-1]
+        if low:  # one kernel for all tensors
+            torch._foreach_copy_(fp32, low)
         torch._foreach_lerp_(averages, values, 1 - decay)
 
     @contextmanager

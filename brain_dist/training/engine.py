@@ -18,9 +18,10 @@ from brain_dist.training.deepspeed_setup import compute_dtype, deepspeed_config,
 from brain_dist.training.ema import Ema
 from brain_dist.training.fragments import optimizer_counters
 from brain_dist.training.freeze import Freeze
+from brain_dist.training.layer_rates import LayerRates
 from brain_dist.training.loss import weighted_losses
 from brain_dist.training.nonfinite import GradientCheck, SkippedSteps, nan_if_infinite
-from brain_dist.training.optim import create_optimizer, group_settings
+from brain_dist.training.optim import create_optimizer, group_settings, layer_factors
 
 if TYPE_CHECKING:
     import torch
@@ -67,14 +68,17 @@ class Engine:
         self.ema = Ema(config.optim.ema, model) if config.optim.ema else None
         self._freeze = Freeze(model, frozen_steps)
         optimizer = create_optimizer(config.optim, model, self._freeze.head)
+        factors = layer_factors(config.optim, model)
         # kept here, as loading a checkpoint may overwrite those in the optimiser
         self._groups = [{**group, "params": None} for group in optimizer.param_groups]
         self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=settings, dist_init_required=False
         )
+        LayerRates(self.deepspeed, factors)
         if config.model.compile:
             self.module.compile()  # in place, so that the names of the weights stay the same
         self.deepspeed.train()
+        self._weights_and_buffers = self.module.state_dict(keep_vars=True)
         self._statistics = [buffer for name, buffer in self.module.named_buffers() if name.endswith(_STATISTICS)]
         self.skipped = SkippedSteps()
         self._gradient_check = GradientCheck(self.deepspeed, config.train)
@@ -105,7 +109,7 @@ class Engine:
 
         Args:
             batches: ``accumulation_steps`` micro-batches.
-            lr: learning rate before the factors of the parameter groups.
+            lr: learning rate before the factors of the layers.
 
         Returns:
             float32 scalar on the device, this rank's share of the mean loss: the sum over all ranks is the mean loss.
@@ -128,7 +132,7 @@ class Engine:
             for buffer, value in zip(self._statistics, statistics, strict=True):
                 buffer.copy_(value)
         elif self.ema:
-            self.ema.update(self.module.state_dict().items())
+            self.ema.update(self._weights_and_buffers.items())
         return loss_share
 
     def _prepare_step(self, step: int, lr: float) -> None:

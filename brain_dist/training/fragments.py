@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 WEIGHT = "weight"  # fp32 master weights
 MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's moments, by torch's names
-# name, first element and number of elements of a parameter; the flat tensor that holds them, and from which offset
-_Location = tuple[str, int, int, "torch.Tensor", int]
+Location = tuple[str, int, int, "torch.Tensor", int]
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -57,7 +56,7 @@ def local_fragments(deepspeed: Any) -> list[Fragment]:
     if getattr(deepspeed.optimizer, "swap_optimizer", False):
         raise UserError("train.deepspeed: optimizer states on NVMe cannot be saved; offload them to the cpu")
     fragments = []
-    for name, start, count, flat, offset in _locations(deepspeed.module, deepspeed.optimizer):
+    for name, start, count, flat, offset in master_weights(deepspeed):
         state = deepspeed.basic_optimizer.state[flat]
         if not state:
             state |= _initial_state(flat)
@@ -67,8 +66,14 @@ def local_fragments(deepspeed: Any) -> list[Fragment]:
     return fragments
 
 
-def _locations(module: torch.nn.Module, optimizer: Any) -> Iterator[_Location]:
-    """Where the optimiser keeps each parameter, or the part of it that this rank updates."""
+def master_weights(deepspeed: Any) -> Iterator[Location]:
+    """Where the optimiser keeps the fp32 weights of each parameter, or of the part of it that this rank updates.
+
+    Yields:
+        Name of the parameter, its first element and number of elements, the tensor of the optimiser, and the position
+        of the first element in that tensor, flattened.
+    """
+    module, optimizer = deepspeed.module, deepspeed.optimizer
     parameters: list[tuple[str, Any]] = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if hasattr(optimizer, "grad_position"):
         return _locations_stage3(parameters, optimizer)
@@ -80,7 +85,7 @@ def _locations(module: torch.nn.Module, optimizer: Any) -> Iterator[_Location]:
     return ((name, 0, p.numel(), p, 0) for name, p in parameters)
 
 
-def _locations_stage3(parameters: list[tuple[str, Any]], optimizer: Any) -> Iterator[_Location]:
+def _locations_stage3(parameters: list[tuple[str, Any]], optimizer: Any) -> Iterator[Location]:
     """Every parameter is divided into equal parts, one per rank; the last part is padded."""
     for name, parameter in parameters:
         group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
@@ -90,7 +95,7 @@ def _locations_stage3(parameters: list[tuple[str, Any]], optimizer: Any) -> Iter
             yield (name, start, count, optimizer.fp32_partitioned_groups_flat[group], offset)
 
 
-def _locations_stage12(parameters: list[tuple[str, Any]], optimizer: Any) -> Iterator[_Location]:
+def _locations_stage12(parameters: list[tuple[str, Any]], optimizer: Any) -> Iterator[Location]:
     """The parameters of a group are concatenated, and the result is divided among the ranks."""
     flats = getattr(optimizer, "single_partition_of_fp32_groups", None)
     flats = optimizer.fp32_groups_flat_partition if flats is None else flats

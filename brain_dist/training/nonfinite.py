@@ -55,6 +55,9 @@ class GradientCheck:
         self._by_deepspeed = config.zero_stage > 0 or config.precision in ("bf16", "fp16")
         self._norm: torch.Tensor | None = None
         self.skipped = False
+        if config.zero_stage in (1, 2):
+            # DeepSpeed searches every gradient for NaN and infinity; the norm, which it computes next, shows them too
+            deepspeed.optimizer.check_overflow = lambda partition_gradients=True: None
 
     @contextmanager
     def guard(self) -> Iterator[None]:

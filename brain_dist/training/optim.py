@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -20,26 +21,40 @@ def create_optimizer(
 ) -> torch.optim.Optimizer:
     """Create Adam or AdamW. Biases and normalisation weights have no weight decay (timm's parameter groups).
 
-    Each group has ``lr_scale``, the factor on its learning rate (layer-wise decay: Bao et al., BEiT, ICLR 2022), and
-    ``in_head``, whether its parameters are in ``head``, which may be trained alone first.
+    Each group has ``in_head``, whether its parameters are in ``head``, which may be trained alone first. The factors of
+    :func:`layer_factors` are not applied.
     """
     import torch
-    from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
-    if config.layer_decay < 1:
-        timm_groups = param_groups_layer_decay(model, weight_decay=config.weight_decay, layer_decay=config.layer_decay)
-    else:
-        timm_groups = param_groups_weight_decay(model, weight_decay=config.weight_decay)
     head_ids = {id(p) for p in head}
-    groups = []
-    for group in timm_groups:
-        for in_head in (False, True):
-            parameters = [p for p in group["params"] if (id(p) in head_ids) is in_head]
-            if parameters:
-                groups.append({"lr_scale": 1.0, **group, "params": parameters, "in_head": in_head})
+    parameters: defaultdict[tuple[float, bool], list[torch.nn.Parameter]] = defaultdict(list)
+    for group in _timm_groups(config, model):
+        for parameter in group["params"]:
+            parameters[group["weight_decay"], id(parameter) in head_ids].append(parameter)
+    groups = [
+        {"params": members, "weight_decay": weight_decay, "in_head": in_head}
+        for (weight_decay, in_head), members in parameters.items()
+    ]
     optimizer_class = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     # fused: one kernel for all tensors, and DeepSpeed compiles no extension at the first step
     return optimizer_class(groups, lr=config.lr, betas=config.betas, eps=EPSILON, fused=True)
+
+
+def layer_factors(config: OptimConfig, model: torch.nn.Module) -> dict[str, float]:
+    """The factor on the learning rate of each parameter, by its name: 1 for the classifier, less for earlier layers.
+
+    Layer-wise decay: Bao et al., BEiT, ICLR 2022.
+    """
+    factors = {id(p): group.get("lr_scale", 1.0) for group in _timm_groups(config, model) for p in group["params"]}
+    return {name: factors[id(p)] for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _timm_groups(config: OptimConfig, model: torch.nn.Module) -> list[dict[str, Any]]:
+    from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+
+    if config.layer_decay < 1:
+        return param_groups_layer_decay(model, weight_decay=config.weight_decay, layer_decay=config.layer_decay)
+    return param_groups_weight_decay(model, weight_decay=config.weight_decay)
 
 
 def group_settings(
@@ -55,13 +70,13 @@ def group_settings(
     Args:
         group: the group as :func:`create_optimizer` returned it.
         config: the optimiser's settings.
-        lr: learning rate before the factors of the groups.
+        lr: learning rate of the step.
         step: optimiser steps done.
         frozen_steps: steps at the start that train only the head.
     """
-    group_lr, weight_decay = lr * group["lr_scale"], group["weight_decay"]
+    weight_decay = group["weight_decay"]
     if group["in_head"] or not frozen_steps:
-        return {"lr": group_lr, "weight_decay": weight_decay}
+        return {"lr": lr, "weight_decay": weight_decay}
     if step < frozen_steps:  # no weight decay: Adam's would go into the moments, which must stay zero
         return {"lr": 0.0, "weight_decay": 0.0}
     counted_first, counted_second = _bias_corrections(config, step + 1)
@@ -69,7 +84,7 @@ def group_settings(
     epsilon_factor = math.sqrt(second / counted_second)
     lr_factor = epsilon_factor * counted_first / first
     return {
-        "lr": group_lr * lr_factor,
+        "lr": lr * lr_factor,
         "weight_decay": weight_decay / lr_factor if config.name == "adamw" else weight_decay,
         "eps": EPSILON * epsilon_factor,
     }

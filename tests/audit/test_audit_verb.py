@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from helpers import ROOT, Result, children, environment, in_process, without_progress
+from helpers import ROOT, Result, children, environment, in_process
 from pictures import draw
 from PIL import Image, ImageEnhance
 from scans import write_nifti
@@ -281,7 +281,7 @@ def test_full_disk_keeps_the_earlier_audit(tmp_path):
         cwd=ROOT,
         env=environment(),
     )
-    assert (done.returncode, without_progress(done.stderr)) == (
+    assert (done.returncode, done.stderr) == (
         2, f"brain-dist: error: {out} cannot be written (File too large); free some space or choose another folder\n"
     )  # fmt: skip
     assert (out / "index.html").read_text() == "before"

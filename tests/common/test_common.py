@@ -15,6 +15,7 @@ from helpers import ROOT
 
 from brain_dist.common import locks
 from brain_dist.common.files import partial_folder, write_atomically
+from brain_dist.common.progress import show_progress
 from brain_dist.errors import UserError
 
 
@@ -162,6 +163,12 @@ def test_atomic_write_keeps_the_old_content_on_failure(tmp_path, monkeypatch):
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_progress_shows_nothing_if_stderr_is_not_a_terminal(capsys):
+    with show_progress() as progress:
+        progress("decoding", 1, 2)
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(("unit", "text"), [("images", "500/1000"), ("bytes", "0.5/1.0 kB")])

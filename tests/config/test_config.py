@@ -174,8 +174,7 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["shard", "train", "evaluate", "shortcut", "compare", "report", "profile", "scaling run", "sync", "weights"],
+    "name", ["shard", "train", "evaluate", "shortcut", "report", "profile", "scaling run", "sync", "weights"]
 )
 def test_help_imports_nothing_heavy(name: str) -> None:
     name, *words = name.split()

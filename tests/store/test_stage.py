@@ -20,7 +20,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from helpers import ROOT, environment, without_progress
+from helpers import ROOT, environment
 from pictures import write_collection
 
 from brain_dist.collection.recipes import default_recipe
@@ -361,9 +361,7 @@ def on_disk(options: str, disk: Path, then: str, source: Path) -> subprocess.Com
     lines = f'STAGE() {{ "$0" -c "$1" "$2" "$3"; echo "exit $?"; }}\nmount -t tmpfs -o {options} disk "$3" || exit 9\n'
     words = ["unshare", "--map-root-user", "--mount", "sh", "-c", lines + then.replace("STAGE", 'STAGE "$@"')]
     words += [sys.executable, CHILD, str(source), str(disk)]
-    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=False)
-    done.stderr = without_progress(done.stderr)
-    return done
+    return subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_a_disk_that_is_too_small(source, tmp_path):

@@ -135,6 +135,7 @@ def test_layer_decay_equals_plain_adamw_also_after_a_resume(world: World, zero_s
     )
     batches = noise_batches(24)
     engine = Engine(config, create_network(config.model, 4, seed=0), world, CPU)
+    assert len(engine.deepspeed.optimizer.param_groups) == 2, "DeepSpeed works on each group separately"
     plain = create_network(config.model, 4, seed=0)
     initial = {name: value.clone() for name, value in plain.state_dict().items()}
     groups = param_groups_layer_decay(plain, weight_decay=0.05, layer_decay=0.5)
