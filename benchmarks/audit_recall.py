@@ -26,7 +26,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from benchmarks.planted import score as score_pairs
 from brain_dist.audit import survey
 from brain_dist.collection.discovery import find_records
-from brain_dist.collection.measures import head_box, thumbnails
+from brain_dist.collection.measures import head_and_thumbnails
 from brain_dist.collection.recipes import default_recipe
 from brain_dist.common.commands import cpu_cores
 from brain_dist.common.progress import show_progress
@@ -115,7 +115,7 @@ def read_gray(file: Path | io.BytesIO) -> Image.Image:
 
 def thumbnails_of(images: Iterable[Image.Image]) -> np.ndarray:
     """Thumbnails uint8 [N, 2, 64, 64] as the audit makes them."""
-    return np.stack([thumbnails(image, head_box(np.asarray(image))) for image in images])
+    return np.stack([head_and_thumbnails(np.asarray(image))[1] for image in images])
 
 
 def measure_phantoms(patients: int, seed: int, workers: int) -> dict[str, Any]:
@@ -240,18 +240,17 @@ def registered_candidates(
     """(i, j, correlation) of the audit's candidates that satisfy ``condition(i, j)``, each of shape [M]."""
     heads = thumbs[:, 1]
     descriptor, fields = Descriptor.fit(heads), registration.whole_fields(heads)
-    whole = descriptor(heads), descriptor(heads[:, :, ::-1])
+    [whole] = descriptor(heads)
     threshold = candidate_cosine(heads, descriptor)
     for low in range(0, len(heads), BLOCK):
         block = heads[low : low + BLOCK]
         best = np.full((len(block), len(heads)), threshold, dtype=np.float32)
         code = np.full(best.shape, -1)  # 2 x window + mirrored
-        for window, corners in enumerate(windows()):
-            cropped = descriptor(block, corners)
-            for mirrored in (0, 1):
-                cosine = cropped @ whole[mirrored].T
-                better = cosine >= best
-                best[better], code[better] = cosine[better], 2 * window + mirrored
+        for window, cropped in enumerate(descriptor(block, windows())):
+            odd = cropped.odd @ whole.odd.T
+            cosine = cropped.even @ whole.even.T + np.abs(odd)
+            better = cosine >= best
+            best[better], code[better] = cosine[better], 2 * window + (odd[better] < 0)
         i, j = np.nonzero(code >= 0)
         selected = np.flatnonzero(condition(i + low, j) & (i + low != j))
         for start in range(0, len(selected), BLOCK):

@@ -54,7 +54,8 @@ def ours(source: Path, out: Path, recipe: Path | None, workers: int) -> int:
         STAGES[stage] = time.perf_counter() - start
 
     settings = read_recipe(recipe) if recipe else default_recipe(source)
-    return len(build(source, out, settings, BuildOptions(), workers=workers, progress=progress).dataset)
+    result = build(source, out, settings, BuildOptions(), workers=workers, allow_missing=True, progress=progress)
+    return len(result.dataset)
 
 
 def webdataset(source: Path, out: Path, recipe: Path | None, workers: int) -> int:
@@ -109,11 +110,20 @@ def _write_mds(part: tuple[Sequence[tuple[str, int]], str]) -> None:
 
 def floor(source: Path, out: Path, recipe: Path | None, workers: int) -> int:
     """The minimum: decode in all processes, and meanwhile write one stream with checksums."""
+    return _decode_and_stream(source, out, workers, _decode)
+
+
+def pillow_floor(source: Path, out: Path, recipe: Path | None, workers: int) -> int:
+    """The same with Pillow as the decoder."""
+    return _decode_and_stream(source, out, workers, _decode_with_pillow)
+
+
+def _decode_and_stream(source: Path, out: Path, workers: int, decode: Callable[[Sequence[str]], None]) -> int:
     from multiprocessing import get_context
 
     files = [path for path, _ in list_images(source)]
     context = get_context("fork")  # the fastest start
-    decoders = [context.Process(target=_decode, args=(files[index::workers],)) for index in range(workers)]
+    decoders = [context.Process(target=decode, args=(files[index::workers],)) for index in range(workers)]
     for decoder in decoders:
         decoder.start()
     _stream(files, out)
@@ -132,7 +142,18 @@ def copy(source: Path, out: Path, recipe: Path | None, workers: int) -> int:
 
 
 def _decode(files: Sequence[str]) -> None:
-    """As :mod:`brain_dist.collection.pixels` decodes: only the luminance of colour JPEGs, all other images in full."""
+    """As :mod:`brain_dist.collection.pixels`: only the luminance of colour JPEGs, other formats with Pillow."""
+    import simplejpeg
+
+    for path in files:
+        data = Path(path).read_bytes()
+        try:
+            simplejpeg.decode_jpeg(data, "GRAY")
+        except ValueError:
+            _decode_with_pillow([path])
+
+
+def _decode_with_pillow(files: Sequence[str]) -> None:
     for path in files:
         with Image.open(path) as image:
             if image.mode == "RGB":
@@ -178,7 +199,8 @@ class Contestant:
 
 
 CONTESTANTS = {
-    "floor": Contestant("floor: read, decode, write", floor, decodes=True),
+    "floor": Contestant("floor: read, decode, write", floor, ("simplejpeg",), decodes=True),
+    "pillow-floor": Contestant("floor with Pillow's decoder", pillow_floor, decodes=True),
     "ours": Contestant(
         "ours, with everything",
         ours,

@@ -103,14 +103,14 @@ def examine_all(
     for slices in files:
         error = slices[0].header_error
         measured = next(results) if error is None else [error] * len(slices)
-        path = printable(slices[0].path)
+        path = slices[0].path
         if isinstance(measured[0], str) and all(result == measured[0] for result in measured):
-            bad.append({"source": path, "reason": measured[0]})
+            bad.append({"source": printable(path), "reason": measured[0]})
         else:
             empty: list[int | None] = []
             for record, image in zip(slices, measured, strict=True):
                 if isinstance(image, str):
-                    bad.append({"source": f"{path}, slice {record.frame}", "reason": image})
+                    bad.append({"source": f"{printable(path)}, slice {record.frame}", "reason": image})
                     continue
                 if not keep_blank and are_blank(image.thumbs[None])[0]:
                     empty.append(record.frame)
@@ -120,7 +120,7 @@ def examine_all(
                 images.append(replace(image, thumbs=_NO_THUMBS))
             if empty:
                 which = "" if empty == [None] else f" in {len(empty)} slices: {', '.join(map(str, empty))}"
-                blank.append({"source": path, "reason": f"is blank{which}"})
+                blank.append({"source": printable(path), "reason": f"is blank{which}"})
         done += len(slices)
         progress(done, len(records))
     if bad and not skip_bad:

@@ -12,11 +12,11 @@ import numpy as np
 
 from brain_dist.common.workers import in_threads
 from brain_dist.copies.descriptor import Descriptor
-from brain_dist.copies.similarity import pairs_above
+from brain_dist.copies.similarity import Halves, pairs_above
 
 COSINE_RANGE = (0.6, 0.82)  # limits of the cosine from which pairs are registered, see candidate_cosine
 BLOCK = 512  # images whose windows are compared at once, with
-_WHOLE_BLOCK = 2048  # whole heads: small enough for the processor's cache
+_WHOLE_BLOCK = 512  # whole heads: small enough for the processor's cache
 _BUDGET = 3.0  # registered pairs of different pictures per image
 _CROPS = ((0.0, 0.0), (0.06, 0.06), (0.12, 0.12), (0.0, 0.1), (0.1, 0.0))  # of the two ends of an axis
 
@@ -38,12 +38,11 @@ def candidate_cosine(heads: np.ndarray, descriptor: Descriptor) -> float:
     descriptor is fitted to few images.
     """
     sample = heads[:: -(-len(heads) // 512)]
-    whole = descriptor(sample)
-    sides = whole, descriptor.mirrored(whole)
+    whole = descriptor(sample)[0]
 
     def highest(window: np.ndarray) -> np.ndarray:
-        cropped = descriptor(sample, window)
-        return np.maximum(*(cropped @ side.T for side in sides))
+        cropped = descriptor(sample, window[None])[0]
+        return cropped.even @ whole.even.T + np.abs(cropped.odd @ whole.odd.T)
 
     best = np.full((len(sample), len(sample)), -1, dtype=np.float32)
     for cosine in in_threads(highest, list(windows())):
@@ -53,27 +52,24 @@ def candidate_cosine(heads: np.ndarray, descriptor: Descriptor) -> float:
 
 
 def candidates(
-    heads: np.ndarray, descriptor: Descriptor, whole: tuple[np.ndarray, ...], low: int, threshold: float
+    heads: np.ndarray, descriptor: Descriptor, whole: Halves, low: int, threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Pairs (i, j, window, mirrored), each [M], whose descriptors agree, with i in the block that starts at ``low``.
 
     Window w of image i is compared with the whole of image j. Each (i, j) is returned once, with its best window and
     side. The same pair may be returned again as (j, i).
     """
-    block = heads[low : low + BLOCK]
     parts = []
-    for number, window in enumerate(windows()):
-        cropped = descriptor(block, window)
-        for start, mirrored in product(range(0, len(heads), _WHOLE_BLOCK), (False, True)):
-            others = whole[mirrored][start : start + _WHOLE_BLOCK]
-            i, j = pairs_above(cropped, others, threshold)
-            cosine = np.einsum("ij,ij->i", cropped[i], others[j])
-            parts.append((i + low, j + start, cosine, np.full(len(i), 2 * number + mirrored)))
-    i, j, cosine, code = (np.concatenate(column) for column in zip(*parts, strict=True))
+    for number, cropped in enumerate(descriptor(heads[low : low + BLOCK], windows())):
+        for start in range(0, len(heads), _WHOLE_BLOCK):
+            others = whole.rows(start, start + _WHOLE_BLOCK)
+            i, j, cosine = pairs_above(cropped, others, threshold)
+            mirrored = np.vecdot(cropped.odd[i], others.odd[j]) < 0
+            parts.append((i + low, j + start, cosine, np.full(len(i), number), mirrored))
+    i, j, cosine, window, mirrored = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.lexsort((-cosine, j, i))
-    i, j, code = i[order], j[order], code[order]
+    i, j, window, mirrored = i[order], j[order], window[order], mirrored[order]
     keep = i != j
     keep[1:] &= (np.diff(i) != 0) | (np.diff(j) != 0)
-    keep &= (code > 1) | (i < j)  # comparing whole with whole is symmetric
-    i, j, code = i[keep], j[keep], code[keep]
-    return i, j, code // 2, code % 2 == 1
+    keep &= (window > 0) | (i < j)  # comparing whole with whole is symmetric
+    return i[keep], j[keep], window[keep], mirrored[keep]

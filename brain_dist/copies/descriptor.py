@@ -7,13 +7,14 @@ is either even or odd from left to right, so mirroring a head only flips the sig
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from brain_dist.common.workers import in_threads
-from brain_dist.copies.similarity import chunks, even_and_odd, kernel_matrix, local_structure, unit_vectors
+from brain_dist.copies.similarity import Halves, chunks, even_and_odd, kernel_matrix, local_structure, unit_vectors
 
 SIDE = 20  # pixels per side of the described field: finds as much as 32, in half the time
 WHOLE = np.array([0.0, 0.0, 1.0, 1.0])  # the window that covers the whole head
@@ -24,11 +25,11 @@ _VERSIONS, _MOVES = 6, 24  # moved versions per image, drawn from this many diff
 
 @dataclass(frozen=True)
 class Descriptor:
-    """Maps head thumbnails to unit vectors float32 [N, K], K <= 48; see the module docstring.
+    """Maps head thumbnails to unit vectors of K + L <= 48 coordinates; see the module docstring.
 
     Attributes:
         mean: float32 [200], mean of the even halves.
-        even: float32 [200, K - L], directions of the even halves.
+        even: float32 [200, K], directions of the even halves.
         odd: float32 [200, L], directions of the odd halves.
     """
 
@@ -46,23 +47,21 @@ class Descriptor:
         threshold = np.sort(np.concatenate([even_gain, odd_gain]))[-count]
         return cls(mean, even[:, even_gain >= threshold], odd[:, odd_gain >= threshold])
 
-    def __call__(self, heads: np.ndarray, window: np.ndarray = WHOLE) -> np.ndarray:
-        """Descriptors of a window of the heads; all 0 for a flat image."""
-        even, odd = _halves(heads, window)
-        projected = np.concatenate([(even - self.mean) @ self.even, odd @ self.odd], axis=1)
-        length = np.linalg.norm(projected, axis=1, keepdims=True)
-        return np.divide(projected, length, out=np.zeros_like(projected), where=length > 1e-6)
-
-    def mirrored(self, descriptors: np.ndarray) -> np.ndarray:
-        """Turn the descriptors [N, D] of heads into those of their mirror images."""
-        signs = np.ones(descriptors.shape[1], dtype=np.float32)
-        signs[self.even.shape[1] :] = -1
-        return descriptors * signs
+    def __call__(self, heads: np.ndarray, windows: np.ndarray = WHOLE[None]) -> list[Halves]:
+        """Descriptors of each of the windows [W, 4] of the heads; all 0 for a flat image."""
+        described = []
+        for fields in _window_halves(heads, windows):
+            even, odd = (fields[0] - self.mean) @ self.even, fields[1] @ self.odd
+            length = np.sqrt(np.vecdot(even, even) + np.vecdot(odd, odd))[:, None]
+            scale = np.divide(1, length, out=np.zeros_like(length), where=length > 1e-6)
+            described.append(Halves(even * scale, odd * scale))
+        return described
 
 
-def _halves(heads: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Even and odd halves float32 [N, 200] of the unit-length structure of a window."""
-    return even_and_odd(unit_vectors(window_structure(heads, window, SIDE)).reshape(-1, SIDE, SIDE))
+def _window_halves(heads: np.ndarray, windows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Even and odd halves float32 [N, 200] of the unit-length structure of each window [W, 4]."""
+    for structure in window_structures(heads, windows, SIDE):
+        yield even_and_odd(unit_vectors(structure).reshape(-1, SIDE, SIDE))
 
 
 def _moved_versions(sample: np.ndarray) -> np.ndarray:
@@ -75,7 +74,9 @@ def _moved_versions(sample: np.ndarray) -> np.ndarray:
     def fill(move: int) -> None:
         for version in range(_VERSIONS):
             rows = np.flatnonzero(move_of[version] == move)
-            halves[0, version, rows], halves[1, version, rows] = _halves(sample[rows], moves[move])
+            [(halves[0, version, rows], halves[1, version, rows])] = _window_halves(
+                sample[rows], moves[move : move + 1]
+            )
 
     for _ in in_threads(fill, range(_MOVES)):
         pass
@@ -107,14 +108,22 @@ def _discriminants(versions: np.ndarray, subtract_mean: bool) -> tuple[np.ndarra
     return mean, directions, gain[-_DIMENSIONS:]
 
 
-def window_structure(heads: np.ndarray, window: np.ndarray, side: int) -> np.ndarray:
-    """Slightly smoothed local structure float32 [N, side, side] of a window of thumbnails uint8 [N, 64, 64]."""
-    left, top, right, bottom = (float(edge) for edge in window)
+def window_structures(heads: np.ndarray, windows: np.ndarray, side: int) -> np.ndarray:
+    """Slightly smoothed local structure float32 [W, N, side, side] of windows [W, 4] of thumbnails [N, 64, 64]."""
     size, smooth = heads.shape[-1], _gaussian(side, 1.0)
-    down, across = _resampling(top, bottom, size, side), _resampling(left, right, size, side).T
-    result = np.empty((len(heads), side, side), dtype=np.float32)
+    # many windows crop an axis alike, so each way is resampled once
+    (ways_x, x_of), (ways_y, y_of) = (
+        np.unique(windows[:, axes], axis=0, return_inverse=True) for axes in ([0, 2], [1, 3])
+    )
+    across = np.concatenate([_resampling(*map(float, way), size, side).T for way in ways_x], axis=1)
+    down = np.concatenate([_resampling(*map(float, way), size, side) for way in ways_y])
+    result = np.empty((len(windows), len(heads), side, side), dtype=np.float32)
     for chunk in chunks(len(heads)):
-        result[chunk] = smooth @ local_structure(down @ heads[chunk].astype(np.float32) @ across) @ smooth.T
+        columns = (heads[chunk].astype(np.float32).reshape(-1, size) @ across).reshape(-1, size, across.shape[1])
+        fields = (down @ columns).reshape(-1, len(ways_y), side, len(ways_x), side)
+        for window in range(len(windows)):
+            field = np.ascontiguousarray(fields[:, y_of[window], :, x_of[window]])
+            result[window, chunk] = smooth @ local_structure(field) @ smooth.T
     return result
 
 

@@ -23,11 +23,12 @@ from brain_dist.collection.measures import THUMB
 from brain_dist.common.scratch import scratch
 from brain_dist.common.workers import in_threads
 from brain_dist.copies.candidates import BLOCK, candidate_cosine, candidates, windows
-from brain_dist.copies.descriptor import WHOLE, Descriptor, window_structure
-from brain_dist.copies.similarity import Block, NearPairs, best_of_each, chunks
+from brain_dist.copies.descriptor import WHOLE, Descriptor, window_structures
+from brain_dist.copies.similarity import Block, Halves, NearPairs, best_of_each, chunks
 
 REGISTERED_THRESHOLD = 0.90  # correlation after registration from which two images are copies
 _SMALL = 32
+_UNIT = np.float32(2048)  # of stored structures, whose values are between -16 and 16
 # pixels per side, Gauss-Newton steps, and the correlation that is needed to go on to the next stage
 _STAGES = ((_SMALL, 3, 0.65), (THUMB, 1, 0.8), (THUMB, 4, REGISTERED_THRESHOLD))
 _REGISTERED_AT_ONCE = 256  # pairs
@@ -48,8 +49,8 @@ def moved_pairs(
         return best_of_each([], moved=True)
     descriptor, fields = Descriptor.fit(heads), whole_fields(heads)
     starts = range(0, len(heads), BLOCK)
-    straight = np.concatenate(list(in_threads(lambda low: descriptor(heads[low : low + BLOCK]), starts)))
-    whole = straight, descriptor.mirrored(straight)
+    parts = in_threads(lambda low: descriptor(heads[low : low + BLOCK])[0], starts)
+    whole = Halves(*(np.concatenate(halves) for halves in zip(*parts, strict=True)))
     cosine = candidate_cosine(heads, descriptor)
 
     def compare(low: int) -> list[Block]:
@@ -74,12 +75,15 @@ def moved_pairs(
 
 
 def whole_fields(heads: np.ndarray) -> dict[int, np.ndarray]:
-    """The local structure [N, side, side] of all ``heads`` [N, ...], by side length, in files of 10 KB per head."""
-    fields = {side: scratch((len(heads), side, side), np.float16) for side in (_SMALL, THUMB)}
+    """The local structure of all ``heads`` [N, ...], by side length: int16 [N, side, side] in steps of 1/2048.
+
+    It is in files of 10 KB per head. Conversion from float16 would take longer than what is done with it.
+    """
+    fields = {side: scratch((len(heads), side, side), np.int16) for side in (_SMALL, THUMB)}
 
     def fill(chunk: slice) -> None:
         for side, field in fields.items():
-            field[chunk] = window_structure(heads[chunk], WHOLE, side)
+            field[chunk] = np.rint(window_structures(heads[chunk], WHOLE[None], side)[0] * _UNIT)
 
     for _ in in_threads(fill, chunks(len(heads))):
         pass
@@ -98,7 +102,7 @@ def confirm(
     result = np.zeros(len(i), dtype=np.float32)
     active = np.arange(len(i))
     for side, steps, threshold in _STAGES:
-        image, template = (fields[side][part[active]].astype(np.float32) for part in (i, j))
+        image, template = (fields[side][part[active]] / _UNIT for part in (i, j))
         flipped = mirrored[active]
         template[flipped] = template[flipped, :, ::-1]
         value, affine[active] = _gauss_newton(image, template, affine[active], steps)

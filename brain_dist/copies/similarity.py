@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,7 +23,8 @@ from brain_dist.common.workers import in_threads
 ALIGNED_THRESHOLD = 0.80  # similarity from which aligned images are copies; brain_dist.copies.search gives the evidence
 _WINDOW = 9  # pixels of the 64 x 64 thumbnail over which local mean and standard deviation are taken
 _BASIS = 256  # dimensions of the candidate search
-_BLOCK = 1024  # images per side of a block of the candidate search
+_BLOCK = 512  # images per side of a block of the candidate search
+_UNIT = np.float32(32767)  # of stored structures, whose components are between -1 and 1
 _CHUNK = 128  # thumbnails processed at once: intermediate results stay in the processor's cache
 
 
@@ -57,7 +59,7 @@ def aligned_pairs(
     """All pairs among thumbnails uint8 [N, 2, 64, 64] (whole image, head alone) with at least this similarity.
 
     Comparing all pairs at full length would cost 4 x N² x 4096 products. Each unit vector is therefore projected onto
-    the 256 main directions of a sample, and the norm of the residual is kept as one more coordinate. By the
+    the 256 main directions of a sample, and the norms of the residuals are kept as more coordinates. By the
     Cauchy-Schwarz inequality the product of these short vectors is never below the true similarity. Candidates found
     with them miss nothing, and only candidates are compared at full length.
     """
@@ -65,8 +67,9 @@ def aligned_pairs(
     blocks: list[Block] = []
     starts = range(0, count, _BLOCK)
     done, total = 0, 2 * len(starts)
-    # Full structures take 8 KB per thumbnail. They are kept in a file, so that memory stays small.
-    full = scratch((count, *thumbs.shape[2:]), np.float16)
+    # Full structures take 8 KB per thumbnail. They are kept in a file, so that memory stays small, and as integers:
+    # conversion from float16 takes longer than the products.
+    full = scratch((count, *thumbs.shape[2:]), np.int16)
     frames = [thumbs[:, frame] for frame in range(thumbs.shape[1])]
     for frame, bases in zip(frames, list(in_threads(_basis, frames)), strict=True):
         short = _shortened(frame, bases, full)
@@ -89,16 +92,17 @@ def best_of_each(blocks: Sequence[Block], *, moved: bool) -> NearPairs:
     return NearPairs(first[order], second[order], similarity[order], mirrored[order], np.full(len(order), moved))
 
 
-def _block_pairs(full: np.ndarray, short: tuple[np.ndarray, np.ndarray], threshold: float, low: int) -> list[Block]:
+def _block_pairs(full: np.ndarray, short: Halves, threshold: float, low: int) -> list[Block]:
     """(i, j, similarity, mirrored) of the pairs i < j with i in the block that starts at ``low``."""
     blocks = []
-    for start, mirrored in product(range(low, len(full), _BLOCK), (False, True)):
-        i, j = pairs_above(short[0][low : low + _BLOCK], short[mirrored][start : start + _BLOCK], threshold - 1e-3)
+    block = short.rows(low, low + _BLOCK)
+    for start in range(low, len(full), _BLOCK):
+        i, j, _ = pairs_above(block, short.rows(start, start + _BLOCK), threshold - 1e-3)
         i, j = i + low, j + start
         i, j = i[i < j], j[i < j]
-        similarity = _similarity(full, i, j, mirrored=mirrored)
-        keep = similarity >= threshold
-        blocks.append((i[keep], j[keep], similarity[keep], np.full(int(keep.sum()), mirrored)))
+        for mirrored, similarity in enumerate(_similarities(full, i, j)):
+            keep = similarity >= threshold
+            blocks.append((i[keep], j[keep], similarity[keep], np.full(int(keep.sum()), bool(mirrored))))
     return blocks
 
 
@@ -184,52 +188,76 @@ def _basis(thumbs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return even, odd
 
 
-def _shortened(
-    thumbs: np.ndarray, bases: tuple[np.ndarray, np.ndarray], full: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Short vectors float32 [N, <= 258] of thumbnails and of their mirror images; fills ``full`` [N, 64, 64]."""
-    even = bases[0].shape[1] + 1
-    short = np.empty((2, len(thumbs), even + bases[1].shape[1] + 1), dtype=np.float32)
+def _shortened(thumbs: np.ndarray, bases: tuple[np.ndarray, np.ndarray], full: np.ndarray) -> Halves:
+    """Short vectors of thumbnails, with up to 258 coordinates; fills ``full`` int16 [N, 64, 64] in steps of 1/32767."""
+    size = bases[0].shape[1]
+    even = np.empty((len(thumbs), size + 2), dtype=np.float32)  # and the norms of the residuals of both halves,
+    odd = np.empty((len(thumbs), bases[1].shape[1]), dtype=np.float32)  # which have no sign: they may agree either way
 
     def fill(chunk: slice) -> None:
         fields = structure(thumbs[chunk]).reshape(-1, *thumbs.shape[1:])
-        full[chunk] = fields
-        columns = short[0, chunk, :even], short[0, chunk, even:]
-        for half, basis, target in zip(even_and_odd(fields), bases, columns, strict=True):
-            np.matmul(half, basis, out=target[:, :-1])
-            residual = np.vecdot(half, half) - np.vecdot(target[:, :-1], target[:, :-1])
-            target[:, -1] = np.sqrt(np.maximum(residual, 0.0))
-        short[1, chunk, :even], short[1, chunk, even:] = short[0, chunk, :even], -short[0, chunk, even:]
-        short[1, chunk, -1] *= -1  # a residual norm has no sign: the residuals may agree either way
+        full[chunk] = np.rint(fields * _UNIT)
+        shorts = even[chunk, :size], odd[chunk]
+        for number, (half, basis, short) in enumerate(zip(even_and_odd(fields), bases, shorts, strict=True)):
+            np.matmul(half, basis, out=short)
+            residual = np.vecdot(half, half) - np.vecdot(short, short)
+            even[chunk, size + number] = np.sqrt(np.maximum(residual, 0.0))
 
     for _ in in_threads(fill, chunks(len(thumbs))):
         pass
-    return short[0], short[1]
+    return Halves(even, odd)
 
 
-def pairs_above(left: np.ndarray, right: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (i, j) at which the products of vectors left [N, K] and right [M, K] are at least ``threshold``."""
-    products = _buffer(len(left), len(right), np.float32)
-    np.matmul(left, right.T, out=products)
-    above = np.greater_equal(products, threshold, out=_buffer(len(left), len(right), np.bool_))
-    return np.divmod(np.flatnonzero(above), len(right))
+class Halves(NamedTuple):
+    """N vectors, divided into coordinates that a mirrored image shares and coordinates that it has with other signs.
+
+    Attributes:
+        even: float32 [N, K].
+        odd: float32 [N, L].
+    """
+
+    even: np.ndarray
+    odd: np.ndarray
+
+    def rows(self, start: int, stop: int) -> Halves:
+        """Some of the vectors."""
+        return Halves(self.even[start:stop], self.odd[start:stop])
 
 
-def _buffer(rows: int, columns: int, kind: type) -> np.ndarray:
+def pairs_above(left: Halves, right: Halves, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of vectors of which the product with the other, or with the other mirrored, is at least ``threshold``.
+
+    The product of mirrored vectors is that of the even minus that of the odd halves, so the higher of the two is that
+    of the even halves plus the absolute value of that of the odd halves.
+
+    Returns:
+        Positions in ``left`` and ``right``, int64 [M] each, and the higher product, float32 [M].
+    """
+    products, odd = (_buffer(name, len(left.even), len(right.even), np.float32) for name in ("even", "odd"))
+    np.matmul(left.even, right.even.T, out=products)
+    np.matmul(left.odd, right.odd.T, out=odd)
+    np.add(products, np.abs(odd, out=odd), out=products)
+    above = np.greater_equal(products, threshold, out=_buffer("above", len(left.even), len(right.even), np.bool_))
+    positions = np.flatnonzero(above)
+    return *np.divmod(positions, len(right.even)), products.ravel()[positions]
+
+
+def _buffer(name: str, rows: int, columns: int, kind: type) -> np.ndarray:
     """A reused buffer of this thread: allocating one costs more than the product that is written to it."""
     buffers = _thread_buffers.__dict__
-    if (buffer := buffers.get(kind.__name__)) is None or len(buffer) < rows * columns:
-        buffer = buffers[kind.__name__] = np.empty(rows * columns, dtype=kind)
+    if (buffer := buffers.get(name)) is None or len(buffer) < rows * columns:
+        buffer = buffers[name] = np.empty(rows * columns, dtype=kind)
     return buffer[: rows * columns].reshape(rows, columns)
 
 
 _thread_buffers = threading.local()
 
 
-def _similarity(full: np.ndarray, i: np.ndarray, j: np.ndarray, *, mirrored: bool) -> np.ndarray:
-    """float32 [len(i)]: correlation of full[i] with full[j] or its mirror image; ``full`` [N, 64, 64]."""
-    result = np.zeros(len(i), dtype=np.float32)
+def _similarities(full: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """float32 [2, len(i)]: correlation of full[i] with full[j] and with its mirror image; ``full`` [N, 64, 64]."""
+    result = np.zeros((2, len(i)), dtype=np.float32)
     for chunk in chunks(len(i)):
         first, second = full[i[chunk]].astype(np.float32), full[j[chunk]].astype(np.float32)
-        result[chunk] = np.einsum("nyx,nyx->n", first, second[:, :, ::-1] if mirrored else second)
-    return result
+        result[0, chunk] = np.einsum("nyx,nyx->n", first, second)
+        result[1, chunk] = np.einsum("nyx,nyx->n", first, second[:, :, ::-1])
+    return result / _UNIT**2

@@ -53,9 +53,25 @@ def index_bytes(rows: list[dict[str, Any]]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    schema = arrow_schema()
+    table = pa.Table.from_arrays(
+        [_array([row[field.name] for row in rows], field.type) for field in schema], schema=schema
+    )
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema()), sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()
+
+
+def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """The values as an Arrow array. ``pyarrow.array`` would import pandas first, which takes a second."""
+    import pyarrow as pa
+
+    if kind == pa.string():
+        builder = pa.lib.StringBuilder()
+        builder.append_values(values)
+        return builder.finish()
+    numbers = np.array(values, dtype=kind.to_pandas_dtype())  # the NumPy type
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(numbers)])
 
 
 def read_columns(data: bytes) -> dict[str, np.ndarray]:

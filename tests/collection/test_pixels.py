@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pictures import draw, png_bytes
 from PIL import Image
 
-from brain_dist.collection.measures import head_box, thumbnails
+from brain_dist.collection import pixels as decoding
+from brain_dist.collection.measures import head_and_thumbnails, head_box
 from brain_dist.collection.pixels import BadImage, MeasuredImage, encoded_size, examine
 from brain_dist.collection.window import Window
 
@@ -180,6 +181,61 @@ def test_damage_never_raises_anything_but_bad_image(data):
     assert image.thumbs.shape == (2, 64, 64)
 
 
+def damaged(data: bytes, rng: np.random.Generator) -> bytes:
+    """The file cut, with a part missing, zeroed or overwritten by noise, or with a few other bytes."""
+    file, start = bytearray(data), int(rng.integers(2, len(data)))
+    stop = min(len(data), start + int(rng.choice([1, 30, 1000])))
+    match rng.integers(5):
+        case 0:
+            del file[start:]
+        case 1:
+            del file[start : min(stop, len(data) - 2)]
+        case 2:
+            file[start:stop] = bytes(stop - start)
+        case 3:
+            file[start:stop] = rng.bytes(stop - start)
+        case _:
+            for position in rng.integers(2, min(len(data), int(rng.choice([640, len(data)]))), 3):
+                file[position] = int(rng.integers(256))
+    return bytes(file)
+
+
+def test_damaged_jpegs_give_what_pillow_gives(monkeypatch):
+    """The fast decoder decides about flawless files only, so that it neither misses damage nor changes pixels."""
+    files = [
+        encode(draw(number, 96).convert(mode), "JPEG", quality=quality, **options)
+        for number, mode in enumerate(("L", "RGB"))
+        for quality in (50, 95)
+        for options in ({}, {"progressive": True}, {"restart_marker_blocks": 3}, {"subsampling": 0})
+    ]
+    rng = np.random.default_rng(0)
+    files += [damaged(files[number % len(files)], rng) for number in range(600)]
+    fast = decoding._decode_plain_jpeg
+    flawless = sum(fast(data) is not None for data in files)
+    assert len(files) - 600 < flawless < 0.6 * len(files)
+
+    def outcome(data: bytes) -> str | tuple[object, ...]:
+        try:
+            image = examine(data)
+        except BadImage as error:
+            return str(error)
+        return image.pixel_hash, image.mode, image.ext, image.payload, image.head, image.thumbs.tobytes()
+
+    outcomes = [outcome(data) for data in files]
+    assert sum(isinstance(one, str) for one in outcomes) > 100
+    monkeypatch.setattr(decoding, "_decode_plain_jpeg", lambda data: None)
+    assert [outcome(data) for data in files] == outcomes
+
+
+def test_rotation_is_found_wherever_a_jpeg_states_it():
+    image, exif = draw(4).crop((0, 0, 96, 60)), Image.Exif()
+    exif[0x0112] = 6
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    for options in ({"exif": exif}, {"xmp": xmp}, {"exif": exif, "comment": b"x" * 60000, "progressive": True}):
+        rotated = examine(encode(image, "JPEG", **options))
+        assert (rotated.width, rotated.height, rotated.ext) == (60, 96, "png")
+
+
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"comment": b"\xff\xc0" * 99}, {"exif": b"Exif\0\0"}])
 def test_the_header_of_a_stored_image_gives_its_size(options):
     image = draw(1).crop((0, 0, 96, 60))
@@ -209,6 +265,41 @@ def test_head_box_ignores_gray_background_frame_and_specks():
     assert head_box(filling) == (0, 0, 100, 100)
 
 
+def edges(box: tuple[int, int, int, int]) -> np.ndarray:
+    return np.array([box[0], box[1], box[0] + box[2], box[1] + box[3]])
+
+
+@pytest.mark.parametrize(("width", "height"), [(256, 256), (300, 271), (511, 256)])
+@pytest.mark.parametrize("factor", [2, 3])
+def test_an_enlarged_picture_has_the_same_thumbnails_and_its_box_enlarged(width, height, factor):
+    pixels = np.asarray(draw(8, 512).resize((width, height)))
+    head, thumbs = head_and_thumbnails(pixels)
+    assert head == head_box(pixels)  # nothing is reduced
+    large = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+    again, same = head_and_thumbnails(large)
+    assert again == tuple(factor * side for side in head)
+    np.testing.assert_array_equal(same, thumbs)
+
+
+def test_a_box_that_reaches_the_end_of_a_reduced_picture_includes_what_is_beyond_its_last_block():
+    pixels = np.full((515, 1030), 200, dtype=np.uint8)
+    pixels[:100] = pixels[:, :100] = 0
+    assert head_and_thumbnails(pixels)[0] == (100, 100, 930, 415)
+
+
+def test_the_box_of_a_reduced_picture_is_that_of_the_full_one_up_to_a_block(real_data):
+    files = sorted((real_data / "cheng").glob("*/*.jpg"))[::30]
+    pictures = [np.asarray(Image.open(file).convert("L")) for file in files]
+    pictures += [np.asarray(draw(number, 640)) for number in range(20)]
+    distances = []
+    for pixels in pictures:
+        box = head_and_thumbnails(pixels)[0]
+        assert all(edge % 2 == 0 or edge == end for edge, end in zip(edges(box), pixels.shape[::-1] * 2, strict=True))
+        distances.append(abs(edges(box) - edges(head_box(pixels))).max())
+    assert np.mean(np.array(distances) <= 2) >= 0.95
+    assert max(distances[-20:]) <= 2  # without noise
+
+
 def test_hashes_and_thumbnails():
     original = examine(encode(draw(6), "PNG"))
     again = examine(encode(draw(6).convert("RGB"), "PNG"))
@@ -227,6 +318,6 @@ def test_hashes_and_thumbnails():
         examine(encode(tall, "PNG")).pixel_hash
         != examine(encode(tall.transpose(Image.Transpose.ROTATE_90), "PNG")).pixel_hash
     )
-    whole, head = thumbnails(draw(6), original.head)
+    whole, head = head_and_thumbnails(np.asarray(draw(6)))[1]
     assert (whole[0] == 0).all()
     assert (head[0] > 0).any()

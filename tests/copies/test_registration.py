@@ -7,7 +7,7 @@ import pytest
 from pictures import draw
 from PIL import Image
 
-from brain_dist.collection.measures import head_box, thumbnails
+from brain_dist.collection.measures import head_and_thumbnails
 from brain_dist.copies.registration import REGISTERED_THRESHOLD, moved_pairs
 from brain_dist.copies.similarity import NearPairs, aligned_pairs
 
@@ -37,12 +37,12 @@ def mirrored_and_cropped(image: Image.Image, number: int) -> Image.Image:
 def full(number: int) -> Image.Image:
     """An image whose head fills the frame, so that cropping removes part of the head."""
     image = draw(number, 224)
-    x, y, width, height = head_box(np.asarray(image))
+    x, y, width, height = head_and_thumbnails(np.asarray(image))[0]
     return image.crop((x, y, x + width, y + height)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
 def thumbs_of(images: list[Image.Image]) -> np.ndarray:
-    return np.stack([thumbnails(image, head_box(np.asarray(image))) for image in images])
+    return np.stack([head_and_thumbnails(np.asarray(image))[1] for image in images])
 
 
 def as_tuples(pairs: NearPairs) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pictures import draw
 from PIL import Image, ImageEnhance, ImageFilter
 
-from brain_dist.collection.measures import are_blank, head_box, thumbnails
+from brain_dist.collection.measures import are_blank, head_and_thumbnails
 from brain_dist.collection.pixels import examine
 from brain_dist.copies import search, similarity
 
@@ -20,7 +20,7 @@ ROUNDING = 1e-4  # of similarities: structures are stored as float16
 
 
 def thumbs_of(images: list[Image.Image]) -> np.ndarray:
-    return np.stack([thumbnails(image, head_box(np.asarray(image))) for image in images])
+    return np.stack([head_and_thumbnails(np.asarray(image))[1] for image in images])
 
 
 def jpeg(image: Image.Image, quality: int) -> Image.Image:
@@ -36,7 +36,7 @@ def padded(image: Image.Image) -> Image.Image:
 
 
 def head_only(image: Image.Image) -> Image.Image:
-    x, y, width, height = head_box(np.asarray(image))
+    x, y, width, height = head_and_thumbnails(np.asarray(image))[0]
     return image.crop((x, y, x + width, y + height))
 
 
