@@ -260,4 +260,4 @@ def _similarities(full: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         first, second = full[i[chunk]].astype(np.float32), full[j[chunk]].astype(np.float32)
         result[0, chunk] = np.einsum("nyx,nyx->n", first, second)
         result[1, chunk] = np.einsum("nyx,nyx->n", first, second[:, :, ::-1])
-    return result / _UNIT**2
+    return np.minimum(result / _UNIT**2, 1)  # rounding may exceed 1
