@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from brain_dist.collection.measures import THUMB, are_blank
-from brain_dist.collection.pixels import MeasuredImage
+from brain_dist.collection.pixels import MeasuredImage, Smaller
 from brain_dist.collection.recipes import Recipe, RecipePart
 from brain_dist.collection.records import Record
 from brain_dist.collection.slicefiles import examine_file
@@ -67,7 +67,7 @@ def examine_all(
     keep_blank: bool = True,
     progress: Callable[[int, int], None],
     spool: Path | None = None,
-    max_side: int | None = None,
+    smaller: Smaller | None = None,
 ) -> Examination:
     """Decode and measure every image.
 
@@ -80,13 +80,13 @@ def examine_all(
         keep_blank: False leaves out images that show nothing, see :func:`brain_dist.collection.measures.are_blank`.
         progress: called with the numbers of images done and in all.
         spool: folder for new encodings, which get their keys as names; None: they are discarded.
-        max_side: see :func:`brain_dist.collection.pixels.examine`.
+        smaller: see :func:`brain_dist.collection.pixels.examine`.
 
     Raises:
         BadImages: images cannot be used, and ``skip_bad`` is false.
         UserError: no image of some class can be used.
     """
-    work = partial(_examine_one, source=source, spool=spool, max_side=max_side)
+    work = partial(_examine_one, source=source, spool=spool, smaller=smaller)
     files = [list(slices) for _, slices in groupby(records, key=lambda record: record.path)]
     readable = [
         (slices[0].path, recipe.parts[slices[0].part], [(record.frame, record.key) for record in slices])
@@ -141,7 +141,7 @@ def _examine_one(
     file: tuple[str, RecipePart, Sequence[tuple[int | None, str]]],
     source: Path,
     spool: Path | None,
-    max_side: int | None,
+    smaller: Smaller | None,
 ) -> list[MeasuredImage | str]:
     """Measure the slices of one file, given as its path, its part, and (slice number, key) of each slice.
 
@@ -149,7 +149,7 @@ def _examine_one(
     """
     path, part, slices = file
     results: list[MeasuredImage | str] = []
-    images = examine_file(source / path, part, [frame for frame, _ in slices], max_side)
+    images = examine_file(source / path, part, [frame for frame, _ in slices], smaller)
     for (_, key), image in zip(slices, images, strict=True):
         if isinstance(image, MeasuredImage) and image.payload is not None:
             if spool is not None:

@@ -14,7 +14,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -28,7 +28,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gi
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "JPEG2000", "PPM")  # Pillow's names of them
 MAX_PIXELS = 8192 * 8192  # a larger image is a decompression bomb or a pathology slide, not an MRI slice
 MIN_SIDE = 16  # pixels
-JPEG_QUALITY = 95  # of a JPEG that max_side made smaller
+JPEG_QUALITY = 95  # of JPEGs that are made smaller, unless the user chooses another one
 # What Pillow's readers raise on damaged data, found by flipping bytes in files of every format
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, zlib.error)
 _WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
@@ -74,6 +74,19 @@ class MeasuredImage:
     thumbs: np.ndarray
 
 
+class Smaller(NamedTuple):
+    """How large images are made smaller.
+
+    Attributes:
+        max_side: an image with a longer side is resized to it (Lanczos), in pixels, and stored as gray JPEG if it was a
+            JPEG, otherwise as gray PNG.
+        jpeg_quality: quality of these JPEGs, 1 to 100.
+    """
+
+    max_side: int
+    jpeg_quality: int = JPEG_QUALITY
+
+
 @dataclass(frozen=True)
 class Contents:
     """What the header of a MATLAB, DICOM or NIfTI file says.
@@ -96,33 +109,32 @@ class Contents:
 SlicePixels = Callable[[int | None], tuple[np.ndarray, str]]  # slice number → uint8 [H, W], type of the stored values
 
 
-def examine(data: bytes, max_side: int | None = None, window: Window = DEFAULT_WINDOW) -> MeasuredImage:
+def examine(data: bytes, smaller: Smaller | None = None, window: Window = DEFAULT_WINDOW) -> MeasuredImage:
     """Decode and measure an encoded image.
 
     Args:
         data: bytes of the file.
-        max_side: an image with a longer side is resized to it (Lanczos) and stored as gray JPEG of quality 95 if it was
-            a JPEG, otherwise as gray PNG.
+        smaller: how a large image is made smaller; None keeps the size.
         window: maps 16-bit and float values to gray.
 
     Raises:
         BadImage: ``data`` is not exactly one complete image of a usable size.
     """
-    return _measure(*_decode(data, window), max_side)
+    return _measure(*_decode(data, window), smaller)
 
 
-def examine_values(pixels: np.ndarray, mode: str, max_side: int | None = None) -> MeasuredImage:
+def examine_values(pixels: np.ndarray, mode: str, smaller: Smaller | None = None) -> MeasuredImage:
     """Measure a slice uint8 [H, W] that has no encoding, to be stored as gray PNG; ``mode`` is its source's type."""
-    return _measure(pixels, mode, "png", None, max_side)
+    return _measure(pixels, mode, "png", None, smaller)
 
 
-def _measure(pixels: np.ndarray, mode: str, ext: str, encoded: bytes | None, max_side: int | None) -> MeasuredImage:
+def _measure(pixels: np.ndarray, mode: str, ext: str, encoded: bytes | None, smaller: Smaller | None) -> MeasuredImage:
     """Encode gray pixels uint8 [H, W] unless their encoding can be kept, and measure what is stored."""
     payload = None
-    if max_side is not None and max(pixels.shape) > max_side:
+    if smaller is not None and max(pixels.shape) > smaller.max_side:
         gray = Image.fromarray(pixels)
-        gray.thumbnail((max_side, max_side), Image.Resampling.LANCZOS, reducing_gap=None)
-        pixels, payload = _encode(gray, ext)
+        gray.thumbnail((smaller.max_side, smaller.max_side), Image.Resampling.LANCZOS, reducing_gap=None)
+        pixels, payload = _encode(gray, ext, smaller.jpeg_quality)
     elif encoded is None:
         ext = "png"
         pixels, payload = _encode(Image.fromarray(pixels), ext)
@@ -145,13 +157,13 @@ def _measure(pixels: np.ndarray, mode: str, ext: str, encoded: bytes | None, max
     )
 
 
-def _encode(gray: Image.Image, ext: str) -> tuple[np.ndarray, bytes]:
+def _encode(gray: Image.Image, ext: str, quality: int = JPEG_QUALITY) -> tuple[np.ndarray, bytes]:
     """The pixels as a reader will decode them (a JPEG with its loss), and their encoding."""
     buffer = io.BytesIO()
     if ext == "png":
         gray.save(buffer, "PNG")
         return np.asarray(gray), buffer.getvalue()
-    gray.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    gray.save(buffer, "JPEG", quality=quality, subsampling=0)
     return np.asarray(Image.open(io.BytesIO(buffer.getvalue()))), buffer.getvalue()
 
 

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from brain_dist.collection import dicom, matlab, nifti
-from brain_dist.collection.pixels import IMAGE_SUFFIXES, BadImage, Contents, MeasuredImage, examine, examine_values
+from brain_dist.collection.pixels import (
+    IMAGE_SUFFIXES,
+    BadImage,
+    Contents,
+    MeasuredImage,
+    Smaller,
+    examine,
+    examine_values,
+)
 from brain_dist.collection.recipes import RecipePart
 
 _READERS = {"mat": matlab, "dicom": dicom, "nifti": nifti}  # format → module with SUFFIXES and two functions
@@ -29,7 +37,7 @@ def read_contents(path: Path, part: RecipePart) -> Contents:
 
 
 def examine_file(
-    path: Path, part: RecipePart, frames: Sequence[int | None], max_side: int | None = None
+    path: Path, part: RecipePart, frames: Sequence[int | None], smaller: Smaller | None = None
 ) -> Iterator[MeasuredImage | str]:
     """Decode and measure the slices ``frames`` of a file, which is read once.
 
@@ -39,7 +47,7 @@ def examine_file(
     try:
         with _opened(path) as file:
             if part.format == "images":
-                image = examine(file.read(), max_side, part.window)
+                image = examine(file.read(), smaller, part.window)
             else:
                 pixels = _READERS[part.format].read_pixels(file, part)
     except BadImage as error:
@@ -52,7 +60,7 @@ def examine_file(
         try:
             with _errors_as_bad_image():
                 gray, dtype = pixels(frame)
-            yield examine_values(gray, dtype, max_side)
+            yield examine_values(gray, dtype, smaller)
         except BadImage as error:
             yield str(error)
 

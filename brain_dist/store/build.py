@@ -17,6 +17,7 @@ import numpy as np
 from brain_dist import __version__
 from brain_dist.collection.discovery import find_records
 from brain_dist.collection.examination import Examination, examine_all
+from brain_dist.collection.pixels import JPEG_QUALITY
 from brain_dist.collection.recipes import Recipe
 from brain_dist.collection.records import Record, source_name
 from brain_dist.common.files import partial_folder, sha256_bytes, write_durably
@@ -164,7 +165,8 @@ def _existing_dataset(out: Path, request: dict[str, Any]) -> Dataset | None:
     for key, meaning in (("name", "recipe"), ("recipe", "recipe"), ("source_listing_sha256", "list of source files")):
         if getattr(manifest, key, None) != request[key]:
             raise UserError(f"--out {out} contains shards built from another {meaning}; {advice}")
-    options = {"keep_blank": True, **getattr(manifest, "options", {})}  # earlier releases kept blank images
+    # earlier releases kept blank images and had one quality
+    options = {"keep_blank": True, "jpeg_quality": JPEG_QUALITY, **getattr(manifest, "options", {})}
     for key, value in request["options"].items():
         if options.get(key) != value:
             flag = key.replace("_", "-")
@@ -194,7 +196,7 @@ def _check_contents(
         return
     examined = examine_all(
         differing, source, recipe, run, skip_bad=options.skip_bad, keep_blank=options.keep_blank,
-        progress=partial(progress, "comparing"), max_side=options.max_side,
+        progress=partial(progress, "comparing"), smaller=options.smaller,
     )  # fmt: skip
     unchanged = {
         record.key
@@ -225,7 +227,7 @@ def _write_folder(
     spool.mkdir()
     examined = examine_all(
         records, source, recipe, run, skip_bad=options.skip_bad, keep_blank=options.keep_blank,
-        progress=partial(progress, "decoding"), spool=spool, max_side=options.max_side,
+        progress=partial(progress, "decoding"), spool=spool, smaller=options.smaller,
     )  # fmt: skip
     records = examined.records
     patients = [(record.dataset, record.patient) for record in records]

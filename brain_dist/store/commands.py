@@ -44,8 +44,9 @@ class Build:
         test_on: for --split leave-one-out: the dataset whose images are the test split; none of their copies is trained
             on
         seed: seed of the split and of the order in the shards
-        max_side: reduce larger images to N pixels on the longer side, as gray JPEG of quality 95 (from JPEG) or gray
-            PNG (default: keep the bytes)
+        max_side: reduce larger images to N pixels on the longer side, as gray JPEG (from JPEG) or gray PNG (default:
+            keep the bytes)
+        jpeg_quality: quality of the JPEGs that --max-side writes, 1 to 100 (default: 95)
         shard_size: approximate limit of a shard, in bytes such as 64MB, or in samples such as 500
         workers: number of processes
         skip_bad: leave damaged images out and list them in the manifest, instead of stopping
@@ -62,6 +63,7 @@ class Build:
     test_on: str | None = None
     seed: int = 0
     max_side: int | None = None
+    jpeg_quality: int | None = None
     shard_size: str = "64MB"
     workers: int = field(default_factory=cpu_cores)
     skip_bad: bool = False
@@ -74,11 +76,16 @@ class Build:
         Raises:
             UserError: a value is out of range, or options contradict each other.
         """
+        from brain_dist.collection.pixels import JPEG_QUALITY
         from brain_dist.store.options import BuildOptions, parse_folds, parse_fractions
         from brain_dist.store.tar import parse_shard_size
 
         if self.max_side is not None and self.max_side < MIN_SIDE:
             raise UserError(f"--max-side {self.max_side} must be ≥ {MIN_SIDE}")
+        if self.jpeg_quality is not None and self.max_side is None:
+            raise UserError("--jpeg-quality has no effect without --max-side; set both or neither")
+        if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
+            raise UserError(f"--jpeg-quality {self.jpeg_quality} must be from 1 to 100")
         parse_shard_size(self.shard_size)
         for method, flag, value in (("kfold", "--folds", self.folds), ("leave-one-out", "--test-on", self.test_on)):
             if (value is not None) != (self.split == method):
@@ -87,6 +94,7 @@ class Build:
             raise UserError(f"--fractions has no effect with --split {self.split}; remove it")
         values = {option.name: getattr(self, option.name) for option in fields(BuildOptions)}
         values["fractions"] = parse_fractions(self.fractions or FRACTIONS)
+        values["jpeg_quality"] = JPEG_QUALITY if self.jpeg_quality is None else self.jpeg_quality
         values["folds"] = None if self.folds is None else parse_folds(self.folds)
         return BuildOptions(**values)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from brain_dist.collection.pixels import JPEG_QUALITY, Smaller
 from brain_dist.errors import UserError
 
 MAX_FOLDS = 100
@@ -18,6 +19,7 @@ class BuildOptions:
         fractions: shares of train, val and test; always 0, 0, 1 for the split test.
         seed: seed of the split and of the order in the shards.
         max_side: larger images are reduced to this many pixels on the longer side; None keeps the bytes.
+        jpeg_quality: quality of the JPEGs among the reduced images.
         shard_size: limit of a shard, see :func:`brain_dist.store.tar.parse_shard_size`.
         skip_bad: leave damaged images out instead of stopping.
         keep_blank: keep images that show nothing, as at the ends of a volume.
@@ -29,6 +31,7 @@ class BuildOptions:
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
     seed: int = 0
     max_side: int | None = None
+    jpeg_quality: int = JPEG_QUALITY
     shard_size: str = "64MB"
     skip_bad: bool = False
     keep_blank: bool = False
@@ -38,6 +41,11 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if self.split == "test":
             object.__setattr__(self, "fractions", (0.0, 0.0, 1.0))
+
+    @property
+    def smaller(self) -> Smaller | None:
+        """How large images are made smaller."""
+        return None if self.max_side is None else Smaller(self.max_side, self.jpeg_quality)
 
 
 def parse_fractions(text: str) -> tuple[float, float, float]:

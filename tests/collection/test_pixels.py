@@ -16,7 +16,7 @@ from PIL import Image
 
 from brain_dist.collection import pixels as decoding
 from brain_dist.collection.measures import head_and_thumbnails, head_box
-from brain_dist.collection.pixels import BadImage, MeasuredImage, encoded_size, examine
+from brain_dist.collection.pixels import BadImage, MeasuredImage, Smaller, encoded_size, examine
 from brain_dist.collection.window import Window
 
 
@@ -123,17 +123,26 @@ def test_cmyk_and_rotated_jpegs_become_upright_gray_png():
 
 def test_max_side_resizes_only_larger_images():
     jpeg, png = encode(draw(5, 200), "JPEG"), encode(draw(5, 200).crop((0, 0, 200, 100)), "PNG")
-    smaller = examine(jpeg, max_side=64)
+    smaller = examine(jpeg, Smaller(64))
     assert (smaller.ext, smaller.width, smaller.height) == ("jpg", 64, 64)
     decoded = np.asarray(Image.open(io.BytesIO(smaller.payload)))
     assert smaller.pixel_hash == examine(smaller.payload).pixel_hash  # of the stored image, including its JPEG loss
     assert abs(decoded.astype(int) - np.asarray(draw(5, 200).resize((64, 64), Image.Resampling.LANCZOS))).mean() < 4
-    assert (examine(png, max_side=64).width, examine(png, max_side=64).height, examine(png, max_side=64).ext) == (
+    assert (examine(png, Smaller(64)).width, examine(png, Smaller(64)).height, examine(png, Smaller(64)).ext) == (
         64,
         32,
         "png",
     )
-    assert examine(jpeg, max_side=200).payload is None
+    assert examine(jpeg, Smaller(200)).payload is None
+
+
+def test_a_lower_jpeg_quality_gives_fewer_bytes_of_the_same_picture():
+    jpeg, png = encode(draw(5, 200), "JPEG", quality=98), encode(draw(5, 200), "PNG")
+    stored = [examine(jpeg, Smaller(64, quality)) for quality in (95, 85, 40)]
+    assert stored[0].payload == examine(jpeg, Smaller(64)).payload
+    assert stored[0].size > 1.3 * stored[1].size > 1.6 * stored[2].size
+    assert all(image.pixel_hash == examine(image.payload).pixel_hash for image in stored)
+    assert examine(png, Smaller(64, 40)).payload == examine(png, Smaller(64)).payload
 
 
 def bad_files() -> dict[str, tuple[bytes, str]]:

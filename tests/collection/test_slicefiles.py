@@ -21,7 +21,7 @@ from scans import write_dicom, write_folds, write_mat, write_nifti
 
 from brain_dist.collection.discovery import find_records
 from brain_dist.collection.examination import BadImages
-from brain_dist.collection.pixels import BadImage, MeasuredImage
+from brain_dist.collection.pixels import BadImage, MeasuredImage, Smaller
 from brain_dist.collection.recipes import Recipe, RecipePart, parse_recipe
 from brain_dist.collection.slicefiles import examine_file, read_contents
 from brain_dist.errors import UserError
@@ -63,7 +63,7 @@ def test_matlab_file_gives_upright_image_class_and_patient(tmp_path):
     np.testing.assert_array_equal(
         read_slice(path, part_of("mat", window={"center": 1000, "width": 800})), scaled(TALL, 600, 1400)
     )
-    (image,) = examine_file(path, part_of("mat"), [None], max_side=48)
+    (image,) = examine_file(path, part_of("mat"), [None], Smaller(48))
     assert (image.mode, image.width, image.height, image.ext) == ("int16", 30, 48, "png")
 
 

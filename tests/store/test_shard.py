@@ -87,6 +87,8 @@ def test_bad_images_are_listed_and_written_to_a_file_if_there_are_many(images, t
         (["--split", "leave-one-out", "--test-on", "images"], "all images belong to it; use --split test"),
         (["--shard-size", "many"], "--shard-size 'many' must be a number of samples such as 500"),
         (["--max-side", "3"], "--max-side 3 must be ≥ 16"),
+        (["--jpeg-quality", "80"], "--jpeg-quality has no effect without --max-side"),
+        (["--max-side", "64", "--jpeg-quality", "101"], "--jpeg-quality 101 must be from 1 to 100"),
         (["--split", "original"], "belong to no published split; use --split grouped"),
         (["--recipe", "absent.yaml"], "recipe absent.yaml does not exist"),
         (["--source", "absent"], "--source absent is not a folder"),
@@ -116,3 +118,15 @@ def test_phantoms_are_built(tmp_path):
     }
     for copy, original, _ in planted:
         assert group[copy] == group[original]
+
+
+def test_the_jpeg_quality_of_smaller_images_decides_their_bytes(images, tmp_path):
+    sizes = {}
+    for quality in ("95", "60"):
+        out = tmp_path / quality
+        words = ("--source", str(images), "--out", str(out), "--max-side", "48", "--jpeg-quality", quality)
+        in_process("shard", "build", *words, "--workers", "1")
+        sizes[quality] = open_dataset(out).columns["size"].sum()
+    assert sizes["95"] > 1.3 * sizes["60"]
+    words = ("--source", str(images), "--out", str(tmp_path / "60"), "--max-side", "48")
+    assert "was built with --jpeg-quality 60, not 95" in in_process("shard", "build", *words, expect=2).err
