@@ -1,13 +1,15 @@
 """Time to find all copies: ``python -m benchmarks.audit_speed DIR [DIR…] [--images N]``.
 
-Decodes the collections once. Then it times the comparison of all pairs by itself, for growing numbers of images, beside
-the product of all full structures (4 x N² x 4096 multiplications), which finds aligned copies only.
+Decodes the collections once. Then it measures the CPU time of the comparison of all pairs by itself, for growing numbers
+of images, beside the product of all full structures (4 x N² x 4096 multiplications), which finds aligned copies only.
+What the last two numbers of images say about the growth is extrapolated to a million.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,20 +40,39 @@ def main() -> int:
     thumbs = decode(arguments.folders, cpu_cores())[: arguments.images]
     if len(thumbs) < 8:
         raise UserError("fewer than 8 images; give larger collections")
-    table = Table(title=f"all pairs of {len(thumbs):,} images, {cpu_cores()} cores", title_justify="left")
-    for column in ("images", "aligned s", "cropped and rotated s", "together s", "pairs found", "plain product s"):
+    title = f"all pairs of {len(thumbs):,} images; CPU seconds of all threads, peak memory so far with mapped files"
+    table = Table(title=title, title_justify="left")
+    for column in ("images", "aligned", "cropped and rotated", "together", "peak MB", "pairs found", "plain product"):
         table.add_column(column, justify="right")
+    together = {}
     for count in sorted({min(PLAIN, len(thumbs)), len(thumbs) // 2, len(thumbs)}):
         sample = np.asarray(thumbs[np.random.default_rng(0).permutation(len(thumbs))[:count]])
         aligned_s, aligned = timed(lambda sample=sample: similarity.aligned_pairs(sample))
         joined = search.connected(count, np.column_stack([aligned.first, aligned.second]))
         moved_s, moved = timed(lambda sample=sample, joined=joined: registration.moved_pairs(sample[:, 1], joined))
+        together[count] = aligned_s + moved_s
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         plain_s = f"{timed(lambda sample=sample: plain_product(sample))[0]:.1f}" if count <= PLAIN else ""
         pairs = f"{len(aligned.first):,} + {len(moved.first):,}"
-        table.add_row(f"{count:,}", f"{aligned_s:.1f}", f"{moved_s:.1f}", f"{aligned_s + moved_s:.1f}", pairs, plain_s)
+        times = (f"{value:.1f}" for value in (aligned_s, moved_s, together[count]))
+        table.add_row(f"{count:,}", *times, f"{peak:.0f}", pairs, plain_s)
     Console(width=120).print(table)
+    print_growth(together)
     print(f"load average of the last minute: {os.getloadavg()[0]:.1f}")
     return 0
+
+
+def print_growth(seconds: dict[int, float]) -> None:
+    """Print the part of the time that each image costs, the part that each pair costs, and what follows for more."""
+    if len(seconds) < 2:
+        return
+    (few, few_s), (many, many_s) = list(seconds.items())[-2:]
+    by_pair = (many_s / many - few_s / few) / (many - few)
+    by_image = many_s / many - by_pair * many
+    print(f"{1e3 * by_image:.2f} CPU ms an image and {1e9 * 2 * by_pair:.1f} CPU ns a pair, from the last two rows")
+    for count in (100_000, 1_000_000):
+        hours = (by_image * count + by_pair * count**2) / 3600
+        print(f"extrapolated to {count:,} images: {hours:.2f} CPU hours")
 
 
 def decode(folders: list[Path], workers: int) -> np.ndarray:
@@ -82,10 +103,10 @@ def plain_product(thumbs: np.ndarray) -> int:
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """(seconds, result) of ``work()``."""
-    start = time.perf_counter()
+    """(CPU seconds of all threads, result) of ``work()``."""
+    start = time.process_time()
     result = work()
-    return time.perf_counter() - start, result
+    return time.process_time() - start, result
 
 
 if __name__ == "__main__":

@@ -198,10 +198,13 @@ def _pair(values: Sequence[float], digits: int) -> str:
 
 
 def print_ratios(rounds: Rounds) -> None:
-    """Print the time of ours relative to the floor and to each peer, and the times of its stages."""
+    """Print the time of ours relative to the floors and to each peer, and the times of its stages."""
+    cpu = {name: min(result["cpu"] for result in results) for name, results in rounds.items()}
+    least = cpu["ours"] / cpu["floor"]
+    print(f"CPU time of ours / decoding floor = {least:.2f} (goal ≤ {GOAL}): {'met' if least <= GOAL else 'missed'}")
+    print(f"CPU time of ours / decoding floor with Pillow = {cpu['ours'] / cpu['pillow-floor']:.2f}")
     best, median = ratios(rounds, "ours", "floor")
-    goal = "met" if best <= GOAL else "missed"
-    print(f"ours / decoding floor = {best:.2f} (goal ≤ {GOAL}): {goal}; {median:.2f} of the medians")
+    print(f"ours / decoding floor = {best:.2f}; {median:.2f} of the medians")
     fastest = min(rounds["ours"], key=lambda result: result["seconds"])
     stages = ("first image", "decoding", "comparing", "writing shards")
     ends = [0.0, *(fastest["stages"][stage] for stage in stages), fastest["seconds"]]

@@ -21,7 +21,7 @@ from brain_dist.common.text import printable
 from brain_dist.common.workers import Run
 from brain_dist.errors import UserError
 
-_NO_THUMBS = np.zeros((0, THUMB, THUMB), dtype=np.uint8)
+NO_THUMBS = np.zeros((0, THUMB, THUMB), dtype=np.uint8)
 
 
 class BadImages(UserError):
@@ -69,6 +69,25 @@ def examine_all(
     spool: Path | None = None,
     smaller: Smaller | None = None,
 ) -> Examination:
+    """:func:`examine_records`, and :func:`check_usable` of what it returns."""
+    examined = examine_records(
+        records, source, recipe, run, keep_blank=keep_blank, progress=progress, spool=spool, smaller=smaller
+    )
+    check_usable(examined, records, recipe, skip_bad=skip_bad)
+    return examined
+
+
+def examine_records(
+    records: list[Record],
+    source: Path,
+    recipe: Recipe,
+    run: Run,
+    *,
+    keep_blank: bool = True,
+    progress: Callable[[int, int], None],
+    spool: Path | None = None,
+    smaller: Smaller | None = None,
+) -> Examination:
     """Decode and measure every image.
 
     Args:
@@ -76,15 +95,10 @@ def examine_all(
         source: folder that the records' paths are relative to.
         recipe: recipe that the records come from.
         run: runs the work, see :func:`brain_dist.common.workers.worker_pool`.
-        skip_bad: leave images out that cannot be used, instead of raising an error.
         keep_blank: False leaves out images that show nothing, see :func:`brain_dist.collection.measures.are_blank`.
         progress: called with the numbers of images done and in all.
         spool: folder for new encodings, which get their keys as names; None: they are discarded.
         smaller: see :func:`brain_dist.collection.pixels.examine`.
-
-    Raises:
-        BadImages: images cannot be used, and ``skip_bad`` is false.
-        UserError: no image of some class can be used.
     """
     work = partial(_examine_one, source=source, spool=spool, smaller=smaller)
     files = [list(slices) for _, slices in groupby(records, key=lambda record: record.path)]
@@ -93,7 +107,7 @@ def examine_all(
         for slices in files
         if slices[0].header_error is None
     ]
-    results = run(work, readable, max(1, 16 * len(files) // len(records)))
+    results = run(work, readable, max(1, 16 * len(files) // max(1, len(records))))
     thumbs = scratch((len(records), 2, THUMB, THUMB), np.uint8)
     usable: list[Record] = []
     images: list[MeasuredImage] = []
@@ -117,14 +131,30 @@ def examine_all(
                     continue
                 thumbs[len(usable)] = image.thumbs
                 usable.append(record)
-                images.append(replace(image, thumbs=_NO_THUMBS))
+                images.append(replace(image, thumbs=NO_THUMBS))
             if empty:
                 which = "" if empty == [None] else f" in {len(empty)} slices: {', '.join(map(str, empty))}"
                 blank.append({"source": printable(path), "reason": f"is blank{which}"})
         done += len(slices)
         progress(done, len(records))
+    return Examination(usable, images, thumbs[: len(usable)], bad, blank)
+
+
+def bad_images(bad: list[dict[str, str]]) -> BadImages:
+    """The error about images that cannot be used."""
+    return BadImages([f"{entry['source']}: {entry['reason']}" for entry in bad])
+
+
+def check_usable(examined: Examination, records: list[Record], recipe: Recipe, *, skip_bad: bool) -> None:
+    """Check that images of every class are left.
+
+    Raises:
+        BadImages: images cannot be used, and ``skip_bad`` is false.
+        UserError: no image of some class can be used.
+    """
+    usable, bad, blank = examined.records, examined.bad, examined.blank
     if bad and not skip_bad:
-        raise BadImages([f"{entry['source']}: {entry['reason']}" for entry in bad])
+        raise bad_images(bad)
     cause = "damaged or blank; repair the files, or keep blank images with --keep-blank"
     if not bad or not blank:
         cause = "blank; keep them with --keep-blank" if blank else "damaged; repair them"
@@ -134,7 +164,6 @@ def examine_all(
     if lost:
         names = ", ".join(recipe.classes[label] for label in sorted(lost))
         raise UserError(f"no image of class {names} is left: all of them are {cause}")
-    return Examination(usable, images, thumbs[: len(usable)], bad, blank)
 
 
 def _examine_one(

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import zlib
-from dataclasses import asdict
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,21 +12,21 @@ import numpy as np
 
 from brain_dist import __version__
 from brain_dist.collection.discovery import find_records
-from brain_dist.collection.examination import Examination, examine_all
-from brain_dist.collection.pixels import JPEG_QUALITY
+from brain_dist.collection.examination import Examination, check_usable, examine_records
 from brain_dist.collection.recipes import Recipe
-from brain_dist.collection.records import Record, source_name
+from brain_dist.collection.records import Record
 from brain_dist.common.files import partial_folder, sha256_bytes, write_durably
 from brain_dist.common.progress import Progress, no_progress
 from brain_dist.common.text import printable
 from brain_dist.common.workers import Run, worker_pool
 from brain_dist.copies import search
-from brain_dist.errors import UserError
-from brain_dist.store.coverage import check_split
+from brain_dist.store.coverage import check_classes, check_split
 from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.store.index import INDEX, index_bytes
 from brain_dist.store.manifest import FORMAT, MANIFEST, BuiltManifest, Excluded, ShardEntry, count_classes
 from brain_dist.store.options import BuildOptions
+from brain_dist.store.parts import read_parts, remove_parts, spool_folder
+from brain_dist.store.request import check_contents, check_places, existing_dataset, request_entries
 from brain_dist.store.split import LEFT_OUT, split_images
 from brain_dist.store.tar import Sample, Shard, plan_shards, write_shard
 
@@ -51,7 +47,7 @@ class BuildResult(NamedTuple):
 
 def build(
     source: Path, out: Path, recipe: Recipe, options: BuildOptions, *, workers: int, allow_missing: bool = False,
-    progress: Progress = no_progress,
+    parts: int | None = None, progress: Progress = no_progress,
 ) -> BuildResult:  # fmt: skip
     """Build the shard folder ``out`` from the images in ``source``.
 
@@ -65,170 +61,48 @@ def build(
         options: what decides the bytes, besides recipe and source.
         workers: number of processes.
         allow_missing: whether the collection may lack a class of the recipe, or a split a class of the collection.
+        parts: number of parts that :func:`brain_dist.store.parts.examine_part` has examined, all of them; None
+            examines the images here.
         progress: called with (stage, done, total).
 
     Raises:
         UserError: the input is faulty, images or splits lack a class, ``out`` contains something else, or is not
             writable.
     """
-    if out.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"--out {out} is inside --source {source}; choose a folder outside it")
+    check_places(source, out)
     with worker_pool(workers) as run:  # the processes start while the files are listed
         records, warnings = find_records(recipe, source, allow_missing=allow_missing)
-        request = _request_entries(source, recipe, options, records)
-        existing = _existing_dataset(out, request)
+        request = request_entries(source, recipe, options, records)
+        existing = existing_dataset(out, request)
         if existing is not None:
-            _check_contents(existing, out, source, recipe, options, records, run, progress)
+            check_contents(existing, out, source, recipe, options, records, run, progress)
             return BuildResult(existing, warnings, fresh=False)
-        warnings += _check_classes(records, recipe.classes, options, allow_missing=allow_missing)
+        warnings += check_classes(records, recipe.classes, options, allow_missing=allow_missing)
         with partial_folder(out) as folder:
+            if parts is not None:
+                spool, examined = spool_folder(out), read_parts(out, parts, records, request)
+            else:
+                spool = folder / "spool"  # images that were encoded again, so that none is decoded twice
+                spool.mkdir()
+                examined = examine_records(
+                    records, source, recipe, run, keep_blank=options.keep_blank,
+                    progress=partial(progress, "decoding"), spool=spool, smaller=options.smaller,
+                )  # fmt: skip
+            check_usable(examined, records, recipe, skip_bad=options.skip_bad)
             warnings += _write_folder(
-                folder, source, recipe, options, records, request, run, progress, allow_missing=allow_missing
+                folder, source, spool, recipe, options, examined, request, run, progress, allow_missing=allow_missing
             )
+            shutil.rmtree(folder / "spool", ignore_errors=True)
+    if parts is not None:
+        remove_parts(out)
     return BuildResult(open_dataset(out), warnings, fresh=True)
 
 
-def _check_classes(
-    records: list[Record], classes: tuple[str, ...], options: BuildOptions, *, allow_missing: bool
-) -> list[str]:
-    """Check, before images are decoded, that classes and splits have images, as far as patients tell.
-
-    Returns:
-        Warnings.
-
-    Raises:
-        UserError: a class or a split would have no images.
-    """
-    known = [record for record in records if record.label >= 0]
-    if len(known) < len(records):
-        return []  # only their damaged headers state the classes of some files
-    absent = [name for label, name in enumerate(classes) if label not in {record.label for record in records}]
-    if absent and not (allow_missing or options.split == "test"):
-        others = ", ".join(name for name in classes if name not in absent)
-        raise UserError(
-            f"no images of {', '.join(absent)}, which no network could learn from these shards; build with a recipe"
-            f" whose classes are {others}, or with --allow-missing to join the shards with others"
-        )
-    first: dict[tuple[str, str], int] = {}
-    groups = [
-        row if record.patient is None else first.setdefault((record.dataset, record.patient), row)
-        for row, record in enumerate(records)
-    ]
-    split = split_images(records, np.array(groups), classes, options)
-    check_split(split, records, np.array(groups), classes, allow_missing=allow_missing)
-    return [f"no images of {name}" for name in absent]
-
-
-def _request_entries(source: Path, recipe: Recipe, options: BuildOptions, records: list[Record]) -> dict[str, Any]:
-    """The manifest's entries that describe the request, with types of JSON so that they can be compared."""
-    return {
-        "name": recipe.name or source_name(source),
-        "title": recipe.title,
-        "source": recipe.source,
-        "licence": recipe.licence,
-        "citation": recipe.citation,
-        "recipe": json.loads(json.dumps(recipe.as_dict())),
-        "options": json.loads(json.dumps(asdict(options))),
-        "source_listing_sha256": _listing_sha256(source, records),
-    }
-
-
-def _listing_sha256(source: Path, records: list[Record]) -> str:
-    """sha256 of paths and sizes, and of what tables and headers say, which can change while no size does."""
-    lines = []
-    for path, slices in groupby(records, key=lambda record: record.path):
-        file = source / path
-        try:
-            size = file.stat().st_size if file.is_file() else -1
-        except OSError:
-            size = -1
-        lines.append(os.fsencode(path) + f"\0{size}\n".encode())
-        for record in slices:
-            values = (record.frame, record.label, record.patient, record.published, record.attributes)
-            lines.append(f"{json.dumps(values, sort_keys=True)}\n".encode())
-    return sha256_bytes(b"".join(lines))
-
-
-def _existing_dataset(out: Path, request: dict[str, Any]) -> Dataset | None:
-    """The dataset in ``out`` if it was built from the same request; None if ``out`` is absent or empty.
-
-    Raises:
-        UserError: ``out`` contains something else.
-    """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
-    advice = "choose another --out or remove it"
-    if not (out / MANIFEST).is_file():
-        raise UserError(f"--out {out} exists and is not a complete shard folder; {advice}")
-    dataset = open_dataset(out)
-    manifest = dataset.manifest
-    for key, meaning in (("name", "recipe"), ("recipe", "recipe"), ("source_listing_sha256", "list of source files")):
-        if getattr(manifest, key, None) != request[key]:
-            raise UserError(f"--out {out} contains shards built from another {meaning}; {advice}")
-    # earlier releases kept blank images and had one quality
-    options = {"keep_blank": True, "jpeg_quality": JPEG_QUALITY, **getattr(manifest, "options", {})}
-    for key, value in request["options"].items():
-        if options.get(key) != value:
-            flag = key.replace("_", "-")
-            raise UserError(f"--out {out} was built with --{flag} {options.get(key)}, not {value}; {advice}")
-    return dataset
-
-
-def _check_contents(
-    dataset: Dataset, out: Path, source: Path, recipe: Recipe, options: BuildOptions, records: list[Record],
-    run: Run, progress: Progress,
-) -> None:  # fmt: skip
-    """Raise :class:`UserError` if images of the source changed since the dataset was built from them.
-
-    Files that are stored byte for byte are compared by their checksum. The others are decoded again.
-    """
-    columns = dataset.columns
-    row_of = {key: row for row, key in enumerate(columns["key"])}
-    stored = [record for record in records if record.key in row_of]  # not left out
-    rows = [row_of[record.key] for record in stored]
-    bytes_of_row = zip(columns["size"][rows].tolist(), columns["crc32"][rows].tolist(), strict=True)
-    differing = [
-        record
-        for record, (size, crc32) in zip(stored, bytes_of_row, strict=True)
-        if not _has_bytes(source / record.path, size, crc32)
-    ]
-    if not differing:
-        return
-    examined = examine_all(
-        differing, source, recipe, run, skip_bad=options.skip_bad, keep_blank=options.keep_blank,
-        progress=partial(progress, "comparing"), smaller=options.smaller,
-    )  # fmt: skip
-    unchanged = {
-        record.key
-        for record, image in zip(examined.records, examined.images, strict=True)
-        if image.payload is not None and image.pixel_hash == columns["pixel_hash"][row_of[record.key]]
-    }
-    changed = dict.fromkeys(record.path for record in differing if record.key not in unchanged)
-    if changed:
-        raise UserError(
-            f"--out {out} contains shards built from other contents of {len(changed)} source files, such as"
-            f" {printable(next(iter(changed)))}; choose another --out or remove it"
-        )
-
-
-def _has_bytes(file: Path, size: int, crc32: int) -> bool:
-    try:
-        return file.stat().st_size == size and zlib.crc32(file.read_bytes()) == crc32
-    except OSError:
-        return False
-
-
 def _write_folder(
-    folder: Path, source: Path, recipe: Recipe, options: BuildOptions, records: list[Record], request: dict[str, Any],
-    run: Run, progress: Progress, *, allow_missing: bool,
+    folder: Path, source: Path, spool: Path, recipe: Recipe, options: BuildOptions, examined: Examination,
+    request: dict[str, Any], run: Run, progress: Progress, *, allow_missing: bool,
 ) -> list[str]:  # fmt: skip
     """Write shards, index and, last, the manifest into ``folder``; returns warnings."""
-    spool = folder / "spool"  # images that were encoded again, so that none is decoded twice
-    spool.mkdir()
-    examined = examine_all(
-        records, source, recipe, run, skip_bad=options.skip_bad, keep_blank=options.keep_blank,
-        progress=partial(progress, "decoding"), spool=spool, smaller=options.smaller,
-    )  # fmt: skip
     records = examined.records
     patients = [(record.dataset, record.patient) for record in records]
     hashes = [image.pixel_hash for image in examined.images]
@@ -242,7 +116,6 @@ def _write_folder(
     samples = _samples(examined, rows, recipe.classes, source, spool)
     shards = plan_shards(request["name"], samples, split.codes, split.names, options.seed, options.shard_size)
     entries, table = _write_shards(folder, shards, rows, run, progress)
-    shutil.rmtree(spool)
     index = index_bytes(table)
     write_durably(folder / INDEX, index)
     manifest = BuiltManifest(

@@ -48,6 +48,9 @@ class Build:
             keep the bytes)
         jpeg_quality: quality of the JPEGs that --max-side writes, 1 to 100 (default: 95)
         shard_size: approximate limit of a shard, in bytes such as 64MB, or in samples such as 500
+        parts: number of parts into which the jobs of a cluster divide the work: with --part examine that part only;
+            without it, when all parts are done, build from them. The result is the same as without parts
+        part: number of the part, from 0
         workers: number of processes
         skip_bad: leave damaged images out and list them in the manifest, instead of stopping
         keep_blank: keep blank images, which are otherwise left out and listed in the manifest
@@ -65,6 +68,8 @@ class Build:
     max_side: int | None = None
     jpeg_quality: int | None = None
     shard_size: str = "64MB"
+    parts: int | None = None
+    part: int | None = None
     workers: int = field(default_factory=cpu_cores)
     skip_bad: bool = False
     keep_blank: bool = False
@@ -104,14 +109,23 @@ class Build:
         from brain_dist.collection.recipes import default_recipe, read_recipe
         from brain_dist.common.progress import show_progress
         from brain_dist.store.build import build
+        from brain_dist.store.parts import Part, check_part, examine_part
 
         options = self.options()
+        check_part(self.part, self.parts)
         recipe = read_recipe(self.recipe) if self.recipe else default_recipe(self.source)
         try:
             with show_progress() as progress:
+                if self.part is not None and self.parts is not None:
+                    images = examine_part(
+                        self.source, self.out, recipe, options, Part(self.part, self.parts),
+                        workers=self.workers, allow_missing=self.allow_missing, progress=progress,
+                    )  # fmt: skip
+                    print(f"part {self.part} of {self.parts} is complete: {images:,} images examined")
+                    return 0
                 result = build(
                     self.source, self.out, recipe, options,
-                    workers=self.workers, allow_missing=self.allow_missing, progress=progress,
+                    workers=self.workers, allow_missing=self.allow_missing, parts=self.parts, progress=progress,
                 )  # fmt: skip
         except BadImages as error:
             print_list(error.files, self.out.with_name(f"{self.out.name}.bad-images.txt"))

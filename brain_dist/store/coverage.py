@@ -8,7 +8,39 @@ import numpy as np
 
 from brain_dist.collection.records import Record
 from brain_dist.errors import UserError
-from brain_dist.store.split import LEFT_OUT, Split
+from brain_dist.store.options import BuildOptions
+from brain_dist.store.split import LEFT_OUT, Split, split_images
+
+
+def check_classes(
+    records: list[Record], classes: tuple[str, ...], options: BuildOptions, *, allow_missing: bool
+) -> list[str]:
+    """Check, before images are decoded, that classes and splits have images, as far as patients tell.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        UserError: a class or a split would have no images.
+    """
+    known = [record for record in records if record.label >= 0]
+    if len(known) < len(records):
+        return []  # only their damaged headers state the classes of some files
+    absent = [name for label, name in enumerate(classes) if label not in {record.label for record in records}]
+    if absent and not (allow_missing or options.split == "test"):
+        others = ", ".join(name for name in classes if name not in absent)
+        raise UserError(
+            f"no images of {', '.join(absent)}, which no network could learn from these shards; build with a recipe"
+            f" whose classes are {others}, or with --allow-missing to join the shards with others"
+        )
+    first: dict[tuple[str, str], int] = {}
+    groups = [
+        row if record.patient is None else first.setdefault((record.dataset, record.patient), row)
+        for row, record in enumerate(records)
+    ]
+    split = split_images(records, np.array(groups), classes, options)
+    check_split(split, records, np.array(groups), classes, allow_missing=allow_missing)
+    return [f"no images of {name}" for name in absent]
 
 
 def check_split(

@@ -201,6 +201,20 @@ def test_chain_of_build_training_on_four_nodes_and_evaluation(jobs: Jobs, chain:
     assert metrics["n"] == 30
 
 
+@pytest.mark.slow
+def test_an_array_of_parts_builds_the_same_shards_as_one_job(jobs: Jobs, phantom_shards: Path) -> None:
+    out = jobs.folder / "from-parts"
+    arguments = ["--source", str(phantom_shards.parent / "images"), "--out", str(out), "--workers", "1", "--parts", "3"]
+    parts = jobs.submit("parts", "slurm/build_shards.sh", *arguments, options=("--array=0-2",))
+    options = (f"--dependency=afterok:{parts}", "--kill-on-invalid-dep=yes")
+    joined = jobs.submit("from-parts", "slurm/build_shards.sh", *arguments, options=options)
+    jobs.wait(joined, "from-parts")
+    assert [f"part {number} of 3 is complete" in jobs.output("parts") for number in range(3)] == [True] * 3
+    names = sorted(path.name for path in out.iterdir())
+    assert names == sorted(path.name for path in phantom_shards.iterdir())
+    assert all((out / name).read_bytes() == (phantom_shards / name).read_bytes() for name in names)
+
+
 def test_training_on_two_nodes(jobs: Jobs, undisturbed: Path) -> None:
     environment = json.loads((undisturbed / "environment.json").read_text())
     assert (environment["world_size"], environment["launcher"]) == (2, "srun")
