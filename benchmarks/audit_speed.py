@@ -1,6 +1,6 @@
 """Time to find all copies: ``python -m benchmarks.audit_speed DIR [DIR…] [--images N]``.
 
-Decodes the collections once. Then it measures the CPU time of the comparison of all pairs by itself, for growing numbers
+Decodes the collections once. Then it measures the CPU time of comparing all pairs by itself, for growing numbers
 of images, beside the product of all full structures (4 x N² x 4096 multiplications), which finds aligned copies only.
 What the last two numbers of images say about the growth is extrapolated to a million.
 """

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import in_process, verb
+from pictures import write_collection
 from PIL import Image
 
 from brain_dist.store.dataset import open_dataset
@@ -120,8 +121,8 @@ def test_phantoms_are_built(tmp_path):
         assert group[copy] == group[original]
 
 
-def test_the_jpeg_quality_of_smaller_images_decides_their_bytes(images, tmp_path):
-    sizes = {}
+def test_the_jpeg_quality_of_smaller_images_decides_their_bytes(tmp_path):
+    images, sizes = write_collection(tmp_path / "images"), {}
     for quality in ("95", "60"):
         out = tmp_path / quality
         words = ("--source", str(images), "--out", str(out), "--max-side", "48", "--jpeg-quality", quality)
