@@ -76,6 +76,8 @@ def build(
         existing = existing_dataset(out, request)
         if existing is not None:
             check_contents(existing, out, source, recipe, options, records, run, progress)
+            if parts is not None:  # a job that was stopped after its last rename
+                remove_parts(out)
             return BuildResult(existing, warnings, fresh=False)
         warnings += check_classes(records, recipe.classes, options, allow_missing=allow_missing)
         with partial_folder(out) as folder:

@@ -98,7 +98,20 @@ def examine_part(
 
 
 def _is_complete(place: Path, request: dict[str, Any]) -> bool:
-    return place.is_file() and json.loads(place.read_bytes())["request"] == request
+    return place.is_file() and _read(place)["request"] == request
+
+
+def _read(place: Path) -> dict[str, Any]:
+    """The content of a part's file."""
+    try:
+        document: dict[str, Any] = json.loads(place.read_bytes())
+    except (OSError, ValueError):
+        raise _damage(place, place) from None
+    return document
+
+
+def _damage(file: Path, place: Path) -> Fault:
+    return Fault(f"{file} is damaged; remove {place}, and build that part again")
 
 
 def _write_part(
@@ -141,7 +154,7 @@ def read_parts(out: Path, count: int, records: list[Record], request: dict[str, 
         )
     documents = []
     for place in places:
-        document = json.loads(place.read_bytes())
+        document = _read(place)
         if document["request"] != request:
             raise UserError(
                 f"{place} was examined with another recipe, other options or other source files; remove"
@@ -153,10 +166,14 @@ def read_parts(out: Path, count: int, records: list[Record], request: dict[str, 
         [], [], scratch((sum(len(d["images"]) for d in documents), 2, THUMB, THUMB), np.uint8), [], []
     )
     for place, document in zip(places, documents, strict=True):
-        thumbs = np.load(place.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+        file = place.with_suffix(".npy")
+        try:
+            thumbs = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError):
+            raise _damage(file, place) from None
+        if thumbs.shape != (len(document["images"]), 2, THUMB, THUMB):
+            raise _damage(file, place)
         start = len(examined.records)
-        if len(thumbs) != len(document["images"]):
-            raise Fault(f"{place.with_suffix('.npy')} is damaged; remove it and {place}, and build that part again")
         examined.thumbs[start : start + len(thumbs)] = thumbs
         for key, is_encoded, *values in document["images"]:
             measured = dict(zip(_FIELDS, values, strict=True))

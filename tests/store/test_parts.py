@@ -77,8 +77,13 @@ def test_parts_of_another_request_are_refused(source, tmp_path):
 def test_a_damaged_part_is_a_fault(source, tmp_path):
     out = tmp_path / "out"
     build(source, out, "--skip-bad", "--parts", "1", "--part", "0")
-    np.save(tmp_path / "out.parts" / "00000-of-00001.npy", np.zeros((2, 2, 64, 64), np.uint8))
+    place = tmp_path / "out.parts" / "00000-of-00001.npy"
+    np.save(place, np.zeros((2, 2, 64, 64), np.uint8))
     assert "00000-of-00001.npy is damaged" in build(source, out, "--skip-bad", "--parts", "1", expect=1).err
+    place.write_bytes(place.read_bytes()[:1000])
+    assert "00000-of-00001.npy is damaged" in build(source, out, "--skip-bad", "--parts", "1", expect=1).err
+    place.with_suffix(".json").write_text("{")
+    assert "00000-of-00001.json is damaged" in build(source, out, "--skip-bad", "--parts", "1", expect=1).err
 
 
 @pytest.mark.parametrize(
