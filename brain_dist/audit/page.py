@@ -16,7 +16,7 @@ from brain_dist import __version__
 from brain_dist.audit import wording
 from brain_dist.audit.galleries import galleries, ordered_ends
 from brain_dist.audit.survey import TRAIN, Source, Survey
-from brain_dist.collection.pixels import MeasuredImage
+from brain_dist.collection.pixels import MeasuredImage, Smaller
 from brain_dist.collection.slicefiles import examine_file
 from brain_dist.common.progress import Progress
 from brain_dist.copies.registration import REGISTERED_THRESHOLD
@@ -73,7 +73,7 @@ def _image_urls(survey: Survey, sources: Sequence[Source], images: list[int], pr
     for path, group in groupby(images, key=lambda image: survey.file[image]):
         members = list(group)
         part = sources[survey.collection[members[0]]].recipe.parts[survey.part[members[0]]]
-        examined = examine_file(path, part, [survey.slice[image] for image in members], SIDE)
+        examined = examine_file(path, part, [survey.slice[image] for image in members], Smaller(SIDE))
         for image, result in zip(members, examined, strict=True):
             if isinstance(result, MeasuredImage):
                 urls[image] = jpeg_url(_pixels(result.payload, path), QUALITY)

@@ -36,10 +36,10 @@ _FIELDS = ("ext", "size", "crc32", "width", "height", "mode", "pixel_hash", "pha
 
 
 class Part(NamedTuple):
-    """One of ``count`` parts; ``number`` counts from 0."""
+    """One of ``total`` parts; ``number`` counts from 0."""
 
     number: int
-    count: int
+    total: int
 
 
 def check_part(number: int | None, count: int | None) -> None:
@@ -68,7 +68,7 @@ def _parts_folder(out: Path) -> Path:
 
 def _place(out: Path, part: Part) -> Path:
     """The file that completes a part."""
-    return _parts_folder(out) / f"{part.number:05d}-of-{part.count:05d}.json"
+    return _parts_folder(out) / f"{part.number:05d}-of-{part.total:05d}.json"
 
 
 def examine_part(
@@ -194,5 +194,5 @@ def remove_parts(out: Path) -> None:
 def _share(records: list[Record], part: Part) -> list[Record]:
     """The records of a part: a run of whole files, as many as in the other parts up to one."""
     files = [list(slices) for _, slices in groupby(records, key=lambda record: record.path)]
-    first, last = (number * len(files) // part.count for number in (part.number, part.number + 1))
+    first, last = (number * len(files) // part.total for number in (part.number, part.number + 1))
     return [record for slices in files[first:last] for record in slices]
