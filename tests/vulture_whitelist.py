@@ -27,6 +27,7 @@ _.decision_function
 _.benchmark
 _.allow_tf32
 _._shutdown
+_.check_overflow  # deepspeed
 _._check_input_dim
 _.ctx
 # jinja, and fields that templates read
