@@ -209,6 +209,7 @@ class Trainer:
         self.tracker.print_line(
             f"stop requested: step {steps_done} of {self.schedule.total_steps} is saved; run the same command to resume"
         )
+        self.watch.report_progress("closing the logs", LONGEST_STEP)  # W&B may still upload
 
     def evaluate_and_record(self, steps_done: int) -> None:
         """Evaluate the validation split, log the result and mark the best checkpoint."""
@@ -226,3 +227,4 @@ class Trainer:
         if best is not None:
             self.tracker.print_line(f"best {self.config.train.best}: step {best}; evaluate it with --step best")
         self.tracker.print_line(f"done: python -m brain_dist.evaluate {self.config.run.path}")
+        self.watch.report_progress("closing the logs", LONGEST_STEP)  # W&B may still upload
