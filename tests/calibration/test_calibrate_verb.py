@@ -102,6 +102,7 @@ def test_the_file_says_what_to_apply(adopted: Path) -> None:
 
 def test_what_is_printed_and_shown(run: Path) -> None:
     (run / "calibration.json").unlink()
+    (run / "config.yaml").write_text("train:\n  best: accuracy\n")
     result = in_process("calibrate", str(run), "--judge", "test,shifted", "--alpha", "0.2", "--by", "dataset")
     lines = result.out.splitlines()
     assert lines[0].startswith("fitted on val: 42 images of 14 groups")
@@ -112,7 +113,14 @@ def test_what_is_printed_and_shown(run: Path) -> None:
     assert "0.0\u00a0% of the patients: coverage is lost, by 80.0 percentage points" in shifted[2]
     assert "must not be relied on here" in shifted[2]
     page = (run / "report" / "calibration.html").read_text()
-    for text in (lines[1], shifted[2].strip(), "Synthetic images.", "refused: a class has only", "By dataset"):
+    for text in (
+        lines[1],
+        shifted[2].strip(),
+        "Synthetic images.",
+        "refused: a class has only",
+        "By dataset",
+        "chosen-on-fit",
+    ):
         assert text in page
     assert "http" not in page.replace("http://www.w3.org", "")  # self-contained
     assert not list(run.glob(".*.part"))
