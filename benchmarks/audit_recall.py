@@ -28,7 +28,7 @@ from brain_dist.audit import survey
 from brain_dist.collection.discovery import find_records
 from brain_dist.collection.measures import head_and_thumbnails
 from brain_dist.collection.recipes import default_recipe
-from brain_dist.common.commands import cpu_cores
+from brain_dist.common.cores import cpu_cores
 from brain_dist.common.progress import show_progress
 from brain_dist.copies import registration, search
 from brain_dist.copies.candidates import candidate_cosine, windows

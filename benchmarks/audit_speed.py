@@ -22,7 +22,7 @@ from rich.table import Table
 from brain_dist.collection.discovery import find_records
 from brain_dist.collection.examination import examine_all
 from brain_dist.collection.recipes import default_recipe
-from brain_dist.common.commands import cpu_cores
+from brain_dist.common.cores import cpu_cores
 from brain_dist.common.scratch import concatenated
 from brain_dist.common.workers import worker_pool
 from brain_dist.copies import registration, search, similarity

@@ -25,7 +25,7 @@ from pathlib import Path
 from benchmarks.common import PEERS, phantom_shards, require_peers, run_child
 from benchmarks.loader_contestants import CONTESTANTS, PEER_MODULES, LoaderSetup
 from benchmarks.processes import cpu_seconds
-from brain_dist.common.commands import cpu_cores
+from brain_dist.common.cores import cpu_cores
 from brain_dist.errors import Fault, run
 
 WARMUP = 4  # batches before the clock starts

@@ -29,7 +29,7 @@ from typing import Any
 from benchmarks.common import PEERS, ROOT, integers, require_peers
 from benchmarks.processes import cpu_seconds, descendants_cpu_seconds, machine_cpu_seconds, wait_and_watch
 from benchmarks.shard_contestants import CONTESTANTS, STAGES, list_images
-from brain_dist.common.commands import cpu_cores
+from brain_dist.common.cores import cpu_cores
 from brain_dist.errors import Fault, UserError, run
 
 Result = dict[str, Any]  # measurements of one round

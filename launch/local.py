@@ -111,7 +111,7 @@ class Placement:
         return cls(local_size, int(first_rank), int(world_size), address, int(port), start_id)
 
     def environment(self, local_rank: int) -> dict[str, str]:
-        """Environment of one process: torch.distributed's variables and its share of the cores."""
+        """Environment of one process, with torch.distributed's variables."""
         variables = {
             "RANK": self.first_rank + local_rank,
             "LOCAL_RANK": local_rank,
@@ -121,9 +121,7 @@ class Placement:
             "MASTER_PORT": self.port,
             START_ID: self.start_id,
         }
-        # OMP_NUM_THREADS of the user has priority over the share of cores; RANK and the like never do
-        threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // self.local_size))}
-        return {**threads, **os.environ, **{name: str(value) for name, value in variables.items()}}
+        return {**os.environ, **{name: str(value) for name, value in variables.items()}}
 
 
 class Launcher:

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from brain_dist.common.commands import cpu_cores
+from brain_dist.common.cores import cpu_cores
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -62,11 +61,6 @@ class ArgumentParser(argparse.ArgumentParser):
             if re.match(r"--(?!config\b|print_config\b)[\w-]+(=|$)", word):  # the name of a setting has a dot
                 self.error(f"unrecognized arguments: {word}")
         return options, settings
-
-
-def cpu_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def new_parser(advice: str, **settings: Any) -> Any:

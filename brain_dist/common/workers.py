@@ -16,6 +16,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
+from brain_dist.common.cores import cpu_cores
 from brain_dist.errors import UserError
 
 _MAX_SOCKET_FOLDER = 60  # bytes; multiprocessing appends about 35
@@ -91,7 +92,7 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Ite
     """
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with threadpool_limits(1), ThreadPoolExecutor(cpu_cores()) as pool:
         yield from pool.map(function, items)
 
 

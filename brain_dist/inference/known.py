@@ -30,7 +30,7 @@ def compare_with_training(run: LoadedRun, rows: np.ndarray, *, allow_known: bool
         UserError: training knew all of the images, and ``allow_known`` is False.
         Fault: a shard is damaged.
     """
-    from brain_dist.common.commands import cpu_cores
+    from brain_dist.common.cores import cpu_cores
     from brain_dist.inference.run import open_own_data
 
     if run.dataset.version == run.trained_version:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from brain_dist.common.commands import cpu_cores
+from brain_dist.common.cores import cpu_cores
 from brain_dist.common.progress import show_progress
 
 

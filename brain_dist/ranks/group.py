@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from brain_dist.errors import Fault, UserError
 from brain_dist.ranks.device import is_out_of_memory
 from brain_dist.ranks.rendezvous import LONGEST_STEP, SHORTEST_WAIT, connect, serve_store
+from brain_dist.ranks.threads import choose_threads
 from brain_dist.ranks.world import SECRET, World
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ SLICE = datetime.timedelta(seconds=1)  # of a wait in torch; after each, Python 
 
 @contextlib.contextmanager
 def process_group(
-    world: World, device: torch.device, timeout: float = 600.0, watch: Watch | None = None
+    world: World, device: torch.device, timeout: float = 600.0, watch: Watch | None = None, *, loading_threads: int = 0
 ) -> Iterator[None]:
     """Initialise torch.distributed for the length of a block, also for a world of one (DeepSpeed needs a group).
 
@@ -47,16 +48,16 @@ def process_group(
             later than that, so that the watch can name the rank first.
         watch: the watch of this rank, which serves the rendezvous. With it, this rank waits for the others to start as
             long as they report what they are doing, otherwise up to 10 minutes.
+        loading_threads: threads of this rank that load data, for :func:`~brain_dist.ranks.threads.choose_threads`.
 
     Raises:
         Fault: other ranks did not start, or a process that joined does not know the secret.
-        UserError: the port of the rendezvous is in use, or there is no secret.
+        UserError: the port of the rendezvous is in use, there is no secret, or OMP_NUM_THREADS is not a number.
     """
     import torch
     import torch.distributed as dist
 
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
+    torch.set_num_threads(choose_threads(world, loading_threads).count)
     secret = _read_secret() if world.size > 1 else b""
     start_limit = max(timeout if watch else min(timeout, LONGEST_STEP), SHORTEST_WAIT)
     patience = datetime.timedelta(seconds=1.5 * max(timeout, LONGEST_STEP) + 60)

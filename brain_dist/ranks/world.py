@@ -85,11 +85,16 @@ def listen(address: str, port: int, *, local: bool) -> socket.socket:
 def discover(env: Mapping[str, str] | None = None) -> World:
     """Read the place of this process from ``env`` (default: ``os.environ``). Without a launcher, the world has size 1.
 
+    Call it before torch is imported, which reads variables that this function sets.
+
     Raises:
         UserError: the variables are incomplete or inconsistent, or mpirun started this process.
     """
     # otherwise torch prints its C++ stack when a peer disconnects; that error is reported in one line elsewhere
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # torch's OpenMP (GNU's) reads this when it is loaded: threads sleep at a barrier. On a busy machine, threads that
+    # spin there take the core of the one that they wait for
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     env = os.environ if env is None else env
     if any(name in env for name in _RANK_VARIABLES):
         world = _from_torch_variables(env)

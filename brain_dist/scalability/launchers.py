@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from brain_dist.common.commands import cpu_cores
+from brain_dist.common.cores import cpu_cores
 from brain_dist.errors import UserError
+from brain_dist.ranks.threads import threads_of_user
 from brain_dist.scalability import slurm_jobs
 from brain_dist.scalability.board import Board
 from brain_dist.scalability.cases import Case
@@ -122,9 +123,7 @@ def local_launcher(ranks_per_node: int | None, nodes: int, device: str) -> Launc
     share = str(max(1, cores // ranks))
     if gpus:
         return Launcher("local", per_node, f"one machine with {gpus} GPUs; a node is {per_node} of them", share)
-    threads = os.environ.get("OMP_NUM_THREADS", "").split(",")[0] or share  # OpenMP: one number per nesting level
-    if not threads.isdecimal() or threads == "0":
-        raise UserError(f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}: must be a positive integer")
+    threads = str(threads_of_user() or share)
     note = f"one machine with {cores} cores and no GPU; a node is {per_node} process{'es' if per_node > 1 else ''}"
     note += f" with {threads} thread{'s' if threads != '1' else ''}{' each' if per_node > 1 else ''}"
     if ranks * int(threads) > cores:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from brain_dist.common.cores import cpu_cores
 from brain_dist.common.files import sha256_bytes
 from brain_dist.common.locks import locked
 from brain_dist.errors import UserError
@@ -84,7 +84,7 @@ def _joined(data: DataConfig, runs: Path) -> Dataset:
     request = json.dumps([[version for _, version in manifests], data.leave_out])
     out = runs / f"joined-{sha256_bytes(request.encode())[:12]}"
     images = sum(manifest.samples for manifest, _ in manifests)
-    workers = min(len(os.sched_getaffinity(0)), 1 + images // IMAGES_PER_WORKER)
+    workers = min(cpu_cores(), 1 + images // IMAGES_PER_WORKER)
     try:
         runs.mkdir(parents=True, exist_ok=True)
         with locked(runs / f".{out.name}.lock"):

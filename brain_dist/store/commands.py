@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from brain_dist.common.commands import cpu_cores
+from brain_dist.common.cores import cpu_cores
 from brain_dist.common.text import LISTED, print_list
 from brain_dist.errors import UserError
 
