@@ -26,8 +26,7 @@ def measure_isolated_stages(
     Returns:
         ``alone``: stage → seconds per micro-batch, but "optimiser" and "communication" (an all-reduce of all
         parameters) per step; "loader" includes "storage read". ``parameters``: number of parameters of the network.
-        ``flops_per_image``: floating-point operations of a forward and backward pass. ``matrix_rate``: see
-        :func:`matrix_rate`.
+        ``flops_per_image``: floating-point operations of a forward and backward pass.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -67,7 +66,6 @@ def measure_isolated_stages(
         "alone": seconds,
         "parameters": parameters,
         "flops_per_image": counter.get_total_flops() / train.micro_batch,
-        "matrix_rate": matrix_rate(device, train.precision),
     }
 
 
@@ -92,21 +90,6 @@ def measure_loading(
         next(batches)
     loader_seconds = watch.mean(lambda: next(batches), steps)
     return {"storage read": statistics.median(read_seconds), "loader": loader_seconds}
-
-
-def matrix_rate(device: torch.device, precision: str) -> float:
-    """Measured rate of a large matrix product [FLOP/s] in the type that ``precision`` computes in."""
-    import torch
-
-    dtype = {"fp32": torch.float32, "fp16": torch.float16}.get(precision, torch.bfloat16)
-    side = 8192 if device.type == "cuda" else 1536
-    matrix = torch.randn(side, side, device=device).to(dtype)
-    watch, best = Stopwatch(device), 0.0
-    for _ in range(6):
-        start = watch.now()
-        matrix @ matrix
-        best = max(best, 2 * side**3 / (watch.now() - start))
-    return best
 
 
 def _measure_compute(

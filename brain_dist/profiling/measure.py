@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brain_dist.config import Config
 from brain_dist.errors import UserError
+from brain_dist.profiling.calibration import calibrate
 from brain_dist.profiling.isolated_stages import measure_isolated_stages, measure_loading
 from brain_dist.profiling.memory import measure_memory
 from brain_dist.profiling.power import measure_power
@@ -21,6 +24,7 @@ from brain_dist.ranks.group import clear_faults, gather_objects, process_group, 
 from brain_dist.ranks.world import World, discover
 from brain_dist.store.access import check_shards, open_data
 from brain_dist.stream.batches import with_loader
+from brain_dist.training.precision import resolve_precision
 
 if TYPE_CHECKING:
     import torch
@@ -53,8 +57,11 @@ def run_profile(config: Config, *, steps: int, out: Path, trace: str | None, com
     device = choose_device(world, config.run.device)
     config = with_loader(config, device)
     advice = f"lower train.micro_batch={config.train.micro_batch} or data.size={config.data.size}"
-    with clear_faults(advice), process_group(world, device):
+    with clear_faults(advice), process_group(world, device, loading_threads=config.data.threads):
         run_on_main(world, lambda: check_shards(dataset, rows))
+        config, reason = resolve_precision(config, world, device)
+        if reason and world.is_main:
+            print(f"train.precision={config.train.precision}: {reason}", file=sys.stderr, flush=True)
         profile = measure_profile(config, dataset, world, device, steps=steps, trace=trace)
         if compare_loaders:
             profile["loaders"] = measure_loaders(config, dataset, world, device, steps)
@@ -74,14 +81,22 @@ def measure_profile(
     from brain_dist.training.engine import Engine
 
     config = replace(config, train=replace(config.train, epochs=ENDLESS))
-    isolated = measure_isolated_stages(config, dataset, world, device, steps)
     model = create_network(config.model, len(dataset.classes), seed=config.run.seed, load_weights=False)
     engine = Engine(config, model, world, device)
     with measure_power(device) as power:
         training = measure_training_steps(engine, dataset, steps, trace)
-    memory = {**measure_memory(engine), "gradients": training["gradients"], "buckets": training["buckets"]}
+    memory = {**measure_memory(engine), **{kind: training[kind] for kind in ("gradients", "buckets", "peak")}}
+    engine.deepspeed.destroy()
+    del engine, model
+    gc.collect()  # the engine refers to itself; what follows needs its memory
+    before = calibrate(device, config.train.precision)
+    isolated = measure_isolated_stages(config, dataset, world, device, steps)
+    after = calibrate(device, config.train.precision)
+    calibration = {
+        "matrix_rate": max(before["rate"], after["rate"]), "cpu_share": min(before["cpu_share"], after["cpu_share"])
+    }  # fmt: skip
     place = {"host": platform.node(), "cores": sorted(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
-    ranks = gather_objects({**isolated, **training, **place, "memory": memory, "power": power}, world)
+    ranks = gather_objects({**isolated, **training, **calibration, **place, "memory": memory, "power": power}, world)
     return combine(ranks, config, device.type, steps)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
+
+from brain_dist.profiling.stopwatch import replaced
 
 if TYPE_CHECKING:
     from brain_dist.training.engine import Engine
@@ -15,11 +15,8 @@ def measure_memory(engine: Engine) -> dict[str, int]:
     """Bytes on this rank between two steps, when there are no gradients (see :func:`measure_gradients`).
 
     Returns:
-        weights; optimiser: its states and master weights; peak: the largest amount that the GPU's allocator reserved
-        for tensors, or on a CPU the largest resident size of the process.
+        weights; optimiser: its states and master weights.
     """
-    import torch
-
     optimizer = getattr(engine.deepspeed.optimizer, "optimizer", engine.deepspeed.optimizer)
     states = [value for state in optimizer.state.values() for value in state.values()]
     masters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -30,10 +27,7 @@ def measure_memory(engine: Engine) -> dict[str, int]:
     ]
     addresses = {tensor.untyped_storage().data_ptr() for tensor in weights}
     masters = [tensor for tensor in masters if tensor.untyped_storage().data_ptr() not in addresses]
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if engine.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(engine.device)
-    return {"weights": _storage_bytes(weights), "optimiser": _storage_bytes([*states, *masters]), "peak": peak}
+    return {"weights": _storage_bytes(weights), "optimiser": _storage_bytes([*states, *masters])}
 
 
 def measure_gradients(engine: Engine, take_step: Callable[[], None]) -> tuple[int, int]:
@@ -54,7 +48,7 @@ def measure_gradients(engine: Engine, take_step: Callable[[], None]) -> tuple[in
             buckets = _storage_bytes(bucket_tensors(engine.deepspeed))
         return optimizer_step(*arguments, **options)
 
-    with patch.object(engine.deepspeed, "step", measuring_step):
+    with replaced(engine.deepspeed, "step", measuring_step):
         take_step()
     return gradients, buckets
 

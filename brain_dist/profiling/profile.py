@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any
 
 from brain_dist.config import Config
+from brain_dist.profiling.calibration import reason_for_doubt
 
 STAGES = ("storage read", "loader", "host to device", "waiting for data", "forward", "backward", "optimiser",
           "communication", "other")  # fmt: skip
@@ -19,9 +21,10 @@ ADVICE = {
     "communication": "a larger train.global_batch communicates less often, a lower train.zero_stage sends less; or use"
     " a faster network",
     "optimiser": "a larger train.global_batch steps less often; ZeRO stages 1 and 2 divide the step among the ranks",
-    "network": "the forward and backward pass take most of the time, as they should: a larger train.micro_batch or"
-    " train.precision=bf16 may use the device better; more devices shorten the epoch",
+    "compute": "the forward and backward pass take most of the time, as they should: a larger train.micro_batch"
+    " may use the device better; more devices shorten the epoch",
 }
+UNKNOWN = "unknown"  # the verdict of a profile whose times cannot be believed
 
 Profile = dict[str, Any]
 
@@ -42,13 +45,15 @@ def combine(ranks: list[dict[str, Any]], config: Config, device: str, steps: int
         - ``collectives``: collective → [calls, bytes] per step of the main rank; ``bytes_sent`` and ``messages``: the
           sums of all collectives per step and rank.
         - ``flops_per_image``: floating-point operations of the forward and backward pass; ``matrix_rate``: measured
-          rate of a large matrix product per device, FLOP/s; ``mfu``: model FLOP utilisation,
-          ``flops_per_image * images_per_s / (world * matrix_rate)``.
+          rate of a large matrix product per device, FLOP/s; ``cpu_share``: smallest share of the CPU time that its
+          threads asked for and got; ``mfu``: model FLOP utilisation,
+          ``flops_per_image * images_per_s / (world * matrix_rate)``, None if the verdict is unknown.
         - ``memory``: "weights", "optimiser" (states and master weights), "peak", "gradients" and "buckets";
           ``power``: mean "utilisation" [%] and "watts" of the main rank's GPU, empty on a CPU; ``joules_per_image``:
           energy of all GPUs per image, None on a CPU.
         - ``hosts``: number of hosts; ``cores``: CPU cores that the ranks of the main rank's host may use; ``threads``:
-          threads of torch per rank; ``verdict``: the bottleneck, ``advice``: what to change.
+          threads of torch per rank; ``verdict``: the bottleneck, "unknown" if the times cannot be believed;
+          ``advice``: what to change, or why they cannot.
     """
     main, train = ranks[0], config.train
 
@@ -65,7 +70,13 @@ def combine(ranks: list[dict[str, Any]], config: Config, device: str, steps: int
     step = max(rank["step"] for rank in ranks)
     images_per_s, matrix_rate = train.global_batch / step, mean("matrix_rate")
     watts = [rank["power"].get("watts") for rank in ranks]
-    verdict = find_bottleneck(alone, together)
+    rate_needed = main["flops_per_image"] * images_per_s / len(ranks)
+    calibration = {
+        "matrix_rate": matrix_rate, "cpu_share": min(rank["cpu_share"] for rank in ranks),
+        "mfu": rate_needed / matrix_rate if matrix_rate else math.inf,
+    }  # fmt: skip
+    doubt = reason_for_doubt(calibration)
+    verdict = UNKNOWN if doubt else find_bottleneck(alone, together)
     return {
         "model": config.model.name, "size": config.data.size, "precision": train.precision,
         "zero_stage": train.zero_stage, "loader": config.data.loader, "device": device, "world": len(ranks),
@@ -74,15 +85,14 @@ def combine(ranks: list[dict[str, Any]], config: Config, device: str, steps: int
         "together": together, "collectives": main["collectives"],
         "bytes_sent": statistics.fmean(sum(size for _, size in rank["collectives"].values()) for rank in ranks),
         "messages": statistics.fmean(sum(calls for calls, _ in rank["collectives"].values()) for rank in ranks),
-        "flops_per_image": main["flops_per_image"], "matrix_rate": matrix_rate,
+        "flops_per_image": main["flops_per_image"], **calibration, "mfu": None if doubt else calibration["mfu"],
         "memory": {kind: max(rank["memory"][kind] for rank in ranks) for kind in main["memory"]},
         "power": main["power"], "hosts": len({rank["host"] for rank in ranks}),
         # a scheduler may give each rank of a host different cores
         "cores": len({core for rank in ranks if rank["host"] == main["host"] for core in rank["cores"]}),
         "threads": main["threads"],
         "joules_per_image": sum(watts) * step / train.global_batch if all(watts) else None,
-        "mfu": main["flops_per_image"] * images_per_s / (len(ranks) * matrix_rate),
-        "verdict": verdict, "advice": ADVICE[verdict],
+        "verdict": verdict, "advice": f"{doubt}: profile again on a quiet machine" if doubt else ADVICE[verdict],
     }  # fmt: skip
 
 
@@ -94,4 +104,4 @@ def find_bottleneck(alone: dict[str, float], together: dict[str, float]) -> str:
         return "storage" if alone["storage read"] > 0.5 * alone["loader"] else "loader"
     if communication >= COMMUNICATION_SHARE:
         return "communication"
-    return "optimiser" if shares.get("optimiser", 0.0) >= OPTIMISER_SHARE else "network"
+    return "optimiser" if shares.get("optimiser", 0.0) >= OPTIMISER_SHARE else "compute"

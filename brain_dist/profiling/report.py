@@ -57,7 +57,7 @@ def summary_lines(profile: Profile) -> list[str]:
     lines = [
         f"{profile['images_per_s']:,.1f} images/s undisturbed, {1e3 * profile['step']:.1f} ms per step;"
         f" {profile['flops_per_image'] / 1e9:.2f} GFLOP per image, forward and backward",
-        f"MFU {profile['mfu']:.1%} of the measured matrix rate, {profile['matrix_rate'] / 1e9:,.0f} GFLOP/s per device",
+        f"MFU {_mfu(profile)}; measured matrix rate {profile['matrix_rate'] / 1e9:,.1f} GFLOP/s per device",
         f"memory per rank: weights {megabytes['weights']:.1f} MB, gradients {megabytes['gradients']:.1f} MB, optimiser"
         f" {megabytes['optimiser']:.1f} MB, peak {megabytes['peak']:,.0f} MB",
         f"{profile['messages']:.0f} collectives with {profile['bytes_sent'] / 1e6:.2f} MB per step",
@@ -70,6 +70,10 @@ def summary_lines(profile: Profile) -> list[str]:
         rates = ", ".join(f"{name} {rate:,.0f} ({rate / loaders['torch']:.2f})" for name, rate in loaders.items())
         lines.append(f"loaders alone, images/s (ratio to torch): {rates}")
     return [*lines, f"bottleneck: {profile['verdict']}. {profile['advice']}"]
+
+
+def _mfu(profile: Profile) -> str:
+    return "unknown" if profile["mfu"] is None else f"{profile['mfu']:.1%} of the matrix rate"
 
 
 def _log_to_wandb(profile: Profile, config: Config, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Wall-clock time of stages that run on a device."""
+"""Wall-clock time of stages that run on a device, and methods that are replaced for the length of a block."""
 
 from __future__ import annotations
 
@@ -45,6 +45,12 @@ class Stopwatch:
             if self._inner_seconds:
                 self._inner_seconds[-1] += seconds
 
+    @contextmanager
+    def timing(self, owner: Any, method: str, stage: str) -> Iterator[None]:
+        """Add the time of each call of ``owner.method`` inside a block to a stage."""
+        with replaced(owner, method, self.stage(stage)(getattr(owner, method))):
+            yield
+
     def mean(self, action: Callable[[], Any], repeats: int) -> float:
         """Mean seconds of ``repeats`` calls of ``action``, without waiting for the device in between."""
         start = self.now()
@@ -60,3 +66,17 @@ class Stopwatch:
             action()
             seconds.append(self.now() - start)
         return statistics.median(seconds[1:])
+
+
+@contextmanager
+def replaced(owner: Any, method: str, replacement: Callable[..., Any]) -> Iterator[None]:
+    """Set ``owner.method`` to ``replacement`` inside a block."""
+    is_own, original = method in vars(owner), getattr(owner, method)
+    setattr(owner, method, replacement)
+    try:
+        yield
+    finally:
+        if is_own:
+            setattr(owner, method, original)
+        else:  # the class has it
+            delattr(owner, method)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 from brain_dist.profiling.memory import measure_gradients
-from brain_dist.profiling.stopwatch import Stopwatch
+from brain_dist.profiling.stopwatch import Stopwatch, replaced
+from brain_dist.ranks.device import peak_memory
 
 if TYPE_CHECKING:
     from brain_dist.store.dataset import Dataset
@@ -33,7 +33,8 @@ def measure_training_steps(engine: Engine, dataset: Dataset, steps: int, trace: 
         Per optimiser step of this rank: ``step``, seconds, undisturbed. ``measured_step``, seconds with every stage
         timed, which waits for the device at each boundary. ``together``: stage → seconds, which sum to
         ``measured_step``; "other" is the rest. ``collectives``: collective → [calls, bytes of their messages].
-        ``gradients`` and ``buckets``: see :func:`~brain_dist.profiling.memory.measure_gradients`.
+        ``gradients`` and ``buckets``: see :func:`~brain_dist.profiling.memory.measure_gradients`. ``peak``: bytes, see
+        :func:`~brain_dist.ranks.device.peak_memory`, after the undisturbed steps, before anything else is measured.
     """
     from torch.profiler import profile
 
@@ -51,6 +52,7 @@ def measure_training_steps(engine: Engine, dataset: Dataset, steps: int, trace: 
     for _ in range(WARMUP_STEPS):
         take_step()
     step = watch.mean(take_step, steps)
+    peak = int(peak_memory(engine.device) * 2**30)
     watch.seconds.clear()
     tracing: Any = profile() if trace and engine.world.is_main else nullcontext()
     with _stages_timed(engine, watch, collectives), tracing as profiler:
@@ -66,6 +68,7 @@ def measure_training_steps(engine: Engine, dataset: Dataset, steps: int, trace: 
         "collectives": {name: [value / steps for value in counts] for name, counts in collectives.items()},
         "gradients": gradients,
         "buckets": buckets,
+        "peak": peak,
     }
 
 
@@ -80,15 +83,15 @@ def _stages_timed(engine: Engine, watch: Stopwatch, collectives: dict[str, list[
     from deepspeed.comm import comm
 
     stages = {"forward": "forward", "backward": "backward", "step": "optimiser"}
-    with ExitStack() as replaced:
+    with ExitStack() as stack:
         for name, stage in stages.items():
-            method = watch.stage(stage)(getattr(engine.deepspeed, name))
-            replaced.enter_context(patch.object(engine.deepspeed, name, method))
+            stack.enter_context(watch.timing(engine.deepspeed, name, stage))
         if engine.world.size > 1:
             for name in COLLECTIVES:
                 if hasattr(comm.cdb, name):
                     counted = _counted(getattr(comm.cdb, name), collectives, name)
-                    replaced.enter_context(patch.object(comm.cdb, name, watch.stage("communication")(counted)))
+                    stack.enter_context(replaced(comm.cdb, name, counted))
+                    stack.enter_context(watch.timing(comm.cdb, name, "communication"))
         yield
 
 

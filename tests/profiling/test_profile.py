@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers import TINY, launch
 
 from brain_dist.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
+from brain_dist.profiling.calibration import SMALLEST_CPU_SHARE, calibrate
 from brain_dist.profiling.measure import measure_profile
-from brain_dist.profiling.profile import find_bottleneck
+from brain_dist.profiling.profile import ADVICE, combine, find_bottleneck
 from brain_dist.profiling.report import summary_lines, table_rows
+from brain_dist.profiling.stopwatch import Stopwatch
+from brain_dist.ranks.device import peak_memory
 from brain_dist.ranks.world import World
 from brain_dist.store.dataset import open_dataset
 from brain_dist.store.reader import ShardReader
@@ -22,8 +29,8 @@ from brain_dist.store.reader import ShardReader
 KEYS = [
     "model", "size", "precision", "zero_stage", "loader", "device", "world", "global_batch", "micros", "steps",
     "parameters", "alone", "step", "images_per_s", "measured_step", "together", "collectives", "bytes_sent", "messages",
-    "flops_per_image", "matrix_rate", "memory", "power", "hosts", "cores", "threads", "joules_per_image", "mfu",
-    "verdict", "advice", "loaders",
+    "flops_per_image", "matrix_rate", "cpu_share", "mfu", "memory", "power", "hosts", "cores", "threads",
+    "joules_per_image", "verdict", "advice", "loaders",
 ]  # fmt: skip
 
 
@@ -50,7 +57,8 @@ def test_two_ranks_measure_every_stage_and_the_parts_add_up(phantom_shards: Path
     # each rank has half of the gradients, and the whole of the one that the border between the ranks divides
     assert size / 2 <= memory["gradients"] < 0.6 * size
     assert size / 2 <= memory["optimiser"] / 3 < 0.51 * size  # Adam's two moments and the master weights
-    assert 0 < profile["mfu"] < 1
+    assert (profile["mfu"] is None) == (profile["verdict"] == "unknown")  # other tests may keep the machine busy
+    assert profile["mfu"] is None or 0 < profile["mfu"] <= 1
     assert set(profile["loaders"]) == {"opencv", "dali", "torch", "synthetic"}
     assert profile["joules_per_image"] is None
     assert f"bottleneck: {profile['verdict']}. {profile['advice'][:30]}" in " ".join(result.out.split())
@@ -73,8 +81,9 @@ def test_slow_storage_is_the_bottleneck(world: World, phantom_shards: Path, monk
         train=TrainConfig(global_batch=8, micro_batch=8, precision="fp32", zero_stage=0),
     )
     profile = measure_profile(config, open_dataset(phantom_shards), world, torch.device("cpu"), steps=3)
-    assert profile["verdict"] == "storage"
-    assert "data.cache_dir" in profile["advice"]
+    assert find_bottleneck(profile["alone"], profile["together"]) == "storage"
+    assert "data.cache_dir" in ADVICE["storage"]
+    assert profile["verdict"] in ("storage", "unknown")  # other tests may keep the machine busy
     assert profile["alone"]["storage read"] >= 8 * 0.08
     # one rank at stage 0: all gradients beside all weights, and no communication
     assert profile["memory"]["gradients"] == profile["memory"]["weights"] == 4 * profile["parameters"]
@@ -91,8 +100,102 @@ def test_slow_storage_is_the_bottleneck(world: World, phantom_shards: Path, monk
         ({"waiting for data": 0.2, "forward": 0.8}, "loader"),
         ({"waiting for data": 0.05, "communication": 0.3, "forward": 0.65}, "communication"),
         ({"optimiser": 0.3, "forward": 0.7}, "optimiser"),
-        ({"optimiser": 0.1, "forward": 0.9}, "network"),
+        ({"optimiser": 0.1, "forward": 0.9}, "compute"),
     ],
 )
 def test_the_bottleneck_follows_from_the_shares_of_the_step(together: dict[str, float], stage: str) -> None:
     assert find_bottleneck({"storage read": 0.01, "loader": 0.1}, together) == stage
+
+
+def test_a_busy_machine_shows_in_the_calibration() -> None:
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})  # inherited by the processes that keep this core busy
+    spin = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(spin) for _ in range(2)]
+    try:
+        share = calibrate(torch.device("cpu"), "fp32")["cpu_share"]
+    finally:
+        for process in others:
+            process.kill()
+            process.wait()
+        os.sched_setaffinity(0, cores)
+    assert share < SMALLEST_CPU_SHARE
+
+
+def measured(**changes: Any) -> dict[str, Any]:
+    """What one rank measured: 10 images of 1 GFLOP in a step of 1 s, on a device of 100 GFLOP/s."""
+    memory = {"weights": 1, "optimiser": 2, "gradients": 1, "buckets": 0, "peak": 9}
+    return {
+        "alone": {"storage read": 0.01, "loader": 0.1, "forward": 0.3, "backward": 0.6, "optimiser": 0.1},
+        "together": {"forward": 0.3, "backward": 0.6, "optimiser": 0.1}, "step": 1.0, "measured_step": 1.0,
+        "collectives": {}, "parameters": 5, "flops_per_image": 1e9, "matrix_rate": 1e11, "cpu_share": 0.99,
+        "memory": memory, "power": {}, "host": "h", "cores": [0], "threads": 1, **changes,
+    }  # fmt: skip
+
+
+ONE_RANK = Config(train=TrainConfig(global_batch=10, micro_batch=10, precision="fp32"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "doubt"),
+    [
+        ({"cpu_share": 0.31}, "the machine is busy with other work (a matrix product got 31% of the CPU time"),
+        ({"matrix_rate": 5.78e9}, "the steps computed 1.73 times as fast as the matrix product"),
+        ({"matrix_rate": 0.0}, "the measured matrix rate is 0 FLOP/s"),
+        ({"flops_per_image": 0.0}, "the steps computed 0.00 times as fast"),
+    ],
+)
+def test_a_profile_that_cannot_be_believed_has_no_verdict(changes: dict[str, float], doubt: str) -> None:
+    profile = combine([measured(**changes)], ONE_RANK, "cpu", 3)
+    assert (profile["verdict"], profile["mfu"]) == ("unknown", None)
+    assert profile["advice"].startswith(doubt)
+    *_, mfu, _, _, _, last = summary_lines(profile)
+    assert mfu.startswith("MFU unknown")
+    assert last == f"bottleneck: unknown. {profile['advice']}"
+    json.dumps(profile, allow_nan=False)
+
+
+def test_one_slow_rank_is_enough_for_a_doubt() -> None:
+    quiet = combine([measured(), measured()], dataclasses.replace(ONE_RANK, train=TWO_RANKS), "cpu", 3)
+    assert (quiet["verdict"], quiet["mfu"]) == ("compute", pytest.approx(0.1))
+    busy = [measured(), measured(cpu_share=0.5)]
+    assert combine(busy, dataclasses.replace(ONE_RANK, train=TWO_RANKS), "cpu", 3)["verdict"] == "unknown"
+
+
+TWO_RANKS = TrainConfig(global_batch=20, micro_batch=10, precision="fp32")
+
+
+def test_peak_memory_leaves_out_what_only_the_profiler_allocates(
+    world: World, phantom_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 2**31
+
+    def calibrate_with_large_matrices(device: torch.device, precision: str) -> dict[str, float]:
+        torch.ones(size, dtype=torch.uint8)
+        return calibrate(device, precision)
+
+    monkeypatch.setattr("brain_dist.profiling.measure.calibrate", calibrate_with_large_matrices)
+    config = Config(
+        data=DataConfig(shards=str(phantom_shards), size=32, threads=1, loader="synthetic"),
+        model=ModelConfig(name="test_convnext"),
+        train=TrainConfig(global_batch=8, micro_batch=8, precision="fp32", zero_stage=0),
+    )
+    profile = measure_profile(config, open_dataset(phantom_shards), world, torch.device("cpu"), steps=1)
+    assert profile["memory"]["peak"] < peak_memory(torch.device("cpu")) * 2**30 - size / 2
+
+
+class Greeter:
+    def greet(self) -> str:
+        return "hello"
+
+
+def test_a_timed_method_is_restored() -> None:
+    greeter, watch = Greeter(), Stopwatch(torch.device("cpu"))
+    with watch.timing(greeter, "greet", "greeting"):
+        assert greeter.greet() == "hello"
+    assert watch.seconds["greeting"] > 0
+    assert vars(greeter) == {}
+    vars(greeter)["greet"] = own = lambda: "hi"
+    with watch.timing(greeter, "greet", "greeting"):
+        assert greeter.greet() == "hi"
+    assert greeter.greet is own
