@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from brain_dist.config.checks import Range, Section, require
 from brain_dist.errors import UserError
 
-Precision = Literal["fp32", "bf16", "fp16", "amp"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "amp"]
 Balance = Literal["none", "weights", "sampling"]
 # Metrics of the validation split that an evaluation during training computes
 Metric = Literal[
@@ -253,6 +253,9 @@ class TrainConfig(Section):
             follows from `train.global_batch`, `train.micro_batch` and the number of ranks.
         precision: `bf16` and `fp16` compute with 16-bit weights; DeepSpeed's optimiser keeps fp32 master weights. `amp`
             is autocast to bf16 over fp32 weights, which networks with BatchNorm need. `fp32` uses no 16-bit numbers.
+            `auto` chooses when the run begins, and the run keeps the choice: on a GPU `bf16` (`amp` with BatchNorm), or
+            `fp16` if it has no bf16 (`fp32` with BatchNorm); on a CPU `amp` if the processor multiplies bf16 fast, else
+            `fp32`.
         zero_stage: DeepSpeed ZeRO stage. 0 shards nothing; 1 shards optimiser states over the ranks, 2 also gradients,
             3 also weights.
         balance: How classes of unequal size are made to count equally. `none` does nothing. `weights` weights the loss.
@@ -277,7 +280,7 @@ class TrainConfig(Section):
     freeze_epochs: Count = 0
     global_batch: BatchSize = 64
     micro_batch: BatchSize = 32
-    precision: Precision = "bf16"
+    precision: Precision = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 2
     balance: Balance = "none"
     deepspeed: str | None = None

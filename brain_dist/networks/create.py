@@ -93,6 +93,25 @@ def _create(config: ModelConfig, classes: int, *, pretrained: bool) -> Any:
         ) from error
 
 
+def has_batchnorm(model: torch.nn.Module) -> bool:
+    """Whether ``model`` has a BatchNorm layer, also one that spans all ranks."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def uses_batchnorm(config: ModelConfig) -> bool:
+    """Whether the network has BatchNorm; its weights are not allocated.
+
+    Raises:
+        UserError: as :func:`create_network`.
+    """
+    import torch
+
+    with torch.device("meta"):
+        return has_batchnorm(create_network(config, 2, seed=0, load_weights=False))
+
+
 @contextmanager
 def explain_errors(config: Config) -> Iterator[None]:
     """Turn what a library raises in the first step of a network into one line.

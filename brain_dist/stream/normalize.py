@@ -36,7 +36,10 @@ class Normalize:
         self.dtype = dtype
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """Normalise ``image``. Channels-last is the fast layout for convolutions, and all ZeRO stages accept it."""
+        """Normalise ``image``. Channels-last is the fast layout for convolutions, and all ZeRO stages accept it.
+
+        The network's weights keep their layout: DeepSpeed needs them contiguous, and oneDNN reorders them anyway.
+        """
         import torch
 
         normalized = torch.addcmul(self.offset, image.float(), self.scale)

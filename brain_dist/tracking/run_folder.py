@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -17,6 +18,7 @@ from brain_dist.common.locks import Busy, take_lock
 from brain_dist.config import Config, dump
 from brain_dist.errors import UserError
 from brain_dist.ranks.group import run_on_main
+from brain_dist.ranks.threads import Threads
 from brain_dist.ranks.world import World
 
 if TYPE_CHECKING:
@@ -27,7 +29,19 @@ if TYPE_CHECKING:
 _PACKAGES = ("brain_dist", "torch", "deepspeed", "timm", "nvidia-dali-cuda120", "torchmetrics", "numpy",
              "opencv-python-headless", "pillow")  # fmt: skip
 _LOCK_TIMEOUT = 10.0  # seconds; a job that is just ending still holds the lock
+
 _locks: list[IO[str]] = []  # open until the process ends
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What was chosen for this machine: the threads of each rank, and why ``train.precision`` is what it is.
+
+    ``precision_reason`` is empty if the user set the precision.
+    """
+
+    threads: Threads
+    precision_reason: str
 
 
 def lock_run_folder(path: Path, world: World) -> None:
@@ -53,8 +67,9 @@ def lock_run_folder(path: Path, world: World) -> None:
 
 
 def write_run_files(
-    config: Config, dataset: Dataset, world: World, device: torch.device, parameters: int, command: Sequence[str]
-) -> None:
+    config: Config, dataset: Dataset, world: World, device: torch.device, parameters: int, command: Sequence[str],
+    choices: Choices,
+) -> None:  # fmt: skip
     """Write config.yaml and environment.json.
 
     Args:
@@ -64,14 +79,16 @@ def write_run_files(
         device: where this process computes.
         parameters: number of parameters of the network.
         command: the command line of the run.
+        choices: what was chosen for this machine.
     """
-    import torch
-
     # environment variables are left out: they may hold secrets
     environment = {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "devices": f"{world.size} × {_device_name(device)}",
-        "threads": torch.get_num_threads(),
+        "threads": choices.threads.count,
+        "threads_reason": choices.threads.reason,
+        "precision": config.train.precision,
+        "precision_reason": choices.precision_reason or "train.precision",
         "world_size": world.size,
         "launcher": world.launcher,
         "git_commit": _commit(),
@@ -90,20 +107,21 @@ def write_run_files(
 
 
 def describe_run(
-    config: Config, dataset: Dataset, world: World, device: torch.device, parameters: int, *,
+    config: Config, dataset: Dataset, world: World, device: torch.device, parameters: int, choices: Choices, *,
     first_step: int, total_steps: int,
 ) -> str:  # fmt: skip
     """A summary of the run in three lines: network, data, ranks and steps."""
     train = config.train
     accumulation = train.global_batch // (train.micro_batch * world.size)
+    precision = train.precision + (f" (auto: {choices.precision_reason})" if choices.precision_reason else "")
     steps = f"resuming at step {first_step} of {total_steps}" if first_step else f"{total_steps} steps"
     return (
         f"{config.run.path}: {config.model.name} ({parameters / 1e6:.1f} M parameters), {config.data.size}²,"
-        f" {train.precision}, ZeRO {train.zero_stage}\n"
+        f" ZeRO {train.zero_stage}, {precision}\n"
         f"{dataset.name} (version {dataset.version[:12]}): {len(dataset.rows('train'))} training,"
         f" {len(dataset.rows('val'))} validation, {len(dataset.rows('test'))} test images;"
         f" loader {config.data.loader}\n"
-        f"{world.size} × {device.type} ({world.launcher}), batch {train.global_batch} ="
+        f"{world.size} × {device.type} ({world.launcher}) with {choices.threads}, batch {train.global_batch} ="
         f" {train.micro_batch} × {accumulation} accumulated × {world.size} ranks; {steps}"
     )
 

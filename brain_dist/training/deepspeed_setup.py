@@ -41,6 +41,7 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         UserError: the file is not readable, or contradicts our settings.
     """
     train = config.train
+    assert train.precision != "auto", "resolve_precision comes first"
     settings: dict[str, Any] = {
         "train_batch_size": train.global_batch,
         "train_micro_batch_size_per_gpu": train.micro_batch,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from brain_dist.config import Config
 from brain_dist.errors import UserError
+from brain_dist.networks.create import has_batchnorm
 from brain_dist.ranks.world import World
 from brain_dist.stream import counter
 from brain_dist.stream.batch import Batch
@@ -46,6 +47,7 @@ class Engine:
     ) -> None:
         """Wrap ``model``, which must be in fp32, on the CPU and equal on all ranks.
 
+        ``train.precision`` is not auto any more, see :func:`~brain_dist.training.precision.resolve_precision`.
         The first ``frozen_steps`` optimiser steps train only its classifier.
 
         Raises:
@@ -205,10 +207,8 @@ class Engine:
 
 
 def _check_batchnorm_precision(config: Config, model: torch.nn.Module) -> None:
-    from torch.nn.modules.batchnorm import _BatchNorm
-
     precision = config.train.precision
-    if precision in ("bf16", "fp16") and any(isinstance(module, _BatchNorm) for module in model.modules()):
+    if precision in ("bf16", "fp16") and has_batchnorm(model):
         raise UserError(
             f"train.precision={precision} would keep the BatchNorm statistics of {config.model.name} in 16 bits;"
             " use train.precision=amp"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from brain_dist.checkpoints.layout import checkpoint_folder, complete_steps, read_marker, verify_checkpoint
-from brain_dist.config import Config, to_dict
+from brain_dist.config import Config, Precision, to_dict
 from brain_dist.errors import Fault, UserError
 from brain_dist.ranks.group import gather_objects, run_on_main
 from brain_dist.ranks.world import World
@@ -74,6 +75,18 @@ def resume_step(config: Config, root: Path, settings: dict[str, Any], world: Wor
         exception = "; batches of BatchNorm and dropped paths change" if MICRO_BATCH in changes else ""
         print(f"resuming with {text}: samples and augmentations stay the same{exception}", file=sys.stderr, flush=True)
     return step
+
+
+def saved_precision(root: Path, world: World) -> Precision | None:
+    """``train.precision`` of the newest checkpoint in ``root`` whose settings are readable; None if there is none.
+
+    All checkpoints of a run have the same. Every rank must call.
+    """
+    precision = None
+    for step in complete_steps(root) if world.is_main else []:
+        with suppress(OSError, ValueError, KeyError):
+            precision = read_marker(checkpoint_folder(root, step))["facts"]["train.precision"]
+    return gather_objects(precision, world)[0]
 
 
 def advice(run: Path) -> str:

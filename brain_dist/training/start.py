@@ -22,18 +22,20 @@ from brain_dist.ranks.device import choose_device, enable_determinism, is_out_of
 from brain_dist.ranks.group import gather_objects, is_connection_loss, process_group, run_on_main
 from brain_dist.ranks.rendezvous import LONGEST_STEP
 from brain_dist.ranks.stopping import StepAgreement, StopRequest
+from brain_dist.ranks.threads import choose_threads
 from brain_dist.ranks.watch import Watch, watch_ranks
 from brain_dist.ranks.world import World, discover
 from brain_dist.store.access import check_shards, open_data
 from brain_dist.store.dataset import Dataset
 from brain_dist.stream.batches import training_batches, with_loader
 from brain_dist.tracking import attempts
-from brain_dist.tracking.run_folder import describe_run, lock_run_folder, write_run_files
+from brain_dist.tracking.run_folder import Choices, describe_run, lock_run_folder, write_run_files
 from brain_dist.tracking.tracker import Tracker
 from brain_dist.training.engine import Engine
 from brain_dist.training.loop import Trainer
+from brain_dist.training.precision import resolve_precision
 from brain_dist.training.restoring import restore
-from brain_dist.training.resume import advice, resume_step, settings_to_match
+from brain_dist.training.resume import advice, resume_step, saved_precision, settings_to_match
 from brain_dist.training.saving import Saver
 from brain_dist.training.schedule import Schedule
 
@@ -62,7 +64,7 @@ def run_training(config: Config, stop_request: StopRequest, command: Sequence[st
         config = with_loader(config, device)
         if config.run.deterministic:
             enable_determinism()
-        with process_group(world, device, timeout, watch):
+        with process_group(world, device, timeout, watch, loading_threads=config.data.threads):
             watch.report_progress("starting", LONGEST_STEP)
             trainer = _prepare(config, dataset, world, device, watch, stop_request, command)
             starting.close()
@@ -95,6 +97,8 @@ def _prepare(
     run, checkpoints, train = config.run.path, config.run.path / "checkpoints", config.train
     run_on_main(world, lambda: check_shards(dataset, np.concatenate([dataset.rows("train"), dataset.rows("val")])))
     lock_run_folder(run, world)
+    config, reason = resolve_precision(config, world, device, saved_precision(checkpoints, world))
+    choices = Choices(choose_threads(world, config.data.threads), reason)
     settings = settings_to_match(config, dataset.version, world.size)
     checkpoint_step = resume_step(config, checkpoints, settings, world)
     first_step = checkpoint_step or 0
@@ -113,7 +117,7 @@ def _prepare(
     engine = Engine(config, network, world, device, frozen_steps=schedule.frozen_steps)
     if checkpoint_step is not None:
         restore(checkpoints, checkpoint_step, engine)
-    run_on_main(world, lambda: write_run_files(config, dataset, world, device, engine.parameters, command))
+    run_on_main(world, lambda: write_run_files(config, dataset, world, device, engine.parameters, command, choices))
     batches = training_batches(config, dataset, world, device, first_step=first_step)
     saver = Saver(checkpoints, engine, settings, evaluations, keep=train.keep)
     return Trainer(
@@ -123,7 +127,14 @@ def _prepare(
         first_step=first_step,
         evaluation_missed=evaluation_missed,
         summary=describe_run(
-            config, dataset, world, device, engine.parameters, first_step=first_step, total_steps=schedule.total_steps
+            config,
+            dataset,
+            world,
+            device,
+            engine.parameters,
+            choices,
+            first_step=first_step,
+            total_steps=schedule.total_steps,
         ),
         engine=engine,
         batches=batches,

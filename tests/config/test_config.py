@@ -36,7 +36,9 @@ def test_the_first_versions_configuration_is_read_and_settings_added_later_have_
     loaded = config.read(file)
     assert config.to_dict(loaded)["train"].keys() > yaml.safe_load(file.read_text())["train"].keys()
     assert loaded == dataclasses.replace(
-        config.Config(), data=config.DataConfig(shards="shards/built/a", loader="dali")
+        config.Config(),
+        data=config.DataConfig(shards="shards/built/a", loader="dali"),
+        train=config.TrainConfig(precision="bf16"),
     )
 
 

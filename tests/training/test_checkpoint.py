@@ -134,7 +134,9 @@ FIRST_VERSION: dict[str, Any] = {
 def test_a_setting_that_a_checkpoint_does_not_name_had_its_default(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = with_settings(Config(), "data", loader="dali")
+    config = with_settings(
+        with_settings(Config(), "data", loader="dali"), "train", precision="bf16"
+    )  # which auto keeps
     assert set(settings_to_match(config, "v", 2)) - set(FIRST_VERSION), "settings were added since"
     write_checkpoint(tmp_path, 5, FIRST_VERSION)
     assert resume_step(config, tmp_path, settings_to_match(config, "v", 2), SINGLE) == 5
