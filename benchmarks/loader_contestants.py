@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +58,22 @@ def _jobs(setup: LoaderSetup) -> Any:
     return dataset, config, training_jobs(dataset, config, AUGMENT, micro_batches, seed=0)
 
 
-def ours(setup: LoaderSetup) -> Iterator[int]:
-    """The product: a planned order, and DALI with the bytes as external source."""
+def ours(setup: LoaderSetup, loader: str = "auto") -> Iterator[int]:
+    """The product: a planned order, and OpenCV on threads."""
     import torch
 
     from brain_dist.stream.batches import open_loader
 
     dataset, config, jobs = _jobs(setup)
+    config = replace(config, loader=loader)  # type: ignore[arg-type]
     device = torch.device("cpu")
     for batch in open_loader(config, dataset, jobs, augmented=True, micro_batch=setup.batch, device=device):
         yield int(batch.valid.sum())
+
+
+def ours_dali(setup: LoaderSetup) -> Iterator[int]:
+    """The product with the DALI graph on the CPU."""
+    return ours(setup, "dali")
 
 
 def decode_only(setup: LoaderSetup) -> Iterator[int]:
@@ -254,6 +260,7 @@ class Contestant:
 CONTESTANTS = {
     "decode": Contestant("ceiling: DALI decodes only", decode_only, "", python=False),
     "ours": Contestant("ours", ours, "shards", python=False),
+    "ours-dali": Contestant("ours with data.loader=dali", ours_dali, "shards", python=False),
     "dali": Contestant("DALI's WebDataset reader", dali_reader, "shards", python=False),
     "imagefolder": Contestant("ImageFolder + DataLoader", image_folder, "images"),
     "webdataset": Contestant("webdataset", webdataset, "shards"),
