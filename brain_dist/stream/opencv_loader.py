@@ -19,7 +19,7 @@ import numpy.typing as npt
 from brain_dist.config import DataConfig
 from brain_dist.errors import Fault
 from brain_dist.store.dataset import Dataset
-from brain_dist.store.reader import ShardReader
+from brain_dist.store.reader import ShardReader, read_ahead
 from brain_dist.stream.augment import pixel_boxes
 from brain_dist.stream.batch import Batch, Job
 from brain_dist.stream.pixels import JPEG_REDUCTION, Sampling, brightness_tables
@@ -40,20 +40,21 @@ _REDUCED = {
 def batches(
     dataset: Dataset, config: DataConfig, jobs: Iterator[Job], *, augmented: bool, device: torch.device
 ) -> Iterator[Batch]:
-    """Batches of ``jobs``, prepared ``config.prefetch`` ahead by ``config.threads`` threads that end with the iterator.
+    """Batches of ``jobs``, read ahead and prepared ``config.prefetch`` ahead by threads that end with the iterator.
 
     Raises:
         Fault: a shard or one of its images is damaged.
     """
     cv2.setNumThreads(1)  # threads divide the images of a batch, not the rows of an image
     images = _Images(dataset, config, augmented=augmented)
+    samples = read_ahead(images.reader, ((job, job.micro.rows) for job in jobs))
     pool = ThreadPoolExecutor(config.threads, "images")
     pending: deque[_PendingBatch] = deque()
     try:
         while True:
             # one batch more than are to be ahead while the caller works on the one that is yielded
-            while len(pending) <= config.prefetch and (job := next(jobs, None)) is not None:
-                pending.append(_PendingBatch.start(job, images, pool, config, pinned=device.type == "cuda"))
+            while len(pending) <= config.prefetch and (sample := next(samples, None)) is not None:
+                pending.append(_PendingBatch.start(*sample, images, pool, config, pinned=device.type == "cuda"))
             if not pending:
                 return
             batch = pending.popleft()
@@ -62,6 +63,7 @@ def batches(
                 image = image.expand(-1, 3, -1, -1)
             yield Batch.of(image, batch.job.micro, dataset.columns["label"])
     finally:
+        samples.close()
         pool.shutdown(cancel_futures=True)
 
 
@@ -81,14 +83,21 @@ class _PendingBatch:
 
     @classmethod
     def start(
-        cls, job: Job, images: _Images, pool: ThreadPoolExecutor, config: DataConfig, *, pinned: bool
+        cls,
+        job: Job,
+        encoded: list[bytes],
+        images: _Images,
+        pool: ThreadPoolExecutor,
+        config: DataConfig,
+        *,
+        pinned: bool,
     ) -> _PendingBatch:
-        """Divide a job among the threads."""
+        """Divide a job and its encoded images among the threads."""
         import torch
 
         count, size = len(job.micro.rows), config.size
         planes = torch.empty((count, size, size), dtype=torch.uint8, pin_memory=pinned)
-        load = images.plan(job, planes.numpy())
+        load = images.plan(job, encoded, planes.numpy())
         places = np.array_split(np.arange(count), min(config.threads, count))
         return cls(job, planes, [pool.submit(load, part.tolist()) for part in places])
 
@@ -116,7 +125,7 @@ class _Images:
         # ANYCOLOR keeps gray images gray, and returns others in the order BGR
         self.flags = cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_ANYCOLOR if config.color == "rgb" else 0)
 
-    def plan(self, job: Job, planes: Pixels) -> Callable[[list[int]], dict[int, Pixels]]:
+    def plan(self, job: Job, encoded: list[bytes], planes: Pixels) -> Callable[[list[int]], dict[int, Pixels]]:
         """A function that loads the images at some places of a job: gray into ``planes``; it returns colour images."""
         sampling, decisions = Sampling.of(job.decisions, self.size), job.decisions
         rows, reductions, regions = job.micro.rows.tolist(), sampling.reduction.tolist(), sampling.region.tolist()
@@ -127,7 +136,7 @@ class _Images:
         def load(places: list[int]) -> dict[int, Pixels]:
             colours = {}
             for place in places:
-                source = self._decode(rows[place], reductions[place], regions[place])
+                source = self._decode(rows[place], encoded[place], reductions[place], regions[place])
                 target = planes[place] if source.ndim == 2 else np.empty((self.size, self.size, 3), dtype=np.uint8)
                 cv2.warpAffine(
                     source,
@@ -148,12 +157,11 @@ class _Images:
 
         return load
 
-    def _decode(self, row: int, reduction: int, region: list[int]) -> Pixels:
+    def _decode(self, row: int, encoded: bytes, reduction: int, region: list[int]) -> Pixels:
         """The region of a reduced image, uint8 [h, w] or [h, w, 3] (BGR)."""
-        encoded = np.frombuffer(self.reader.read(row), dtype=np.uint8)
-        jpeg = encoded[0] == 0xFF  # of other formats, OpenCV reduces by another rule
+        jpeg = encoded.startswith(b"\xff\xd8")  # of other formats, OpenCV reduces by another rule
         decoded = min(reduction, JPEG_REDUCTION) if jpeg else 1
-        image = cv2.imdecode(encoded, self.flags | _REDUCED[decoded])
+        image = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), self.flags | _REDUCED[decoded])
         shape = -(-int(self.height[row]) // decoded), -(-int(self.width[row]) // decoded)
         if image is None or image.shape[:2] != shape:
             raise Fault(f"{self.reader.place(row)}: OpenCV cannot decode the image; build the shard again")

@@ -137,14 +137,16 @@ def test_threads_of_the_opencv_loader_end_with_it(phantom_shards: Path) -> None:
     plan = evaluation_micro_batches(np.tile(dataset.rows("train"), 50), micro_batch=16, rank=0, world_size=1)
     drawn: list[Job] = []
     jobs = (drawn.append(job) or job for job in evaluation_jobs(dataset, config, plan))  # type: ignore[func-returns-value]
-    before = threading.active_count()
+    before = set(threading.enumerate())
     loader = open_loader(config, dataset, jobs, augmented=False, micro_batch=16, device=CPU)
     for count in range(1, 5):
         next(loader)
-        assert len(drawn) <= count + 1, "no more batches are begun than data.prefetch ahead"
-    assert threading.active_count() > before
+        assert len(drawn) <= count + 1 + 5, "data.prefetch batches are made ahead, and five are read"
+    assert set(threading.enumerate()) > before
     loader.close()  # type: ignore[attr-defined]
-    assert threading.active_count() == before
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("loader", ["opencv", "dali"])
