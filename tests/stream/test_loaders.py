@@ -7,7 +7,6 @@ import itertools
 import multiprocessing
 import shutil
 import threading
-import zlib
 from pathlib import Path
 
 import cv2
@@ -204,26 +203,6 @@ def test_a_corrupt_image_is_reported_with_its_shard_and_key(phantom_shards: Path
         file.write(bytes([byte[0] ^ 0x10]))
     with pytest.raises(Fault, match=rf"{dataset.columns['shard'][row]}.*{dataset.columns['key'][row]}.*crc32"):
         batches(dataset, DataConfig(size=32, threads=1, loader=loader), train=True)  # type: ignore[arg-type]
-
-
-def test_an_image_that_opencv_cannot_decode_is_reported_with_its_shard_and_key(
-    phantom_shards: Path, tmp_path: Path
-) -> None:
-    shards = tmp_path / "shards"
-    shutil.copytree(phantom_shards, shards)
-    dataset = open_dataset(shards)
-    row = int(dataset.rows("train")[5])
-    data = bytearray(ShardReader(dataset).read(row))
-    table = data.index(b"\xff\xc4")  # a Huffman table with more codes than there can be
-    data[table + 5 : table + 21] = b"\xff" * 16
-    with (shards / dataset.columns["shard"][row]).open("r+b") as file:
-        file.seek(int(dataset.columns["offset"][row]))
-        file.write(data)
-    crcs = dataset.columns["crc32"].copy()
-    crcs[row] = zlib.crc32(data)
-    dataset = dataclasses.replace(dataset, columns=dataset.columns | {"crc32": crcs})
-    with pytest.raises(Fault, match=rf"{dataset.columns['shard'][row]}.*{dataset.columns['key'][row]}.*cannot decode"):
-        batches(dataset, DataConfig(size=32, loader="opencv"), train=True)
 
 
 def test_a_loading_process_that_is_killed_ends_the_run_with_one_line(phantom_shards: Path) -> None:
