@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from brain_dist.common.files import sha256_bytes
 from brain_dist.errors import UserError
+from brain_dist.store.options import BuildOptions
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -173,6 +174,10 @@ def parse_manifest(data: bytes, place: str) -> Manifest:
         problem = error.errors()[0]
         entry = ".".join(map(str, problem["loc"])) or "content"
         raise UserError(f"{place}: {entry}: {problem['msg']}; {advice}") from None
+    options = manifest.options if isinstance(manifest, BuiltManifest) else {}
+    unknown = sorted(set(options) - {option.name for option in fields(BuildOptions)})
+    if unknown:
+        raise UserError(f"{place}: options.{unknown[0]} is not an option of a build; {advice}")
     if "method" not in manifest.split:
         raise UserError(f"{place}: split.method is missing; {advice}")
     for split, numbers in manifest.counts.items():

@@ -33,12 +33,13 @@ from brain_dist.judging.metrics import evaluate_predictions
 from brain_dist.judging.predictions import Predictions, read_predictions, table_bytes
 from brain_dist.networks.create import create_network
 from brain_dist.pages.text import number, percent
+from brain_dist.ranks.threads import choose_threads
 from brain_dist.ranks.world import discover
 from brain_dist.reporting.build import make_slices, worst_mistakes
 from brain_dist.reporting.page import calibration, render
 from brain_dist.reporting.run_files import read_run_files
 from brain_dist.store.dataset import open_dataset
-from brain_dist.tracking.run_folder import write_run_files
+from brain_dist.tracking.run_folder import Choices, write_run_files
 from brain_dist.tracking.tracker import Tracker
 
 STEP = 7
@@ -59,7 +60,8 @@ def finished_run(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory)
     network = create_network(settings.model, len(dataset.classes), seed=3)
     size = sum(parameter.numel() for parameter in network.parameters())
     command = ["python", "-m", "brain_dist.train", *arguments]
-    write_run_files(settings, dataset, discover({}), torch.device("cpu"), size, command)
+    choices = Choices(choose_threads(discover({}), 1), "")
+    write_run_files(settings, dataset, discover({}), torch.device("cpu"), size, command, choices)
     folder = checkpoint_folder(run / "checkpoints", STEP)
     folder.mkdir(parents=True)
 

@@ -328,6 +328,7 @@ def test_an_edited_manifest_is_compared_with_the_rest_and_itself(folder, change,
         (lambda m: m.update(recipe=7), "recipe: Input should be"),
         (lambda m: m.update(split=[]), "split: Input should be"),
         (lambda m: m["split"].pop("method"), "split.method is missing"),
+        (lambda m: m["options"].update(keep_plank=True), "options.keep_plank is not an option of a build"),
     ],
 )
 def test_a_malformed_manifest_is_a_one_line_error(folder, change, message):
@@ -342,6 +343,7 @@ def test_a_malformed_manifest_is_a_one_line_error(folder, change, message):
 # Entries of the manifest that cannot be checked against anything
 TRUSTED = {"source_listing_sha256", "skipped", "excluded", "builder"}
 TRUSTED |= {"recipe", "options.max_side", "options.shard_size", "options.skip_bad", "options.folds", "options.test_on"}
+TRUSTED |= {"options.keep_blank", "options.jpeg_quality"}
 TRUSTED |= {"split.off_by", "audit.near_pairs", "audit.near_pairs_mirrored", "audit.images_with_label_conflict"}
 
 
