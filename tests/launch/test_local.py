@@ -73,7 +73,7 @@ def test_loading_processes_serve_their_rank_until_it_ends(
         train.kill()
     assert train.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 75), output
     if number != signal.SIGKILL:
-        assert complete_steps(tmp_path / "run" / "checkpoints") == [len(losses(tmp_path / "run"))]
+        assert complete_steps(tmp_path / "run" / "checkpoints")[-1] == len(losses(tmp_path / "run"))
 
 
 def test_loading_processes_end_with_a_rank_that_fails(phantom_shards: Path, tmp_path: Path) -> None:
