@@ -37,7 +37,7 @@ bench-setup: .venv/ready ## create .venv-bench, which also has the libraries tha
 demo: .venv/ready ## phantoms (or DATA=DIR [RECIPE=FILE]) → shards → training → evaluation → report, 5 to 10 minutes on 2 cores
 	PATH="$(CURDIR)/.venv/bin:$$PATH" DATA="$(DATA)" RECIPE="$(RECIPE)" launch/demo.sh
 
-test: .venv/ready ## tests except the slow ones, 10 to 13 minutes on 2 cores
+test: .venv/ready ## tests except the slow ones, 9 minutes on 2 cores
 	$(PY) -m pytest -m "not slow"
 
 test-slow: .venv/ready ## the slow tests: all kinds of fault, all SLURM jobs
