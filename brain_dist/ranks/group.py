@@ -112,7 +112,7 @@ def _wait_for_ranks(world: World, store: Any, timeout: float, watch: Watch | Non
     if world.size == 1:
         return
     if watch:
-        watch.report_progress("waiting for the other ranks to start")
+        watch.report_progress("waiting for the other ranks to start", SHORTEST_WAIT)
     keys = [f"started/{rank}" for rank in range(world.size)]
     store.set(keys[world.rank], "1")
     deadline = math.inf if watch else time.monotonic() + timeout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -49,7 +50,7 @@ def batches(
         pin_memory=device.type == "cuda",
         # forking a process that already runs the threads of gloo and DeepSpeed may deadlock
         multiprocessing_context="forkserver",
-        worker_init_fn=exit_with_parent,
+        worker_init_fn=_start_loading_process,
     )
     start_worker_server()
     # torch's destructor would print a traceback if the first process could not be started
@@ -69,6 +70,15 @@ def batches(
             " which it hands over images; lower data.threads or data.prefetch, or give the container more"
             " (docker run --shm-size=8g)"
         ) from error
+
+
+def _start_loading_process(*_: object) -> None:
+    """Let this loading process end with its rank, and at once if it cannot hand over an image."""
+    from multiprocessing.queues import Queue
+
+    exit_with_parent()
+    # multiprocessing would print a traceback and leave the rank waiting for the image
+    setattr(Queue, "_on_queue_feeder_error", staticmethod(lambda *_: os._exit(1)))  # noqa: B010 (mypy)
 
 
 class _Images:
