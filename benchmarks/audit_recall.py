@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from benchmarks.planted import score as score_pairs
+from benchmarks.support.planted import score as score_pairs
 from brain_dist.audit import survey
 from brain_dist.collection.discovery import find_records
 from brain_dist.collection.measures import head_and_thumbnails

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from benchmarks.common import main_rank_output
+from benchmarks.support.common import main_rank_output
 from brain_dist.errors import run
 from launch.local import gpus
 

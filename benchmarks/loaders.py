@@ -26,9 +26,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.common import PEERS, phantom_shards, require_peers, run_child
-from benchmarks.loader_contestants import CONTESTANTS, PEER_MODULES, LoaderSetup
-from benchmarks.processes import cpu_seconds
+from benchmarks.support.common import PEERS, phantom_shards, require_peers, run_child
+from benchmarks.support.loader_contestants import CONTESTANTS, PEER_MODULES, LoaderSetup
+from benchmarks.support.processes import cpu_seconds
 from brain_dist.common.cores import cpu_cores
 from brain_dist.errors import Fault, UserError, run
 from brain_dist.store.dataset import open_dataset
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.shards is None:
             options = ("--shard-size", "8MB")
             arguments.shards = phantom_shards(Path(scratch), *options, patients=500, slices=2, size=512)
-        run_child([str(PEERS), "-m", "benchmarks.loader_contestants", str(arguments.shards.resolve()), scratch])
+        run_child([str(PEERS), "-m", "benchmarks.support.loader_contestants", str(arguments.shards.resolve()), scratch])
         return compare(arguments)
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.common import main_rank_output, training_shards
+from benchmarks.support.common import main_rank_output, training_shards
 from brain_dist.config import load
 from brain_dist.errors import EXIT_FAULT, run
 from launch.local import gpus

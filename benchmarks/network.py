@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import namespaces
-from benchmarks.common import integers, training_shards
+from benchmarks.support import namespaces
+from benchmarks.support.common import integers, training_shards
 from brain_dist.scalability.cost_fit import fit_latency
 from brain_dist.scalability.traffic import Traffic, ring_bytes, ring_hops
 
@@ -100,7 +100,7 @@ def create_job(
     arguments: argparse.Namespace, ranks: int, *, stage: int, rate: float | None, precision: str = "fp32",
     zero: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """One job of :mod:`benchmarks.network_worker`; ``zero``: further keys of DeepSpeed's zero_optimization."""
+    """One job of :mod:`benchmarks.support.network_worker`; ``zero``: further keys of DeepSpeed's zero_optimization."""
     return {
         "rate": rate, "stage": stage, "precision": precision, "steps": arguments.steps, "zero": zero or {},
         "settings": [
@@ -124,7 +124,13 @@ def measure(jobs: list[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
                 settings.write_text(json.dumps({"zero_optimization": {"stage": job["stage"], **job["zero"]}}))
                 job["settings"] += ["--train.deepspeed", str(settings)]
         (folder / "jobs.json").write_text(json.dumps(jobs))
-        command = [sys.executable, "-m", "benchmarks.network_worker", f"{folder}/jobs.json", f"{folder}/out.json"]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.support.network_worker",
+            f"{folder}/jobs.json",
+            f"{folder}/out.json",
+        ]
         namespaces.run(command, ranks)
         results: list[dict[str, Any]] = json.loads((folder / "out.json").read_text())
         return results

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import run_child
+from benchmarks.support.common import run_child
 from brain_dist.config import AugmentConfig, DataConfig
 from brain_dist.errors import run
 from brain_dist.store.dataset import Dataset, open_dataset

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import training_shards
+from benchmarks.support.common import training_shards
 from brain_dist.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
 from brain_dist.networks.create import create_network
 from brain_dist.ranks.device import choose_device

@@ -26,9 +26,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import PEERS, ROOT, integers, require_peers
-from benchmarks.processes import cpu_seconds, descendants_cpu_seconds, machine_cpu_seconds, wait_and_watch
-from benchmarks.shard_contestants import CONTESTANTS, STAGES, list_images
+from benchmarks.support.common import PEERS, ROOT, integers, require_peers
+from benchmarks.support.processes import cpu_seconds, descendants_cpu_seconds, machine_cpu_seconds, wait_and_watch
+from benchmarks.support.shard_contestants import CONTESTANTS, STAGES, list_images
 from brain_dist.common.cores import cpu_cores
 from brain_dist.errors import Fault, UserError, run
 

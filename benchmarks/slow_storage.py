@@ -15,14 +15,14 @@ import time
 from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
 
-from benchmarks.common import training_shards
+from benchmarks.support.common import training_shards
 from brain_dist.config import AugmentConfig, DataConfig
 from brain_dist.errors import run
+from brain_dist.profiling.stopwatch import replaced
 from brain_dist.store import reader
 from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.stream import dali_loader
@@ -70,7 +70,7 @@ def waiting_times(dataset: Dataset, delay: float, pause: float, steps: int, *, a
     jobs = training_jobs(dataset, config, AugmentConfig(), plan.micro_batches(0, 1), seed=0)
     read = reader.read_ahead if ahead else read_when_needed
     waits = []
-    with patch.object(os, "pread", slow_pread), patch.object(dali_loader, "read_ahead", read):
+    with replaced(os, "pread", slow_pread), replaced(dali_loader, "read_ahead", read):
         batches = open_loader(
             config, dataset, jobs, augmented=True, micro_batch=BATCH, device=torch.device("cpu")
         )  # fmt: skip

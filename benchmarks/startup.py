@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.common import ROOT, training_shards
+from benchmarks.support.common import ROOT, training_shards
 from brain_dist.errors import Fault, run
 
 SETTINGS = [

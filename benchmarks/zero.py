@@ -14,8 +14,8 @@ import argparse
 import statistics
 from typing import Any
 
-from benchmarks import namespaces
 from benchmarks.network import argument_parser, create_job, measure, ring_traffic
+from benchmarks.support import namespaces
 from brain_dist.scalability.traffic import ring_bytes, zero_footprint
 
 BARE = {

@@ -1,4 +1,4 @@
-"""Compare models on the same images, patient by patient: which are better, and which cannot be told apart.
+"""Compare models on the same images, patient by patient, and group those that do not differ significantly.
 
     python -m brain_dist.compare runs/A runs/B --out compared
     python -m brain_dist.compare --group convnext=runs/c0,runs/c1,runs/c2 --group resnet=runs/r0,runs/r1,runs/r2

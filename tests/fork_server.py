@@ -29,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.namespaces import DEVICE, PORT  # noqa: E402
+from benchmarks.support.namespaces import DEVICE, PORT  # noqa: E402
 from brain_dist.ranks.world import SECRET, START_ID, STORE_FD, listen  # noqa: E402
 from launch.local import Placement  # noqa: E402
 
@@ -122,7 +122,7 @@ class Ranks:
             err: File for the standard error; default: ``out``.
             env: Environment variables in addition to the server's.
             inject: Arguments of :func:`inject.prepare`; with a ``rank`` for that rank only, else for all.
-            namespaces: Network namespace of each rank, from ``benchmarks.namespaces.network``.
+            namespaces: Network namespace of each rank, from ``benchmarks.support.namespaces.network``.
         """
         self.server, self.log = server, out
         self.codes: list[int | None] = [None] * count

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 from benchmarks.gpu.engines import Engines, engines, no_timer, take_step
 from benchmarks.gpu.frame import Check, release_all_tensors
 from benchmarks.gpu.settings import FLAGSHIP, create_config
+from brain_dist.profiling.stopwatch import replaced
 
 TOP_KERNELS = 30
 
@@ -64,7 +64,7 @@ def _without_compiler(check: Check) -> Iterator[None]:
         yield
         return
     compile_module = torch.nn.Module.compile
-    with patch.object(torch.nn.Module, "compile", lambda module, **_: compile_module(module, backend="eager")):
+    with replaced(torch.nn.Module, "compile", lambda module, **_: compile_module(module, backend="eager")):
         yield
 
 

@@ -22,7 +22,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was fitted on the validation logits of one checkpoint. A ``str`` is the reason why there is no value.
+    """Parameters fitted on the validation logits of one checkpoint. A ``str`` says why a value is missing.
 
     Attributes:
         run: name of the run.

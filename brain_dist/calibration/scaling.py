@@ -6,10 +6,8 @@ import numpy as np
 
 from brain_dist.judging.refusal import Refusal
 
-INVERSE_RANGE = (
-    0.05,
-    20.0,
-)  # of 1 / temperature; an optimum outside is no property of the network but of too few errors
+# Range of 1 / temperature. An optimum outside of it comes from too few errors and says nothing about the network
+INVERSE_RANGE = (0.05, 20.0)
 FEWEST_GROUPS = 10  # of each class, for parameters of their own
 LARGEST = 50.0  # a larger weight or bias grows without end
 
@@ -41,7 +39,10 @@ def fit_temperature(label: np.ndarray, logit: np.ndarray) -> float:
             "no temperature fits: the loss falls without end as T goes to 0, because too few images are wrong"
         )
     if slope(low) > 0:
-        raise Refusal("no temperature fits: the larger T the better, because the predictions are no better than chance")
+        raise Refusal(
+            "no temperature fits: the loss falls without end as T grows, because the predictions are not better than"
+            " chance"
+        )
     return 1 / float(brentq(slope, low, high, xtol=1e-14))
 
 

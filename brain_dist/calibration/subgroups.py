@@ -26,7 +26,7 @@ def attribute_values(column: str, predictions: Predictions, dataset: Dataset) ->
     Numbers with many values are divided at their quartiles.
 
     Raises:
-        UserError: there is no such column or attribute, or it has too many values.
+        UserError: the column or attribute does not exist or has too many values.
     """
     attributes = [json.loads(dataset.columns["attributes"][row]) for row in predictions.row]
     known = sorted({key for each in attributes for key in each})

@@ -19,7 +19,7 @@ def read_fit_table(run: Path, name: str) -> Predictions:
         name: name of the table.
 
     Raises:
-        UserError: there is no such table, or it has images of another split.
+        UserError: the table does not exist or has images of another split.
     """
     path = predictions_file(run / "predictions", name)
     if not path.is_file():

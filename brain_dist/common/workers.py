@@ -44,12 +44,21 @@ def worker_pool(workers: int) -> Iterator[Run]:
     start_worker_server()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_pool_worker) as pool:
         try:
-            yield lambda function, items, chunk_size: pool.map(function, items, chunksize=chunk_size)
+            yield lambda function, items, chunk_size: _results(pool, pool.map(function, items, chunksize=chunk_size))
         except BrokenProcessPool:
             raise UserError("a worker process was killed (out of memory?); use fewer --workers") from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _results(pool: ProcessPoolExecutor, results: Iterator[Result]) -> Iterator[Result]:
+    """The results; an error is raised when all workers have stopped, so that none writes while the caller cleans up."""
+    try:
+        yield from results
+    except (Exception, KeyboardInterrupt):
+        pool.shutdown(cancel_futures=True)
+        raise
 
 
 def start_worker_server() -> None:

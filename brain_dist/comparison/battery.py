@@ -83,15 +83,15 @@ def fold_tests(tables: Tables, metric: str) -> list[dict[str, Any]]:
 
     Returns as :func:`image_tests`.
     """
-    found = or_refusal(lambda: {"folds": folds(tables, metric)})
+    by_fold = or_refusal(lambda: {"folds": folds(tables, metric)})
 
     def on_folds(function: Callable[[np.ndarray, Folds], Row]) -> list[Row]:
         def pair(a: Model, b: Model) -> Row:
-            if "refused" in found:
-                raise Refusal(found["refused"])
+            if "refused" in by_fold:
+                raise Refusal(by_fold["refused"])
             names = [model.name for model in tables.models]
-            values = found["folds"].values
-            return function(values[..., names.index(a.name)] - values[..., names.index(b.name)], found["folds"])
+            values = by_fold["folds"].values
+            return function(values[..., names.index(a.name)] - values[..., names.index(b.name)], by_fold["folds"])
 
         return _pairs(tables, pair)
 

@@ -26,10 +26,10 @@ def mean_ranks(table: np.ndarray) -> np.ndarray:
 
 
 def require_blocks(table: np.ndarray) -> None:
-    """Check that a table [B, M] has enough blocks and models for ranks.
+    """Check that a table [B, M] has enough blocks and models for ranks, and any differences.
 
     Raises:
-        Refusal: fewer than six blocks or three models.
+        Refusal: fewer than six blocks or three models, or all models tie in every block.
     """
     if len(table) < FEWEST_BLOCKS:
         raise Refusal(
@@ -37,6 +37,8 @@ def require_blocks(table: np.ndarray) -> None:
         )
     if table.shape[1] < 3:
         raise Refusal("two models: ranks of two are a sign test; see Wilcoxon's test")
+    if (table == table[:, :1]).all():
+        raise Refusal("all models have the same value on every block")
 
 
 def friedman(table: np.ndarray) -> dict[str, Any]:
@@ -54,8 +56,6 @@ def friedman(table: np.ndarray) -> dict[str, Any]:
 
     require_blocks(table)
     blocks, models = table.shape
-    if (table == table[:, :1]).all():
-        raise Refusal("all models have the same value on every block")
     ranks = mean_ranks(table)
     chi2, p = friedmanchisquare(*table.T)
     uncorrected = 12 * blocks / (models * (models + 1)) * float(np.sum((ranks - (models + 1) / 2) ** 2))
@@ -99,7 +99,7 @@ def nemenyi(table: np.ndarray) -> dict[str, Any]:
         ``p``, p-values [M][M]; ``critical_difference`` of the mean ranks at 5 %.
 
     Raises:
-        Refusal: fewer than six blocks or three models.
+        Refusal: fewer than six blocks or three models, or all models tie in every block.
     """
     from scikit_posthocs import posthoc_nemenyi_friedman
 
@@ -125,8 +125,6 @@ def aligned_friedman(table: np.ndarray) -> dict[str, Any]:
 
     require_blocks(table)
     blocks, models = table.shape
-    if (table == table[:, :1]).all():
-        raise Refusal("all models have the same value on every block")
     # rounded, so that values that are equal but for rounding tie
     ranks = rankdata(-np.round(table - table.mean(axis=1, keepdims=True), 12)).reshape(table.shape)
     total = blocks * models

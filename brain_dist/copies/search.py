@@ -124,16 +124,14 @@ def connected(count: int, links: ArrayLike) -> np.ndarray:
 
     ``links`` is an array of ints [L, 2] or a list of pairs.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     first, second = np.asarray(links, dtype=np.int64).reshape(-1, 2).T
-    smallest = np.arange(count)
-    while True:  # give both ends of each link the smaller value, then the value that this value's element has
-        previous = smallest.copy()
-        np.minimum.at(smallest, smallest[first], smallest[second])
-        np.minimum.at(smallest, smallest[second], smallest[first])
-        while not np.array_equal(shorter := smallest[smallest], smallest):
-            smallest = shorter
-        if np.array_equal(smallest, previous):
-            return smallest
+    graph = coo_array((np.ones(len(first)), (first, second)), shape=(count, count))
+    _, component = connected_components(graph, directed=False)
+    _, smallest = np.unique(component, return_index=True)
+    return smallest[component]
 
 
 def counts(

@@ -132,7 +132,7 @@ def print_metrics(metrics: dict[str, Any], title: str) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=escape(title), title_justify="left", show_edge=False)  # fits 80 columns
     for column in ("class", "images", "sensitivity", "specificity", "precision", "F1", "AUC"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for name, values in metrics["per_class"].items():

@@ -52,7 +52,7 @@ def process_group(
 
     Raises:
         Fault: other ranks did not start, or a process that joined does not know the secret.
-        UserError: the port of the rendezvous is in use, there is no secret, or OMP_NUM_THREADS is not a number.
+        UserError: the port of the rendezvous is in use, the secret is missing, or OMP_NUM_THREADS is not a number.
     """
     import torch
     import torch.distributed as dist
@@ -186,19 +186,23 @@ def is_connection_loss(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def clear_faults(memory_advice: str) -> Iterator[None]:
+def clear_faults(memory_advice: str, watch: Watch | None = None) -> Iterator[None]:
     """Turn what torch raises when another rank has ended or the memory is full into a :class:`Fault` of one line.
 
-    ``memory_advice``: what to do if the memory of the device is full.
+    Args:
+        memory_advice: what to do if the memory of the device is full.
+        watch: says what this rank was doing, and which rank is the cause.
     """
     try:
         yield
     except RuntimeError as error:
+        doing = f" while {watch.activity}" if watch else ""
         if is_out_of_memory(error):
-            raise Fault(f"the memory of the device is full ({error}); {memory_advice}") from error
+            raise Fault(f"the memory of the device is full{doing} ({error}); {memory_advice}") from error
         if not is_connection_loss(error):
             raise
-        raise Fault("lost contact with another rank: it ended, or the network between them did") from error
+        cause = watch.find_cause() if watch else "another rank or the network to it ended"
+        raise Fault(f"lost contact{doing}: {cause}") from error
 
 
 def gather_objects(item: Any, world: World) -> list[Any]:

@@ -154,7 +154,7 @@ def separation(files: RunFiles) -> dict[str, Any]:
 
 
 def training_steps(files: RunFiles) -> dict[str, Any] | None:
-    """Steps of the training; None if there is no log.
+    """Steps of the training; None without a log.
 
     Returns:
         ``done`` and ``planned`` steps; whether the training ended by its ``patience``; whether it ``stopped`` without

@@ -18,8 +18,8 @@ from brain_dist.common.progress import show_activity
 from brain_dist.config import Config, ModelConfig
 from brain_dist.errors import EXIT_PREEMPTED, Fault, UserError
 from brain_dist.networks.create import create_network
-from brain_dist.ranks.device import choose_device, enable_determinism, is_out_of_memory
-from brain_dist.ranks.group import gather_objects, is_connection_loss, process_group, run_on_main
+from brain_dist.ranks.device import choose_device, enable_determinism
+from brain_dist.ranks.group import clear_faults, gather_objects, process_group, run_on_main
 from brain_dist.ranks.rendezvous import LONGEST_STEP
 from brain_dist.ranks.stopping import StepAgreement, StopRequest
 from brain_dist.ranks.threads import choose_threads
@@ -162,19 +162,14 @@ def _find_weights(model: ModelConfig, world: World) -> ModelConfig:
 
 @contextmanager
 def _clear_faults(config: Config, watch: Watch) -> Iterator[None]:
-    """Turn a lost connection and an unusable disk into a :class:`Fault` that says what this rank was doing."""
+    """Turn a lost connection, a full memory and an unusable disk into a :class:`Fault` of one line."""
+    advice = (
+        f"lower train.micro_batch={config.train.micro_batch} (train.global_batch may stay), lower data.size, or set"
+        " model.grad_checkpointing=true"
+    )
     try:
-        yield
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise Fault(
-                f"the memory of the device is full while {watch.activity} ({error}): lower"
-                f" train.micro_batch={config.train.micro_batch} (train.global_batch may stay), lower data.size, or set"
-                " model.grad_checkpointing=true"
-            ) from error
-        if not is_connection_loss(error):
-            raise
-        raise Fault(f"lost contact while {watch.activity}: {watch.find_cause()}") from error
+        with clear_faults(advice, watch):
+            yield
     except OSError as error:
         file = error.filename or config.run.path
         raise Fault(f"{file} could not be used while {watch.activity}: {error.strerror or error}") from error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import pty
 import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from helpers import ROOT
 from brain_dist.common import locks
 from brain_dist.common.files import partial_folder, write_atomically
 from brain_dist.common.progress import show_progress
+from brain_dist.common.workers import worker_pool
 from brain_dist.errors import UserError
 
 
@@ -187,3 +190,13 @@ with show_progress("{unit}") as progress:
     os.close(ours)
     assert "a stage" in shown
     assert text in shown
+
+
+def test_workers_have_stopped_when_the_error_of_one_is_raised(tmp_path: Path) -> None:
+    failing = partial(subprocess.run, ["sh", "-c", "until [ -e started ]; do sleep 0.1; done; exit 1"], check=True)
+    writing = partial(subprocess.run, ["sh", "-c", "touch started; sleep 1; touch written"], check=True)
+    tasks = [partial(task, cwd=tmp_path) for task in (failing, writing)]
+    with worker_pool(2) as run:
+        with pytest.raises(subprocess.CalledProcessError):
+            list(run(operator.call, tasks, 1))
+        assert (tmp_path / "written").exists()

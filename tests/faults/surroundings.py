@@ -28,7 +28,7 @@ from trial import (
     wait_while,
 )
 
-from benchmarks.namespaces import network
+from benchmarks.support.namespaces import network
 from brain_dist.checkpoints.evaluations import best_step
 from brain_dist.checkpoints.layout import complete_steps
 

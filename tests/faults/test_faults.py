@@ -13,7 +13,7 @@ from kinds import KINDS
 from safetensors.torch import load_file
 from trial import SETTINGS, WORLD_SIZE, Reference, Trial, reference_run, wait_while
 
-from benchmarks.namespaces import missing_requirement
+from benchmarks.support.namespaces import missing_requirement
 from brain_dist.checkpoints.layout import complete_steps
 
 NEEDS_MOUNT = {kind for kind in KINDS if kind.startswith("full ")} | {"read-only run folder"}

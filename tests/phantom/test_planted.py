@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import in_process
 
-from benchmarks.planted import score
+from benchmarks.support.planted import score
 from brain_dist.audit.counts import summary
 from brain_dist.audit.survey import Source, Survey, survey_collections
 from brain_dist.collection.recipes import default_recipe

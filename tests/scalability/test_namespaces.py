@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-from benchmarks import namespaces
+from benchmarks.support import namespaces
 
 pytestmark = pytest.mark.skipif(
     namespaces.missing_requirement() is not None, reason=str(namespaces.missing_requirement())
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 
 SEND = """
 import os, socket, sys
-from benchmarks import namespaces
+from benchmarks.support import namespaces
 namespaces.limit_rate(400)
 rank = int(os.environ["RANK"])
 assert os.environ["LOCAL_WORLD_SIZE"] == "1"
@@ -68,7 +68,9 @@ def test_a_failing_rank_ends_the_others_and_its_error_is_reported() -> None:
 
 def test_a_signal_leaves_no_namespace_and_no_process(tmp_path: Path) -> None:
     script = f"import time; open({str(tmp_path / 'started')!r}, 'w').close(); time.sleep(61)"
-    code = f"import sys\nfrom benchmarks import namespaces\nnamespaces.run([sys.executable, '-c', {script!r}], 2)"
+    code = (
+        f"import sys\nfrom benchmarks.support import namespaces\nnamespaces.run([sys.executable, '-c', {script!r}], 2)"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     deadline = time.monotonic() + 30
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:

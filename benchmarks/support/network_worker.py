@@ -1,7 +1,8 @@
 """One rank of ``benchmarks.network`` and ``benchmarks.zero``: real training steps, their traffic and their memory.
 
-``python -m benchmarks.network_worker JOBS.json OUT.json`` in a namespace of :mod:`benchmarks.namespaces`. A job is a
-bandwidth, a ZeRO stage, a precision and DeepSpeed settings. The main rank writes the measurements of all ranks.
+``python -m benchmarks.support.network_worker JOBS.json OUT.json`` in a namespace of
+:mod:`benchmarks.support.namespaces`. A job is a bandwidth, a ZeRO stage, a precision and DeepSpeed settings. The main
+rank writes the measurements of all ranks.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import namespaces
+from benchmarks.support import namespaces
 
 REPEATS = 3  # all-reduces of all parameters, measured by themselves
 

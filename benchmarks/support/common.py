@@ -9,7 +9,7 @@ from pathlib import Path
 
 from brain_dist.errors import Fault, UserError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".venv-bench" / "bin" / "python"  # the peers' pinned dependencies conflict with ours
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.processes import cpu_seconds
+from benchmarks.support.processes import cpu_seconds
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 SHARD = 64_000_000  # bytes per shard of every contestant

@@ -1,0 +1,1 @@
+"""What the commands of this folder share: child processes, network namespaces, contestants, known copies."""
