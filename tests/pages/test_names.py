@@ -30,7 +30,7 @@ def test_class_names_in_the_printed_metrics(capsys: pytest.CaptureFixture[str]) 
     metrics = evaluate_predictions(np.array([0, 1]), np.eye(2), (NAME, "b"))
     print_metrics(metrics, f"runs/{NAME}")
     printed = capsys.readouterr().out
-    assert f"│ {NAME} │" in printed
+    assert f" {NAME} │" in printed
     assert f"runs/{NAME}" in printed
 
 
