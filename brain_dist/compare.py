@@ -14,14 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from brain_dist.common.commands import ArgumentParser
-from brain_dist.errors import UserError, leave
+from brain_dist.errors import leave
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
     Raises:
-        UserError: an option cannot be used, or as :func:`~brain_dist.comparison.tables.read_tables`.
+        UserError: as :func:`~brain_dist.comparison.tables.name_models`,
+            :func:`~brain_dist.comparison.tables.read_tables` and :func:`~brain_dist.comparison.build.check_settings`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     parser = ArgumentParser("brain-dist compare", description=__doc__.split("\n\n")[0])
@@ -53,47 +54,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=Path, metavar="DIR", help="also write index.html, compare.json and compare.csv to this folder"
     )
     args = parser.parse_args(words)
-    from brain_dist.comparison.build import DEFAULT_METRICS, check_metrics, compare, write_comparison
-    from brain_dist.comparison.tables import read_tables
+    from brain_dist.comparison.build import DEFAULT_METRICS, check_settings, compare, write_comparison
+    from brain_dist.comparison.tables import name_models, read_tables
     from brain_dist.comparison.terminal import comparison_text
 
     metrics = args.metric or list(DEFAULT_METRICS)
-    check_metrics(metrics)
-    if args.margin is not None and not 0 < args.margin < float("inf"):
-        raise UserError(
-            f"--margin {args.margin:g}: must be above 0, such as 0.02 for two percentage points of accuracy"
-        )
-    comparison = compare(
-        read_tables(_models(args.runs, args.group), args.name or ["test"]), metrics, args.unit, args.margin
-    )
+    check_settings(metrics, args.margin)
+    tables = read_tables(name_models(args.runs, args.group), args.name or ["test"])
+    comparison = compare(tables, metrics, args.unit, args.margin)
     if args.out:
         write_comparison(comparison, shlex.join(["brain-dist", "compare", *words]), args.out)
     print(comparison_text(comparison))
     if args.out:
         print(f"\n{args.out / 'index.html'}")
     return 0
-
-
-def _models(runs: list[Path], groups: list[str]) -> dict[str, list[Path]]:
-    """Name of each model → its runs."""
-    models = [(_name(run), [run]) for run in runs]
-    for group in groups:
-        name, equals, listed = group.partition("=")
-        members = [Path(run) for run in listed.split(",") if run]
-        if not (name and equals and members):
-            raise UserError(f"--group {group}: must be MODEL=RUN,RUN, such as convnext=runs/c0,runs/c1")
-        models.append((name, members))
-    result = dict(models)
-    if len(result) < len(models):
-        names = [name for name, _ in models]
-        double = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"two models have the name {double}; name them with --group MODEL=RUN")
-    return result
-
-
-def _name(run: Path) -> str:
-    """The name of a model with one run: that of its folder, or of its file."""
-    return run.resolve().name.removesuffix(".parquet")
 
 
 if __name__ == "__main__":

@@ -123,12 +123,14 @@ def _warnings(tables: Tables) -> list[str]:
     return warnings
 
 
-def check_metrics(metrics: Sequence[str]) -> None:
-    """Check names of metrics.
+def check_settings(metrics: Sequence[str], margin: float | None = None) -> None:
+    """Check what :func:`compare` is asked for, before the tables are read.
 
     Raises:
-        UserError: an unknown metric, or one that is given twice.
+        UserError: an unknown metric, one that is given twice, or a margin that is not above 0.
     """
+    if margin is not None and not 0 < margin < float("inf"):
+        raise UserError(f"--margin {margin:g}: must be above 0, such as 0.02 for two percentage points of accuracy")
     for name, count in Counter(metrics).items():
         if name not in METRICS:
             raise UserError(f"--metric {name}{nearest(name, METRICS)}: choose from {', '.join(METRICS)}")

@@ -67,6 +67,39 @@ class Tables:
         return len(self.label)
 
 
+def name_models(runs: Sequence[Path], groups: Sequence[str]) -> dict[str, list[Path]]:
+    """Name the models of a command line.
+
+    Args:
+        runs: models with one run each: folders of runs or files of predictions, which name them.
+        groups: models with several runs, each as ``MODEL=RUN,RUN``.
+
+    Returns:
+        The name of each model and its runs, in the order given.
+
+    Raises:
+        UserError: a group of another form, or two models with one name.
+    """
+    models = [(_name(run), [run]) for run in runs]
+    for group in groups:
+        name, equals, listed = group.partition("=")
+        members = [Path(run) for run in listed.split(",") if run]
+        if not (name and equals and members):
+            raise UserError(f"--group {group}: must be MODEL=RUN,RUN, such as convnext=runs/c0,runs/c1")
+        models.append((name, members))
+    result = dict(models)
+    if len(result) < len(models):
+        names = [name for name, _ in models]
+        double = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"two models have the name {double}; name them with --group MODEL=RUN")
+    return result
+
+
+def _name(run: Path) -> str:
+    """The name of a model with one run: that of its folder, or of its file."""
+    return run.resolve().name.removesuffix(".parquet")
+
+
 def read_tables(models: Mapping[str, Sequence[Path]], names: Sequence[str]) -> Tables:
     """Read and align the predictions of models.
 

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
-from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from brain_dist.collection.spellings import SPLITS
-from brain_dist.common.files import check_writable, write_together
+from brain_dist.common.files import check_writable
 from brain_dist.errors import Fault, UserError
 from brain_dist.inference.known import compare_with_training
 from brain_dist.inference.run import NO_TUMOUR, TUMOUR, load_run
-from brain_dist.judging.predictions import predictions_file, reasons_text, table_bytes
-from brain_dist.pages.text import number, percent
+from brain_dist.judging.evaluation import print_metrics, print_overlap, write_evaluation
+from brain_dist.judging.predictions import predictions_file
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from brain_dist.judging.predictions import Predictions
-
-CLASS_METRICS = ("sensitivity", "specificity", "precision", "f1")  # columns of the printed table
 PATIENCE = 7200.0  # seconds that ranks wait for the one that compares other shards with the training images
 
 
@@ -96,78 +87,3 @@ def evaluate(
                 print(f"{TUMOUR}: the sum of the probabilities of {tumours}")
             print_overlap(predictions)
             print(f"predictions: {path}")
-
-
-def write_evaluation(path: Path, predictions: Predictions, expected_rows: np.ndarray) -> dict[str, Any]:
-    """Write a predictions table to ``path`` and its metrics to a JSON file beside it; return the metrics.
-
-    The metrics are those of :attr:`Predictions.headline`. For other shards than the training's, ``other_shards`` tells
-    which images training knew, with the metrics of those ``known``, those ``unknown``, and ``all``.
-
-    Args:
-        path: the table's file; its folder is created.
-        predictions: the table.
-        expected_rows: rows [N] that must be in the table, see :func:`brain_dist.judging.predictions.table_bytes`.
-    """
-    metrics = predictions.headline.evaluate()
-    if predictions.not_compared is not None:
-        metrics["other_shards"] = {"compared": False, "reason": predictions.not_compared}
-    elif predictions.known is not None:
-        masks = {"known": predictions.is_known, "unknown": ~predictions.is_known, "all": predictions.row >= 0}
-        metrics["other_shards"] = {
-            "compared": True,
-            "allow_known": predictions.allow_known,
-            "reasons": Counter(predictions.known[predictions.is_known]),
-            **{name: predictions.evaluate(mask) if mask.any() else None for name, mask in masks.items()},
-        }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(metrics, indent=1) + "\n"
-    write_together({path: table_bytes(predictions, expected_rows), path.with_suffix(".json"): text.encode()})
-    return metrics
-
-
-def print_metrics(metrics: dict[str, Any], title: str) -> None:
-    """Print what :func:`brain_dist.judging.metrics.evaluate_predictions` returns."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=escape(title), title_justify="left", show_edge=False)  # fits 80 columns
-    for column in ("class", "images", "sensitivity", "specificity", "precision", "F1", "AUC"):
-        table.add_column(column, justify="left" if column == "class" else "right")
-    for name, values in metrics["per_class"].items():
-        percentages = [percent(values[metric]) for metric in CLASS_METRICS]
-        table.add_row(escape(name), str(values["n"]), *percentages, number(values["auc"]))
-    percentages = [percent(metrics[f"{metric}_macro"]) for metric in CLASS_METRICS]
-    table.add_row("macro", str(metrics["n"]), *percentages, number(metrics["auc_macro"]), style="bold")
-    Console(highlight=False).print(table)
-    low, high = metrics["accuracy_cluster"] or metrics["accuracy_wilson"]
-    method = f"{metrics['groups']} groups resampled" if metrics["accuracy_cluster"] else "Wilson"
-    print(
-        f"accuracy {metrics['accuracy']:.2%} (95 % interval {low:.1%} to {high:.1%}, {method}),"
-        f" kappa {number(metrics['kappa'])}, ECE {number(metrics['ece'])}"
-    )
-
-
-def print_overlap(predictions: Predictions) -> None:
-    """Print what training knew of other shards."""
-    if predictions.not_compared is not None:
-        print(
-            f"warning: could not look for training images among the evaluated ones: {predictions.not_compared}",
-            file=sys.stderr,
-        )
-    elif predictions.known is not None:
-        known = predictions.is_known
-        if not known.any():
-            print("training knew none of these images or patients")
-            return
-        counted = "counted above (--allow-known)" if predictions.allow_known else "left out above"
-        accuracies = [
-            f"{percent(predictions.evaluate(mask)['accuracy'])} {name}"
-            for name, mask in (("on them", known), ("without them", ~known))
-            if mask.any()
-        ]
-        print(
-            f"training knew {known.sum():,} of {len(known):,} images ({reasons_text(predictions.known)}), {counted};"
-            f" accuracy {', '.join(accuracies)}"
-        )

@@ -16,9 +16,9 @@ from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 from brain_dist import report
 from brain_dist.config import read
 from brain_dist.errors import UserError
-from brain_dist.inference.evaluate import write_evaluation
 from brain_dist.inference.gradcam import gradcam
 from brain_dist.inference.run import LoadedRun, load_run
+from brain_dist.judging.evaluation import write_evaluation
 from brain_dist.judging.predictions import Predictions, read_predictions
 from brain_dist.ranks.world import discover
 from brain_dist.shard import main

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from brain_dist.common.progress import show_progress
-from brain_dist.inference.evaluate import print_metrics
+from brain_dist.judging.evaluation import print_metrics
 from brain_dist.judging.metrics import evaluate_predictions
 from brain_dist.pages.figures import figure_svg, literal, new_figure
 from brain_dist.reporting import plots
