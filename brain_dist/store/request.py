@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from brain_dist.collection.examination import examine_all
+from brain_dist.collection.examination import examine_records
 from brain_dist.collection.pixels import JPEG_QUALITY
 from brain_dist.collection.recipes import Recipe
 from brain_dist.collection.records import Record, source_name
@@ -92,30 +92,34 @@ def check_contents(
 ) -> None:  # fmt: skip
     """Raise :class:`UserError` if images of the source changed since the dataset was built from them.
 
-    Files that are stored byte for byte are compared by their checksum. The others are decoded again.
+    Files that are stored byte for byte are compared by their checksum. The others are decoded again, and so are those
+    that were left out because they were damaged or blank. Images that were left out for a test image of their group
+    are not compared.
     """
     columns = dataset.columns
     row_of = {key: row for row, key in enumerate(columns["key"])}
-    stored = [record for record in records if record.key in row_of]  # not left out
+    stored = [record for record in records if record.key in row_of]
+    excluded = set(dataset.manifest.excluded.keys)
+    unusable = {record.key for record in records} - row_of.keys() - excluded
     rows = [row_of[record.key] for record in stored]
     bytes_of_row = zip(columns["size"][rows].tolist(), columns["crc32"][rows].tolist(), strict=True)
-    differing = [
-        record
+    differing = {
+        record.key
         for record, (size, crc32) in zip(stored, bytes_of_row, strict=True)
         if not _has_bytes(source / record.path, size, crc32)
-    ]
-    if not differing:
-        return
-    examined = examine_all(
-        differing, source, recipe, run, skip_bad=options.skip_bad, keep_blank=options.keep_blank,
-        progress=partial(progress, "comparing"), smaller=options.smaller,
-    )  # fmt: skip
-    unchanged = {
-        record.key
-        for record, image in zip(examined.records, examined.images, strict=True)
-        if image.payload is not None and image.pixel_hash == columns["pixel_hash"][row_of[record.key]]
     }
-    changed = dict.fromkeys(record.path for record in differing if record.key not in unchanged)
+    if not differing and not unusable:
+        return
+    examined = examine_records(
+        [record for record in records if record.key in differing | unusable], source, recipe, run,
+        keep_blank=options.keep_blank, progress=partial(progress, "comparing"), smaller=options.smaller,
+    )  # fmt: skip
+    unchanged = unusable - {record.key for record in examined.records}
+    for record, image in zip(examined.records, examined.images, strict=True):
+        row = row_of.get(record.key)
+        if row is not None and image.payload is not None and image.pixel_hash == columns["pixel_hash"][row]:
+            unchanged.add(record.key)
+    changed = dict.fromkeys(record.path for record in records if record.key in (differing | unusable) - unchanged)
     if changed:
         raise UserError(
             f"--out {out} contains shards built from other contents of {len(changed)} source files, such as"

@@ -194,6 +194,26 @@ def test_corrected_pixels_are_noticed_although_size_and_time_are_the_same(source
     assert open_dataset(tmp_path / "out").version == first.dataset.version
 
 
+def test_a_corrected_file_is_noticed_that_was_left_out(source, tmp_path):
+    """A damaged image and a blank one, corrected without a change of the file's size."""
+    edited = tmp_path / "mine"
+    shutil.copytree(source, edited)
+    damaged, blank = edited / "notumor" / "no003.jpg", edited / "glioma" / "gl001.bmp"
+    right = {file: file.read_bytes() for file in (damaged, blank)}
+    damaged.write_bytes(bytes(len(right[damaged])))
+    blank.write_bytes(right[blank][:54] + bytes(len(right[blank]) - 54))
+    first = make(edited, tmp_path / "out", part=PATIENTS, skip_bad=True)
+    assert len(first.dataset.manifest.skipped) == 2
+    assert not make(edited, tmp_path / "out", part=PATIENTS, skip_bad=True).fresh
+    for file in (damaged, blank):
+        wrong = file.read_bytes()
+        file.write_bytes(right[file])
+        name = file.relative_to(edited)
+        with pytest.raises(UserError, match=f"other contents of 1 source files, such as {name}; choose another --out"):
+            make(edited, tmp_path / "out", part=PATIENTS, skip_bad=True)
+        file.write_bytes(wrong)
+
+
 def test_a_foreign_out_is_unchanged(source, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")
