@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from brain_dist.common.files import write_atomically
+from brain_dist.common.locks import Busy, take_lock
 from brain_dist.config import dump
 from brain_dist.errors import UserError
 from brain_dist.scalability.board import Board
@@ -25,32 +27,37 @@ ERROR_LINES = (
 )
 
 
-def claim_folder(out: Path, experiment: Mapping[str, Any]) -> None:
-    """Create the folder of an experiment, or check that it belongs to the same one.
+@contextmanager
+def claim_folder(out: Path, experiment: Mapping[str, Any]) -> Iterator[None]:
+    """Create the folder of an experiment, or check that it belongs to the same one; hold it during a ``with`` block.
 
     Args:
         out: The folder.
         experiment: Settings that must match on resume; stored as experiment.json.
 
     Raises:
-        UserError: the folder cannot be written to, or holds another experiment.
+        UserError: the folder cannot be written to, another process measures into it, or it holds another experiment.
     """
     file = out / EXPERIMENT
-    if not file.is_file():
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(experiment, indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
-        return
     try:
-        stored = json.loads(file.read_text())
-    except ValueError:
-        raise UserError(f"{file} is not valid JSON; choose another --out") from None
-    current = json.loads(json.dumps(experiment))
-    if stored != current:
-        difference = _first_difference(stored, current)
-        raise UserError(f"{out} holds another experiment ({difference}); choose another --out, or its settings")
+        out.mkdir(parents=True, exist_ok=True)
+        lock = take_lock(out / ".lock", required=False)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
+    except Busy:
+        raise UserError(f"another process measures into {out}; wait for it or choose another --out") from None
+    with lock:
+        if not file.is_file():
+            write_atomically(file, json.dumps(experiment, indent=1) + "\n")
+        try:
+            stored = json.loads(file.read_text())
+        except ValueError:
+            raise UserError(f"{file} is not valid JSON; choose another --out") from None
+        current = json.loads(json.dumps(experiment))
+        if stored != current:
+            difference = _first_difference(stored, current)
+            raise UserError(f"{out} holds another experiment ({difference}); choose another --out, or its settings")
+        yield
 
 
 def _first_difference(stored: Any, current: Any, name: str = "") -> str:

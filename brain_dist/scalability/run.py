@@ -67,22 +67,23 @@ def main(argv: Sequence[str]) -> int:
     modes = [mode for mode in MODES if arguments.mode in (mode, "both")]
     cases = plan(configs, nodes=nodes, ranks_per_node=launcher.ranks_per_node, modes=modes, repeats=arguments.repeats)
     version = _check_data_and_networks(configs)
-    claim_folder(arguments.out, {
+    experiment = {
         "nodes": nodes, "per_node": launcher.ranks_per_node, "modes": modes, "steps": arguments.steps,
         "repeats": arguments.repeats, "where": launcher.kind, "dataset_version": version,
         "settings": [to_dict(config) for config in configs],
-    })  # fmt: skip
+    }  # fmt: skip
     folder = CaseFolder(arguments.out / "cases", arguments.steps)
     try:
-        board = _run_missing(cases, launcher, folder)
-        profiles = [(case, folder.read_profile(case)) for case in cases]
-        write_results(
-            arguments.out,
-            [profile_row(case, profile) for case, profile in profiles if profile],
-            command=f"python -m brain_dist.scaling run {shlex.join(argv)}",
-            note=launcher.note,
-            failed={case.name: board.note[case.name] for case in board.failed},
-        )
+        with claim_folder(arguments.out, experiment):
+            board = _run_missing(cases, launcher, folder)
+            profiles = [(case, folder.read_profile(case)) for case in cases]
+            write_results(
+                arguments.out,
+                [profile_row(case, profile) for case, profile in profiles if profile],
+                command=f"python -m brain_dist.scaling run {shlex.join(argv)}",
+                note=launcher.note,
+                failed={case.name: board.note[case.name] for case in board.failed},
+            )
     except OSError as error:
         raise Fault(f"{error.filename or arguments.out} cannot be written: {error.strerror or error}") from None
     if board.failed:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, TINY, children, environment, in_process
 
+from brain_dist.common.locks import take_lock
 from brain_dist.config import AugmentConfig, Config, ModelConfig, TrainConfig
 from brain_dist.errors import UserError
 from brain_dist.scalability import results
@@ -135,6 +136,9 @@ def test_a_killed_case_is_reported_and_only_that_case_runs_again(
 
     other = in_process("scaling", *arguments, "--optim.lr", "0.5", expect=2)
     assert "holds another experiment (its optim.lr is" in other.err
+    with take_lock(out / ".lock"):
+        second = in_process("scaling", *arguments, expect=2)
+    assert f"another process measures into {out}" in second.err
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(phantom_shards: Path, tmp_path: Path) -> None:
