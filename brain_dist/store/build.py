@@ -20,6 +20,7 @@ from brain_dist.common.progress import Progress, no_progress
 from brain_dist.common.text import printable
 from brain_dist.common.workers import Run, worker_pool
 from brain_dist.copies import search
+from brain_dist.store.borrowing import borrow_patients, check_patients
 from brain_dist.store.coverage import check_classes, check_split
 from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.store.index import INDEX, index_bytes
@@ -47,7 +48,7 @@ class BuildResult(NamedTuple):
 
 def build(
     source: Path, out: Path, recipe: Recipe, options: BuildOptions, *, workers: int, allow_missing: bool = False,
-    parts: int | None = None, progress: Progress = no_progress,
+    parts: int | None = None, known: Dataset | None = None, progress: Progress = no_progress,
 ) -> BuildResult:  # fmt: skip
     """Build the shard folder ``out`` from the images in ``source``.
 
@@ -63,6 +64,8 @@ def build(
         allow_missing: whether the collection may lack a class of the recipe, or a split a class of the collection.
         parts: number of parts that :func:`brain_dist.store.parts.examine_part` has examined, all of them; None
             examines the images here.
+        known: shards of a collection that names patients; images without a patient get that of their copy there.
+            ``options.patients_from`` is their version.
         progress: called with (stage, done, total).
 
     Raises:
@@ -70,6 +73,8 @@ def build(
             writable.
     """
     check_places(source, out)
+    if known is not None:
+        check_patients(known)
     with worker_pool(workers) as run:  # the processes start while the files are listed
         records, warnings = find_records(recipe, source, allow_missing=allow_missing)
         request = request_entries(source, recipe, options, records)
@@ -92,8 +97,9 @@ def build(
                 )  # fmt: skip
             check_usable(examined, records, recipe, skip_bad=options.skip_bad)
             warnings += _write_folder(
-                folder, source, spool, recipe, options, examined, request, run, progress, allow_missing=allow_missing
-            )
+                folder, source, spool, recipe, options, examined, request, run, progress,
+                allow_missing=allow_missing, known=known, workers=workers,
+            )  # fmt: skip
             shutil.rmtree(folder / "spool", ignore_errors=True)
     if parts is not None:
         remove_parts(out)
@@ -102,13 +108,19 @@ def build(
 
 def _write_folder(
     folder: Path, source: Path, spool: Path, recipe: Recipe, options: BuildOptions, examined: Examination,
-    request: dict[str, Any], run: Run, progress: Progress, *, allow_missing: bool,
+    request: dict[str, Any], run: Run, progress: Progress, *, allow_missing: bool, known: Dataset | None, workers: int,
 ) -> list[str]:  # fmt: skip
     """Write shards, index and, last, the manifest into ``folder``; returns warnings."""
+    audit: dict[str, Any] = {}
+    if known is not None:
+        borrowed = borrow_patients(examined, known, workers, progress)
+        examined = examined._replace(records=borrowed.records)
+        audit["patients_from"] = borrowed.summary
     records = examined.records
     patients = [(record.dataset, record.patient) for record in records]
+    persons = patients if known is None else [("", str(person)) for person in borrowed.persons]
     hashes = [image.pixel_hash for image in examined.images]
-    findings = search.find_copies(examined.thumbs, hashes, patients, progress=partial(progress, "comparing"))
+    findings = search.find_copies(examined.thumbs, hashes, persons, progress=partial(progress, "comparing"))
     labels = np.array([record.label for record in records])
     split = split_images(records, findings.groups, recipe.classes, options)
     warnings = check_split(split, records, findings.groups, recipe.classes, allow_missing=allow_missing)
@@ -129,7 +141,7 @@ def _write_folder(
         **request,
         split=split.description,
         excluded=_excluded([records[row] for row in np.flatnonzero(split.codes == LEFT_OUT)], recipe.classes),
-        audit=search.counts(findings, labels, patients, split.codes),
+        audit=search.counts(findings, labels, patients, split.codes) | audit,
         skipped=examined.bad + examined.blank,
         shards=entries,
         index_sha256=sha256_bytes(index),

@@ -43,6 +43,8 @@ class Build:
         folds: for --split kfold: the number of folds, 3 or more, or published for those of the collection
         test_on: for --split leave-one-out: the dataset whose images are the test split; none of their copies is trained
             on
+        patients_from: shards of a collection that names patients: images without a patient get that of their copy
+            there (same pixels or near copy), so that these patients stay whole, too
         seed: seed of the split and of the order in the shards
         max_side: reduce larger images to N pixels on the longer side, as gray JPEG (from JPEG) or gray PNG (default:
             keep the bytes)
@@ -64,6 +66,7 @@ class Build:
     fractions: str | None = None
     folds: str | None = None
     test_on: str | None = None
+    patients_from: Path | None = None
     seed: int = 0
     max_side: int | None = None
     jpeg_quality: int | None = None
@@ -82,6 +85,7 @@ class Build:
             UserError: a value is out of range, or options contradict each other.
         """
         from brain_dist.collection.pixels import JPEG_QUALITY
+        from brain_dist.store.manifest import load_manifest
         from brain_dist.store.options import BuildOptions, parse_folds, parse_fractions
         from brain_dist.store.tar import parse_shard_size
 
@@ -100,6 +104,7 @@ class Build:
         values = {option.name: getattr(self, option.name) for option in fields(BuildOptions)}
         values["fractions"] = parse_fractions(self.fractions or FRACTIONS)
         values["jpeg_quality"] = JPEG_QUALITY if self.jpeg_quality is None else self.jpeg_quality
+        values["patients_from"] = None if self.patients_from is None else load_manifest(self.patients_from)[1]
         values["folds"] = None if self.folds is None else parse_folds(self.folds)
         return BuildOptions(**values)
 
@@ -109,6 +114,7 @@ class Build:
         from brain_dist.collection.recipes import default_recipe, read_recipe
         from brain_dist.common.progress import show_progress
         from brain_dist.store.build import build
+        from brain_dist.store.dataset import open_dataset
         from brain_dist.store.parts import Part, check_part, examine_part
 
         options = self.options()
@@ -125,7 +131,8 @@ class Build:
                     return 0
                 result = build(
                     self.source, self.out, recipe, options,
-                    workers=self.workers, allow_missing=self.allow_missing, parts=self.parts, progress=progress,
+                    workers=self.workers, allow_missing=self.allow_missing, parts=self.parts,
+                    known=None if self.patients_from is None else open_dataset(self.patients_from), progress=progress,
                 )  # fmt: skip
         except BadImages as error:
             print_list(error.files, self.out.with_name(f"{self.out.name}.bad-images.txt"))
@@ -230,6 +237,12 @@ def _print_build(dataset: Dataset) -> None:
         f" near copies, {audit['near_pairs_mirrored']} mirrored; {audit['images_with_label_conflict']} images have a"
         " copy of another class"
     )
+    if "patients_from" in audit:
+        given = audit["patients_from"]
+        print(
+            f"patients: {given['images']} images got one of {given['patients']} patients from {given['name']}, whose"
+            " pictures they show"
+        )
     if split["method"] == "original":
         print(
             f"leaks: {audit['test_leaked']} of {sum(manifest.counts['test'].values())} test images are known from"

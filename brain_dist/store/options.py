@@ -25,6 +25,7 @@ class BuildOptions:
         keep_blank: keep images that show nothing, as at the ends of a volume.
         folds: number of folds of the split kfold, or ``published``.
         test_on: the test dataset of the split leave-one-out.
+        patients_from: version of the shards whose patients images get through copies, or None.
     """
 
     split: str = "grouped"
@@ -37,6 +38,7 @@ class BuildOptions:
     keep_blank: bool = False
     folds: int | str | None = None
     test_on: str | None = None
+    patients_from: str | None = None
 
     def __post_init__(self) -> None:
         if self.split == "test":

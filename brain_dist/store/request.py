@@ -33,6 +33,9 @@ def check_places(source: Path, out: Path) -> None:
 
 def request_entries(source: Path, recipe: Recipe, options: BuildOptions, records: list[Record]) -> dict[str, Any]:
     """The manifest's entries that describe the request, with types of JSON so that they can be compared."""
+    stated = asdict(options)
+    if stated["patients_from"] is None:  # earlier releases did not have it
+        del stated["patients_from"]
     return {
         "name": recipe.name or source_name(source),
         "title": recipe.title,
@@ -40,7 +43,7 @@ def request_entries(source: Path, recipe: Recipe, options: BuildOptions, records
         "licence": recipe.licence,
         "citation": recipe.citation,
         "recipe": json.loads(json.dumps(recipe.as_dict())),
-        "options": json.loads(json.dumps(asdict(options))),
+        "options": json.loads(json.dumps(stated)),
         "source_listing_sha256": _listing_sha256(source, records),
     }
 
@@ -79,7 +82,7 @@ def existing_dataset(out: Path, request: dict[str, Any]) -> Dataset | None:
             raise UserError(f"--out {out} contains shards built from another {meaning}; {advice}")
     # earlier releases kept blank images and had one quality
     options = {"keep_blank": True, "jpeg_quality": JPEG_QUALITY, **getattr(manifest, "options", {})}
-    for key, value in request["options"].items():
+    for key, value in {"patients_from": None, **request["options"]}.items():
         if options.get(key) != value:
             flag = key.replace("_", "-")
             raise UserError(f"--out {out} was built with --{flag} {options.get(key)}, not {value}; {advice}")
