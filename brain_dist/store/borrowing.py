@@ -75,7 +75,7 @@ def borrow_patients(examined: Examination, known: Dataset, workers: int, progres
         for record, before in zip(records, examined.records, strict=True)
         if record.patient is not None and before.patient is None
     ]
-    summary = {"name": known.name, "images": len(given), "patients": len(set(given))}
+    summary: dict[str, str | int] = {"name": known.name, "images": len(given), "patients": len(set(given))}
     return Borrowed(records, persons[:count], summary)
 
 
