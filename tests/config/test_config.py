@@ -14,7 +14,8 @@ from brain_dist import config
 from brain_dist.config.checks import Range
 from brain_dist.errors import UserError
 
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs" / "paper").glob("*.yaml")])
+PAPER = (ROOT / "configs" / "paper" / "README.md").read_text()
 
 
 def test_flags_override_yaml_and_yaml_overrides_defaults(tmp_path: Path) -> None:
@@ -59,6 +60,31 @@ def test_every_shipped_configuration_loads_and_names_a_timm_model(file: Path) ->
 
     loaded = config.load(["--config", str(file)])
     assert timm.is_model(loaded.model.name)
+
+
+def test_the_published_protocol_shows_every_image_whole_and_unchanged_in_training() -> None:
+    """The protocol has no augmentation: whatever the plan draws, an image is only resized."""
+    import numpy as np
+
+    from brain_dist.stream.augment import Frames, decide, mix, no_augmentation
+
+    protocol = config.load(["--config", str(ROOT / "configs" / "paper" / "protocol.yaml")])
+    sides = np.array([512, 224, 630, 301])
+    frames = Frames(np.zeros(4, dtype=int), np.zeros(4, dtype=int), sides, sides[::-1].copy())
+    rows = np.arange(4)
+    for epoch in range(3):
+        drawn = decide(protocol.augment, frames, rows, seed=0, epoch=epoch)
+        for name, expected in vars(no_augmentation(frames, rows)).items():
+            np.testing.assert_array_equal(getattr(drawn, name), expected, err_msg=name)
+    assert mix(protocol.augment, rows, np.ones(4, dtype=bool), seed=0, step=0) is None
+
+
+@pytest.mark.parametrize("name", re.findall(r"`([a-z0-9_]+\.[a-z0-9_]+)`", PAPER.split("## Its defects")[0]))
+def test_the_networks_of_the_published_comparison_have_pretrained_weights(name: str) -> None:
+    import timm
+
+    if not name.endswith(".yaml"):
+        assert name in timm.list_models(name.split(".")[0] + "*", pretrained=True)
 
 
 @pytest.mark.parametrize(
