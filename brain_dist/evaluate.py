@@ -48,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
     )
+    parser.add_argument(
+        "--timeout", type=float, default=600.0, metavar="SECONDS",
+        help="without progress for so long, end and report the rank that is stuck (default: 600)",
+    )  # fmt: skip
     evaluate(**vars(parser.parse_args(command_line(argv))))
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ def evaluate(
     loader: Literal["dali", "opencv", "torch"] | None = None,
     device: str = "auto",
     cache_dir: str | None = None,
+    timeout: float = 600.0,
 ) -> None:
     """Predict a split on all ranks. The main rank writes NAME.parquet and NAME.json, and prints the metrics.
 
@@ -45,6 +47,7 @@ def evaluate(
         loader: dali, opencv, torch, or None for the run's own.
         device: auto, cpu or cuda.
         cache_dir: see :func:`load_run`.
+        timeout: seconds without progress after which the evaluation ends and reports the rank that is stuck.
 
     Raises:
         UserError: the options do not fit together, or the folder is not writable.
@@ -53,16 +56,25 @@ def evaluate(
     """
     from brain_dist.ranks.device import choose_device
     from brain_dist.ranks.group import clear_faults, process_group, run_on_main
+    from brain_dist.ranks.rendezvous import LONGEST_STEP
+    from brain_dist.ranks.watch import watch_ranks
     from brain_dist.ranks.world import discover
 
     if name in SPLITS and name != split:
         raise UserError(f"--name {name}: these are the predictions of split {name}; choose another --name")
     if micro_batch < 1:
         raise UserError(f"--batch {micro_batch}: must be ≥ 1")
+    if not 1 <= timeout <= 1_000_000:
+        raise UserError(f"--timeout {timeout:g}: must be a number of seconds between 1 and 1000000")
     path = predictions_file(out or run / "predictions", split if name is None else name)
     world = discover()
     torch_device = choose_device(world, device)
-    with clear_faults(f"lower --batch {micro_batch}"), process_group(world, torch_device, timeout=PATIENCE):
+    with (
+        clear_faults(f"lower --batch {micro_batch}"),
+        watch_ranks(world, timeout) as watch,
+        process_group(world, torch_device, PATIENCE, watch),
+    ):
+        watch.report_progress("opening the run", math.inf)  # to copy its shards may take long
         run_on_main(world, lambda: check_writable(path.parent, "choose another folder with --out"))
         loaded = load_run(
             run, step=step, shards=shards, loader=loader, device=str(torch_device), cache_dir=cache_dir, world=world
@@ -73,8 +85,10 @@ def evaluate(
             )
         rows = loaded.rows(split)
         overlap: dict[str, Any] = {}
+        watch.report_progress("comparing the images with those of the training", math.inf)
         run_on_main(world, lambda: overlap.update(compare_with_training(loaded, rows, allow_known=allow_known)))
-        predictions = loaded.predict(split, micro_batch=micro_batch, world=world)
+        predictions = loaded.predict(split, micro_batch=micro_batch, world=world, watch=watch)
+        watch.report_progress("writing the predictions", LONGEST_STEP)
         if world.is_main:
             predictions = dataclasses.replace(predictions, **overlap)
             try:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from brain_dist.config import Config, DataConfig
     from brain_dist.judging.predictions import Predictions
+    from brain_dist.ranks.watch import Watch
     from brain_dist.ranks.world import World
     from brain_dist.store.dataset import Dataset
     from brain_dist.stream.batch import Batch
@@ -63,13 +64,16 @@ class LoadedRun:
             raise UserError(f"{self.dataset.root} has no {split} split; rebuild it with other --fractions")
         return rows
 
-    def predict(self, split: str = "test", *, micro_batch: int = 32, world: World | None = None) -> Predictions:
+    def predict(
+        self, split: str = "test", *, micro_batch: int = 32, world: World | None = None, watch: Watch | None = None
+    ) -> Predictions:
         """Predict a split of the dataset, each sample exactly once over all ranks. Every rank must call.
 
         Args:
             split: train, val or test.
             micro_batch: images per forward pass.
             world: this process among all processes; None predicts in this process alone.
+            watch: told of the progress of this rank.
 
         Raises:
             UserError: the split is empty, or shards are missing or too short.
@@ -87,6 +91,7 @@ class LoadedRun:
         total = -(-len(rows) // (micro_batch * world.size))
         with show_progress() if world.is_main else nullcontext(no_progress) as progress:
             batches = track(self.batches(rows, micro_batch=micro_batch, world=world), "predicting", total, progress)
+            batches = watch.watch_items(batches, "predicting") if watch else batches
             logits = predict_logits(self.model, self.normalize, batches, rows, world)
         return predictions_from_logits(self.dataset, rows, logits, run=self.config.run.name, step=self.step)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +18,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import ROOT, TINY, environment, free_ports, in_process, launch, verb
+from fork_server import Ranks
+from helpers import ROOT, TINY, environment, fork_server, free_ports, in_process, launch, verb
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
 
 from brain_dist.checkpoints.layout import MARKER, complete_steps, encode_marker, read_marker
@@ -323,3 +327,29 @@ def test_mistakes_are_one_line(
     result = in_process("evaluate", *(places.get(argument, argument) for argument in arguments), expect=2)
     assert message in result.err
     assert len(result.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("victim", "cause"), [(0, "rank 0, which serves the rendezvous"), (1, "no heartbeat from rank 1")]
+)
+def test_a_rank_that_stops_answering_ends_the_evaluation(run: Path, tmp_path: Path, victim: int, cause: str) -> None:
+    frozen = {"rank": victim, "place": "forward", "count": 20, "action": "SIGSTOP"}
+    arguments = [str(run), "--split", "train", "--timeout", "2", "--out", str(tmp_path)]
+    ranks = Ranks(fork_server(), 2, "evaluate", arguments, tmp_path / "log", inject=frozen)
+    try:
+        deadline = time.monotonic() + 120
+        while ranks.running() and ranks.codes[1 - victim] is None:
+            assert time.monotonic() < deadline, ranks.log.read_text()
+            time.sleep(0.1)
+    finally:
+        ranks.signal(victim, signal.SIGKILL)
+        codes = ranks.wait(20)
+    log = ranks.log.read_text()
+    assert codes[1 - victim] == 1, log
+    assert re.search(f"error on rank {1 - victim}: no progress for .* while predicting: {cause}", log), log
+    assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_timeout_must_be_a_number_of_seconds(run: Path) -> None:
+    result = in_process("evaluate", str(run), "--timeout", "nan", expect=2)
+    assert "--timeout nan: must be a number of seconds between 1" in result.err
