@@ -37,7 +37,7 @@ _locks: list[IO[str]] = []  # open until the process ends
 class Choices:
     """What was chosen for this machine: the threads of each rank, and why ``train.precision`` is what it is.
 
-    ``precision_reason`` is empty if the user set the precision.
+    ``precision_reason`` is empty if the user set the precision, and it suits the device.
     """
 
     threads: Threads
@@ -113,7 +113,7 @@ def describe_run(
     """A summary of the run in three lines: network, data, ranks and steps."""
     train = config.train
     accumulation = train.global_batch // (train.micro_batch * world.size)
-    precision = train.precision + (f" (auto: {choices.precision_reason})" if choices.precision_reason else "")
+    precision = train.precision + (f" ({choices.precision_reason})" if choices.precision_reason else "")
     steps = f"resuming at step {first_step} of {total_steps}" if first_step else f"{total_steps} steps"
     return (
         f"{config.run.path}: {config.model.name} ({parameters / 1e6:.1f} M parameters), {config.data.size}²,"

@@ -43,11 +43,14 @@ def resolve_precision(
         saved: the precision of the checkpoint that the run resumes from, which it keeps whatever the device.
 
     Returns:
-        The configuration, the same on all ranks, and the reason for the choice; empty if the user chose.
+        The configuration, the same on all ranks, and the reason for the choice; empty if the user chose, unless the
+        user chose 16 bits and the device is faster in fp32.
     """
-    if config.train.precision != "auto":
+    if config.train.precision == "fp32":
         return config, ""
     own = device_support(device, config.model)
+    if config.train.precision != "auto":
+        return config, f"expect slow steps, auto takes fp32: {own.reason}" if own.precisions == ("fp32",) else ""
     ranks = [Support(tuple(names), reason) for names, reason in gather_objects([own.precisions, own.reason], world)]
     best = ranks[0].precisions[0]
     common = [name for name in ranks[0].precisions if all(name in rank.precisions for rank in ranks)]
@@ -58,7 +61,7 @@ def resolve_precision(
     if saved and saved != choice:
         effect = "" if saved in common else "; expect slow steps"
         choice, reason = saved, f"kept from the checkpoint; this machine would get {choice}: {reason}{effect}"
-    return replace(config, train=replace(config.train, precision=choice)), reason
+    return replace(config, train=replace(config.train, precision=choice)), f"auto: {reason}"
 
 
 def device_support(device: torch.device, model: ModelConfig) -> Support:

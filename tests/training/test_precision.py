@@ -21,7 +21,8 @@ FAST_BF16 = bool(FEATURES & {"avx512_bf16", "amx_bf16"})
 AUTO = "amp" if FAST_BF16 else "fp32"
 
 RANK = """
-from brain_dist.config import Config
+import sys
+from brain_dist.config import Config, TrainConfig
 from brain_dist.errors import leave
 from brain_dist.ranks.group import process_group
 from brain_dist.ranks.world import discover
@@ -32,7 +33,8 @@ def main():
     import torch
     device = torch.device("cpu")
     with process_group(world, device):
-        config, reason = resolve_precision(Config(), world, device)
+        config = Config(train=TrainConfig(precision=sys.argv[1]))
+        config, reason = resolve_precision(config, world, device)
         print(config.train.precision, reason)
     return 0
 
@@ -40,13 +42,13 @@ leave(main)
 """
 
 
-def resolved(*machines: dict[str, str]) -> list[str]:
+def resolved(*machines: dict[str, str], precision: str = "auto") -> list[str]:
     """What ranks on ``machines``, each described by variables, agree on: the output of each rank."""
     (port,) = free_ports(1)
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), SECRET: "s", "WORLD_SIZE": str(len(machines))}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", RANK], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-c", RANK, precision], cwd=ROOT, stdout=subprocess.PIPE, text=True,
             env=environment(**shared, RANK=str(rank), LOCAL_RANK=str(rank), **machine),
         )
         for rank, machine in enumerate(machines)
@@ -66,13 +68,15 @@ def test_autocast_is_chosen_only_where_the_processor_multiplies_bf16_fast() -> N
         if speed:
             assert (float(speed[1]) > 1) == fast
         else:
-            assert line == "fp32 the processor has no AVX512-BF16 or AMX"
+            assert line == "fp32 auto: the processor has no AVX512-BF16 or AMX"
+    (amp,) = resolved(HIDDEN, precision="amp")
+    assert amp.startswith("amp expect slow steps, auto takes fp32: ")
 
 
 def test_all_ranks_take_what_the_slowest_machine_supports() -> None:
     first, second = resolved({}, HIDDEN)
     assert first == second
-    assert first.startswith("fp32 rank 1: " if FAST_BF16 else "fp32 ")
+    assert first.startswith("fp32 auto: rank 1: " if FAST_BF16 else "fp32 auto: ")
 
 
 def train(shards: Path, folder: Path, *more: str, expect: int = 0, **variables: str) -> str:
@@ -96,11 +100,16 @@ def test_a_run_stores_its_precision_and_keeps_it_on_another_kind_of_processor(
     output, run = train(phantom_shards, tmp_path), tmp_path / "run"
     stored = json.loads((run / "environment.json").read_text())
     assert read(run / "config.yaml").train.precision == stored["precision"] == AUTO
-    assert f"{AUTO} (auto: {stored['precision_reason']})" in output.splitlines()[0]
+    assert f"{AUTO} ({stored['precision_reason']})" in output.splitlines()[0]
 
     run = tmp_path / "other"
-    train(phantom_shards, tmp_path, "--run.name", "other", "--train.precision", "amp")
-    assert json.loads((run / "environment.json").read_text())["precision_reason"] == "train.precision"
+    output = train(phantom_shards, tmp_path, "--run.name", "other", "--train.precision", "amp")
+    reason = json.loads((run / "environment.json").read_text())["precision_reason"]
+    if FAST_BF16:
+        assert reason == "train.precision"
+    else:
+        assert reason.startswith("expect slow steps, auto takes fp32: ")
+        assert f"amp ({reason})" in output.splitlines()[0]
     forget_the_last_epoch(run)
     output = train(phantom_shards, tmp_path, "--run.name", "other", **HIDDEN)
     assert "amp (auto: kept from the checkpoint; this machine would get fp32: " in output
