@@ -1,9 +1,10 @@
-"""Write the report of a run: one self-contained HTML page about its predictions.
+"""Write the report of a run: one self-contained HTML page about its predictions, and the model card beside it.
 
     python -m brain_dist.report runs/NAME
 
 All numbers come from the predictions table. The network is only used to show images as it saw them, with Grad-CAM. If
-the shards or the checkpoint no longer exist, the page has no images and says why.
+the shards or the checkpoint no longer exist, the page has no images and says why. The card, MODEL_CARD.md, has Hugging
+Face's format; nothing is uploaded.
 """
 
 from __future__ import annotations
@@ -26,17 +27,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--predictions", type=Path, metavar="DIR", help="folder of the predictions (default: RUN/predictions)"
     )
-    parser.add_argument("--out", type=Path, help="file to write (default: RUN/report/index.html)")
+    parser.add_argument(
+        "--out", type=Path, help="page to write, with MODEL_CARD.md beside it (default: RUN/report/index.html)"
+    )
     args = parser.parse_args(argv)
     from brain_dist.common.progress import show_activity
 
     with show_activity("writing the report"):
         from brain_dist.reporting.build import write_report
 
-        path, images_missing = write_report(args.run, args.name, args.predictions, args.out)
-    if images_missing:
-        print(f"brain-dist: note: the report has no images: {images_missing}", file=sys.stderr)
-    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+        report = write_report(args.run, args.name, args.predictions, args.out)
+    if report.images_missing:
+        print(f"brain-dist: note: the report has no images: {report.images_missing}", file=sys.stderr)
+    if report.card_missing:
+        print(f"brain-dist: note: there is no model card: {report.card_missing}", file=sys.stderr)
+    print(f"{report.page} ({report.page.stat().st_size / 1e6:.1f} MB)")
+    if report.card is not None:
+        print(report.card)
     return 0
 
 

@@ -1,16 +1,17 @@
-"""Write the report of a run: ``report/index.html``, one self-contained page."""
+"""Write the report of a run: ``report/index.html``, one self-contained page, and the model card beside it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from brain_dist.common.files import check_writable, write_atomically
+from brain_dist.common.files import check_writable, write_together
 from brain_dist.errors import Fault, UserError
 from brain_dist.judging.examples import confident_errors, typical_hits
 from brain_dist.judging.predictions import Predictions
+from brain_dist.reporting.card import NAME, render_card, why_no_card
 from brain_dist.reporting.page import Slice, render
 from brain_dist.reporting.run_files import RunFiles, read_run_files
 
@@ -21,19 +22,30 @@ MISTAKES = 12  # shown on the page
 MISTAKES_PER_GROUP = 2  # a dozen slices of one tumour would teach little
 
 
-def write_report(
-    run: Path, name: str, predictions: Path | None = None, out: Path | None = None
-) -> tuple[Path, str | None]:
-    """Write the report page of the predictions ``name`` of a run.
+class Report(NamedTuple):
+    """The files of a report.
+
+    Attributes:
+        page: the page.
+        card: the model card, or None.
+        images_missing: why the page has no images, or None if it has them.
+        card_missing: why there is no card, or None if there is one.
+    """
+
+    page: Path
+    card: Path | None
+    images_missing: str | None
+    card_missing: str | None
+
+
+def write_report(run: Path, name: str, predictions: Path | None = None, out: Path | None = None) -> Report:
+    """Write the report page of the predictions ``name`` of a run, and the model card of the run.
 
     Args:
         run: the run's folder.
         name: name of the predictions, a file ``<name>.parquet``.
         predictions: folder of the predictions; None is ``predictions`` in the run's folder.
-        out: file to write; None writes ``report/index.html`` in the run's folder.
-
-    Returns:
-        The file, and why the page has no images (None if it has them).
+        out: the page's file, with the card beside it; None writes ``report/index.html`` in the run's folder.
 
     Raises:
         UserError: the predictions do not exist, a file of the run cannot be read, or the folder is not writable.
@@ -47,12 +59,16 @@ def write_report(
     mistakes, hits = worst_mistakes(files.predictions), typical_hits(files.predictions)
     slices, missing = _slices(run, files, np.concatenate([mistakes, hits]))
     page = render(files, mistakes, hits, slices, missing)
+    no_card = why_no_card(run, files.table)
+    written = {path: page.encode()}
+    if no_card is None:
+        written[path.with_name(NAME)] = render_card(run, predictions).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, page)
+        write_together(written)
     except OSError as error:
         raise Fault(f"{path} cannot be written ({error.strerror}); choose another file with --out") from None
-    return path, missing
+    return Report(path, path.with_name(NAME) if no_card is None else None, missing, no_card)
 
 
 def worst_mistakes(predictions: Predictions) -> np.ndarray:

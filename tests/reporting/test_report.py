@@ -19,6 +19,7 @@ import pytest
 import torch
 import yaml
 from browser import browser
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn import metrics as sk
@@ -36,6 +37,7 @@ from brain_dist.pages.text import number, percent
 from brain_dist.ranks.threads import choose_threads
 from brain_dist.ranks.world import discover
 from brain_dist.reporting.build import make_slices, worst_mistakes
+from brain_dist.reporting.card import render_card
 from brain_dist.reporting.page import calibration, render
 from brain_dist.reporting.run_files import read_run_files
 from brain_dist.store.dataset import open_dataset
@@ -452,3 +454,88 @@ def test_help_needs_no_heavy_import(name: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout
+
+
+def card_of(run: Path) -> tuple[ModelCard, str]:
+    """The model card beside the report, and its text without the metadata."""
+    card = ModelCard.load(run / "report" / "MODEL_CARD.md")
+    return card, card.text
+
+
+def plain(text: str) -> str:
+    """A number as the card shows it, with an ordinary space before the percent sign."""
+    return text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_the_card_s_numbers_are_the_metrics_of_the_predictions(finished_run: Path) -> None:
+    card, text = card_of(finished_run)
+    predictions = read_predictions(finished_run / "predictions" / "test.parquet")
+    metrics = predictions.evaluate()
+    results = {result.metric_type: result for result in card.data.eval_results}
+    assert {name: result.metric_value for name, result in results.items()} == {
+        "accuracy": metrics["accuracy"],
+        "balanced_accuracy": metrics["balanced_accuracy"],
+        "f1": metrics["f1_macro"],
+        "roc_auc": metrics["auc_macro"],
+        "matthews_correlation": metrics["mcc"],
+        "expected_calibration_error": metrics["ece"],
+        "brier_score": metrics["brier"],
+        "negative_log_likelihood": metrics["nll"],
+    }
+    assert results["accuracy"].metric_value == sk.accuracy_score(predictions.label, predictions.predicted)
+    assert {result.dataset_revision for result in results.values()} == {predictions.dataset_version}
+    assert (card.data.model_name, card.data.library_name) == ("trial", "timm")
+    assert f"| accuracy | {plain(percent(metrics['accuracy']))} | " in text
+    assert f"| Brier score | {number(metrics['brier'])} | " in text
+    for name, values in metrics["per_class"].items():
+        shown = "no tumour" if name == "notumor" else "pituitary tumour" if name == "pituitary" else name
+        assert f"| {shown} | {values['n']} | {plain(percent(values['sensitivity']))} | " in text
+
+
+def test_the_card_says_what_is_not_known_and_has_its_limits(finished_run: Path) -> None:
+    _, text = card_of(finished_run)
+    limits = text.split("## Limitations")[1].split("## How to use")[0]
+    assert "share no known patient and no copy with the training images" in limits
+    assert "Not evaluated on another collection" in limits
+    assert "One training" in limits
+    assert "alone reaches" in limits  # the shortcut baseline
+    assert "| developed by, contact, licence | not known |" in text
+    assert "say nothing about patients" in text
+    assert "### train:" not in text  # no evaluation on training images
+    assert "7 of " in text.split("## Training")[1]
+
+
+def test_the_card_of_leaking_and_of_adopted_predictions(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = Path(read_predictions(run / "predictions" / "test.parquet").shards)
+    for file in ("train.parquet", "test.parquet", "shortcut.json"):
+        path = run / "predictions" / file
+        if file == "test.parquet":
+            table = read_predictions(path)
+            path.write_bytes(table_bytes(replace(table, known=np.where(table.label == 0, "near copy", "")), table.row))
+        else:
+            path.unlink()
+    assert report.main([str(run)]) == 0
+    limits = card_of(run)[1].split("## Limitations")[1]
+    known = int((table.label == 0).sum())
+    assert f"of these images of other shards, training knew {known}; they are left out of the results" in limits
+    assert "no images of glioma: nothing is known about these classes" in limits
+    assert "(shortcut baselines) was not measured" in limits
+    assert "auc_macro" not in card_of(run)[0].content
+    path.parent.joinpath("test.parquet").write_bytes(table_bytes(replace(table, adopted="x.csv"), table.row))
+    (run / "report" / "MODEL_CARD.md").unlink()
+    assert report.main([str(run)]) == 0
+    assert "there is no model card: the predictions were adopted from a file" in capsys.readouterr().err
+    assert not (run / "report" / "MODEL_CARD.md").exists()
+    assert shards.is_dir()
+
+
+def test_names_do_not_break_the_card(run: Path) -> None:
+    predictions = read_predictions(run / "predictions" / "test.parquet")
+    classes = ("a|b", "<script>", "c\nd", "e`f")
+    changed = replace(predictions, classes=classes)
+    (run / "predictions" / "test.parquet").write_bytes(table_bytes(changed, changed.row))
+    text = render_card(run)
+    assert "<script>" not in text
+    rows = [line for line in text.splitlines() if line.startswith(("| a\\|b", "| &lt;", "| c d", "| e'f"))]
+    assert len(rows) == 4
+    assert {line.replace("\\|", "").count("|") for line in rows} == {7}
