@@ -54,8 +54,9 @@ check: .venv/ready ## formatter, linter, types, dead code, import order, docstri
 	$(PY) -m vulture brain_dist launch benchmarks tests
 	$(PY) -m pytest -n 0 tests/test_imports.py tests/test_docstrings.py
 
-docs: .venv/ready ## docs/configuration.md from the docstrings of the settings
+docs: .venv/ready ## docs/configuration.md from the docstrings of the settings, docs/checklist.md
 	$(PY) -m brain_dist.config.reference > docs/configuration.md
+	$(PY) -m brain_dist.judging.checklist > docs/checklist.md
 
 graph: .venv/ready ## print the imports between the packages
 	$(PY) tests/import_graph.py

@@ -12,6 +12,7 @@ from brain_dist.calibration.measures import null_errors, verdict
 from brain_dist.calibration.words import temperature_sentence
 from brain_dist.checkpoints.evaluations import Evaluations
 from brain_dist.collection.spellings import SPLITS
+from brain_dist.judging.checklist import Facts, checklist, tally
 from brain_dist.judging.clusters import number_clusters
 from brain_dist.judging.patients import RULES, patient_results
 from brain_dist.judging.predictions import Predictions, reasons_text
@@ -92,7 +93,29 @@ def render(
         precision_recall=plots.precision_recall(label, prob, names),
         reliability=plots.reliability_diagram(label, prob, metrics["ece"]),
         curves=plots.learning_curves(files.log),
+        checklist=answered_checklist(files),
     )
+
+
+def answered_checklist(files: RunFiles) -> dict[str, Any]:
+    """The ``items`` of the reporting checklists for a run, and their ``tally``."""
+    import yaml
+
+    predictions = files.predictions
+    model = None if files.config is None else yaml.safe_load(files.config)["model"]
+    trained_on = (files.environment or {}).get("dataset_version", predictions.dataset_version)
+    items = checklist(
+        Facts(
+            trained_here=model is not None and predictions.adopted is None,
+            external=any(other.dataset_version != trained_on for other in (predictions, *files.others.values())),
+            patients=any(patient is not None for patient in predictions.patient),
+            audit=files.dataset is not None,
+            shortcuts=shortcut_comparison(files, 0.0) is not None,
+            errors=True,
+            pretrained=None if model is None else bool(model.get("pretrained") or model.get("weights")),
+        )
+    )
+    return {"items": items, "tally": tally(items)}
 
 
 def evaluated_on(files: RunFiles) -> str:

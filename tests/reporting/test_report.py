@@ -539,3 +539,13 @@ def test_names_do_not_break_the_card(run: Path) -> None:
     rows = [line for line in text.splitlines() if line.startswith(("| a\\|b", "| &lt;", "| c d", "| e'f"))]
     assert len(rows) == 4
     assert {line.replace("\\|", "").count("|") for line in rows} == {7}
+
+
+def test_the_page_answers_the_checklists(run: Path) -> None:
+    text = page_of(run).by_id["checklist"]
+    assert "no test images of another collection" in text
+    assert "shortcut baselines: what can be guessed without the disease" in text
+    assert "random, from the seed" in text
+    predictions = read_predictions(run / "predictions" / "test.parquet")
+    changed = with_predictions(run, replace(predictions, adopted="x.csv")).by_id["checklist"]
+    assert "predictions adopted from a file, which says nothing of their model" in changed
