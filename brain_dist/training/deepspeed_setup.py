@@ -101,9 +101,9 @@ def import_deepspeed(world: World, device: torch.device) -> Any:
 
     _import_muon()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING if world.is_main else logging.ERROR)
-    if device.type == "cpu":
-        # its shared-memory collectives need a C++ compiler and sum in an order that depends on the CPU; use gloo
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # No operators that have to be compiled: DeepSpeed's shared-memory collectives sum in an order that depends on the
+    # CPU, and while it looks for a compiler it redirects standard error, so that a message would be lost.
+    deepspeed.ops.__compatible_ops__ = {}
     return deepspeed
 
 

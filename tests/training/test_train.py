@@ -39,6 +39,16 @@ def single(phantom_shards: Path, runs: Path) -> Path:
     return runs / "single"
 
 
+def test_no_compiler_is_called(phantom_shards: Path, tmp_path: Path) -> None:
+    """DeepSpeed would redirect standard error while it looks for a compiler, and an error message would be lost."""
+    compiler, called = tmp_path / "cc", tmp_path / "called"
+    compiler.write_text(f"#!/bin/sh\necho $* >> {called}\nexit 1\n")
+    compiler.chmod(0o755)
+    variables = dict.fromkeys(("CC", "CXX", "LDSHARED"), str(compiler))
+    verb("train", *arguments(phantom_shards, tmp_path, "run", "--train.epochs", "1"), **variables)
+    assert not called.exists(), called.read_text()
+
+
 def newest_checkpoint(run: Path) -> Path:
     return sorted((run / "checkpoints").iterdir())[-1]
 
