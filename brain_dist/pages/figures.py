@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
 INK, MUTED, GRID = "#1f2a37", "#5b6b7c", "#dfe5ec"
+
+# without a writable home, matplotlib uses a temporary folder and warns of a slower start
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def new_figure(width: float, height: float) -> Figure:
