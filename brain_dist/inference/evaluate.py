@@ -14,6 +14,7 @@ from brain_dist.inference.known import compare_with_training
 from brain_dist.inference.run import NO_TUMOUR, TUMOUR, load_run
 from brain_dist.judging.evaluation import print_metrics, print_overlap, write_evaluation
 from brain_dist.judging.predictions import predictions_file
+from brain_dist.store.manifest import load_manifest
 
 PATIENCE = 7200.0  # seconds that ranks wait for the one that compares other shards with the training images
 
@@ -99,5 +100,10 @@ def evaluate(
             if len(loaded.trained_classes) > len(loaded.dataset.classes):
                 tumours = ", ".join(name for name in loaded.trained_classes if name != NO_TUMOUR)
                 print(f"{TUMOUR}: the sum of the probabilities of {tumours}")
+            kinds = [
+                name for name in load_manifest(loaded.dataset.root)[0].classes if name not in loaded.dataset.classes
+            ]
+            if kinds:
+                print(f"{TUMOUR}: {', '.join(kinds)}")
             print_overlap(predictions)
             print(f"predictions: {path}")

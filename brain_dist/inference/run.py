@@ -138,7 +138,7 @@ def load_run(
         path: the run's folder.
         step: optimiser steps of the checkpoint, or "best" for the best by ``train.best`` (default: the newest).
         shards: other shards than those of the run: of the same classes, or, if the run has a class notumor, of the
-            classes notumor and tumor.
+            classes notumor and tumor. For a run of these two, shards of notumor and several tumours.
         loader: dali, opencv or torch (default: that of the run).
         device: torch device.
         weights: "auto" uses the moving average of the weights if the checkpoint has one, "model" never does.
@@ -173,6 +173,7 @@ def load_run(
         settings = dataclasses.replace(settings, data=data)
     if loader:
         settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, loader=loader))
+    dataset = with_run_classes(dataset, classes)
     groups = class_groups(classes, dataset)
     model = create_network(settings.model, len(classes), seed=0, load_weights=False)
     steps: list[int] = []
@@ -275,6 +276,13 @@ def _load_checkpoint(model: torch.nn.Module, path: Path, settings: Config, step:
         raise Fault(f"{damage}; use another --step") from None
     model.load_state_dict({key: value.float() for key, value in read_weights(file).items()})
     return chosen
+
+
+def with_run_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
+    """For a run of notumor and tumor: a dataset of several tumours as one of these two classes; else unchanged."""
+    if set(classes) != {NO_TUMOUR, TUMOUR} or NO_TUMOUR not in dataset.classes or TUMOUR in dataset.classes:
+        return dataset
+    return dataset.of_classes(classes, {name: NO_TUMOUR if name == NO_TUMOUR else TUMOUR for name in dataset.classes})
 
 
 def class_groups(classes: tuple[str, ...], dataset: Dataset) -> list[list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -86,6 +86,21 @@ class Dataset:
         splits = np.array([split_of[name] for name in self.columns["split"]], dtype=object)
         manifest = replace(self.manifest, counts=counts)
         return replace(self, manifest=manifest, columns=self.columns | {"split": splits}, fold=fold)
+
+    def of_classes(self, classes: tuple[str, ...], class_of: Mapping[str, str]) -> Dataset:
+        """The dataset with other classes, into which its own are joined; version, rows and splits stay.
+
+        Args:
+            classes: the other classes.
+            class_of: own class → other class.
+        """
+        label_of = np.array([classes.index(class_of[name]) for name in self.classes], dtype=np.int16)
+        counts = {split: dict.fromkeys(classes, 0) for split in self.manifest.counts}
+        for split, by_class in self.manifest.counts.items():
+            for name, number in by_class.items():
+                counts[split][class_of[name]] += number
+        manifest = replace(self.manifest, classes=list(classes), counts=counts)
+        return replace(self, manifest=manifest, columns=self.columns | {"label": label_of[self.columns["label"]]})
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers (int64 [N], ascending) of train, val or test; empty if that split has no samples.

@@ -150,3 +150,23 @@ def test_a_run_without_a_tumour_free_class_needs_its_own_classes(base: Path) -> 
             load_run(base / "run", shards=str(base / "binary"))
     finally:
         file.write_text(text)
+
+
+def test_a_run_of_two_classes_is_evaluated_on_several_tumours(base: Path, phantom_shards: Path) -> None:
+    batch = ["--train.global_batch", "24", "--train.micro_batch", "24", "--train.epochs", "1"]
+    data = ["--data.shards", str(base / "swapped"), "--run.dir", str(base), "--run.name", "two"]
+    verb("train", *TINY, *batch, *data, "--train.precision", "fp32")
+    folders = {name: [name] for name in ("glioma", "meningioma", "notumor", "pituitary")}
+    four = build_shards(phantom_shards.parent / "images", base, "four", list(folders), folders)
+    result = verb("evaluate", str(base / "two"), "--shards", str(four), "--name", "four", "--allow-known")
+    assert "tumor: glioma, meningioma, pituitary" in result.out
+    predictions, dataset = read_predictions(base / "two" / "predictions" / "four.parquet"), open_dataset(four)
+    assert predictions.classes == ("tumor", "notumor")
+    assert predictions.dataset_version == dataset.version
+    names = np.array(dataset.classes, dtype=object)[dataset.columns["label"][predictions.row]]
+    assert (names == "notumor").tolist() == (predictions.label == 1).tolist()
+    own = load_run(base / "two")
+    rows = {source: row for row, source in enumerate(own.dataset.columns["source"])}
+    inputs = own.images([rows[source] for source in dataset.columns["source"][predictions.row]])
+    np.testing.assert_allclose(own.model(inputs).detach().numpy(), predictions.logit, atol=1e-4)
+    assert load_run(base / "two", shards=str(four)).dataset.manifest.counts["test"].keys() == {"tumor", "notumor"}
