@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import errno
 import json
 import os
@@ -28,6 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from brain_dist.cli import COMMANDS
+from brain_dist.common.children import stop_with_parent
 from brain_dist.common.commands import ArgumentParser
 from brain_dist.errors import leave
 from brain_dist.ranks.world import SECRET, START_ID, STORE_FD, listen
@@ -38,8 +38,6 @@ SAVE_TIME = 120.0  # seconds that processes get to save after the connection to 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # Exit codes: success, user error, stopped after a clean save, or asked to stop when there was nothing to save
 NOT_RESTARTED = (0, 2, 75, *(128 + number for number in FORWARDED))
-PR_SET_PDEATHSIG = 1  # option of prctl(2): the signal that a process gets when its parent ends
-LIBC = ctypes.CDLL(None)
 
 Processes = list[subprocess.Popen[Any]]
 
@@ -214,13 +212,6 @@ def start(command: Sequence[str], placement: Placement, **options: Any) -> Proce
             )  # fmt: skip
             processes.append(process)
         return processes
-
-
-def stop_with_parent(parent: int) -> None:
-    """Make this process, a new child, get SIGTERM when its parent ends, even by SIGKILL."""
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it has ended already
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def wait(processes: Processes) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from brain_dist.common.board import Board
 from brain_dist.config import Config
 from brain_dist.errors import UserError
 from brain_dist.stream.plan import accumulation_steps
@@ -91,6 +92,18 @@ def _strong(config: Config, ranks: int, all_ranks: Sequence[int]) -> Config:
             f" {max(1, round(global_batch / multiple)) * multiple}"
         )
     return replace(config, train=replace(config.train, micro_batch=sizes[0]))
+
+
+def case_board(cases: Sequence[Case]) -> Board:
+    """The board of an experiment."""
+    columns: dict[str, Literal["left", "right"]] = {"scaling": "left", "model": "left"}
+    columns |= dict.fromkeys(("ZeRO", "nodes", "ranks", "batch", "repeat"), "right")
+    rows = {}
+    for case in cases:
+        train = case.config.train
+        numbers = (train.zero_stage, case.nodes, case.ranks, train.global_batch, case.repeat + 1)
+        rows[case.name] = [case.mode, case.config.model.name, *map(str, numbers)]
+    return Board(rows, columns, unit="case", result="rate")
 
 
 def integers(option: str, text: str, *, minimum: int) -> list[int]:

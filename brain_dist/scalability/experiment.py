@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from brain_dist.common.board import Board
+from brain_dist.common.children import last_error
 from brain_dist.common.files import write_atomically
 from brain_dist.common.locks import Busy, take_lock
 from brain_dist.config import dump
 from brain_dist.errors import UserError
-from brain_dist.scalability.board import Board
 from brain_dist.scalability.cases import Case
 
 EXPERIMENT, PARQUET, PAGE, PLOT = "experiment.json", "scaling.parquet", "scaling.md", "scaling.png"
-# The most informative lines of a log, best first: the program's own error, an exception, SLURM's error, any line
-ERROR_LINES = (
-    r"(brain-dist: )?error\b.*: |launch: process",
-    r"(\[rank\d+\]: )?[\w.]*(Error|Exception)\b",
-    r"(srun|slurmstepd|sbatch): error",
-    r".",
-)
 
 
 @contextmanager
@@ -119,20 +112,15 @@ class CaseFolder:
         """Report the end of a case on the board; delete the profile if the case failed."""
         profile = self.read_profile(case)
         if succeeded and profile:
-            board.update(case, "done", rate=profile["images_per_s"])
+            board.update(case.name, "done", result=rate_text(profile))
             return
         self.profile(case).unlink(missing_ok=True)
-        board.update(case, "failed", note=last_error(self.log(case)))
+        board.update(case.name, "failed", note=last_error(self.log(case)))
 
 
-def last_error(log: Path) -> str:
-    """The line of a log that describes the failure best."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()] if log.is_file() else []
-    for pattern in ERROR_LINES:
-        matches = [line for line in lines if re.match(pattern, line)]
-        if matches:
-            return matches[-1].removeprefix("brain-dist: error: ")
-    return f"it ended without a message; its log is {log}"
+def rate_text(profile: Mapping[str, Any]) -> str:
+    """The rate of a profile with its unit."""
+    return f"{profile['images_per_s']:,.1f} images/s"
 
 
 def write_results(

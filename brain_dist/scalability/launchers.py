@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from brain_dist.common.board import Board
 from brain_dist.common.cores import cpu_cores
 from brain_dist.errors import UserError
 from brain_dist.ranks.threads import threads_of_user
 from brain_dist.scalability import slurm_jobs
-from brain_dist.scalability.board import Board
 from brain_dist.scalability.cases import Case
 from brain_dist.scalability.experiment import CaseFolder
 
@@ -64,7 +64,7 @@ class Launcher:
                 else:
                     command = ["bash", "-c", STEP, "scaling", "profile", *folder.arguments(case)]
                     environment = _step_environment(case)
-                board.update(case, "running")
+                board.update(case.name, "running")
                 folder.finish(case, _run_process(command, environment, folder.log(case)) == 0, board)
 
 

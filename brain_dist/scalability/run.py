@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from brain_dist.common.board import Board
 from brain_dist.common.commands import ArgumentParser
 from brain_dist.config import Config, load, to_dict
 from brain_dist.errors import Fault, UserError
-from brain_dist.scalability.board import Board
-from brain_dist.scalability.cases import MODES, Case, integers, plan
-from brain_dist.scalability.experiment import CaseFolder, claim_folder, write_results
+from brain_dist.scalability.cases import MODES, Case, case_board, integers, plan
+from brain_dist.scalability.experiment import CaseFolder, claim_folder, rate_text, write_results
 from brain_dist.scalability.launchers import Launcher, choose_launcher
 from brain_dist.scalability.results import profile_row
 
@@ -82,12 +82,12 @@ def main(argv: Sequence[str]) -> int:
                 [profile_row(case, profile) for case, profile in profiles if profile],
                 command=f"python -m brain_dist.scaling run {shlex.join(argv)}",
                 note=launcher.note,
-                failed={case.name: board.note[case.name] for case in board.failed},
+                failed={name: board.note[name] for name in board.failed},
             )
     except OSError as error:
         raise Fault(f"{error.filename or arguments.out} cannot be written: {error.strerror or error}") from None
     if board.failed:
-        first = board.failed[0].name
+        first = board.failed[0]
         raise Fault(
             f"{len(board.failed)} of {len(cases)} cases failed, first {first}: {board.note[first]};"
             f" logs are in {folder.path}"
@@ -127,11 +127,11 @@ def _check_data_and_networks(configs: Sequence[Config]) -> str | None:
 
 def _run_missing(cases: Sequence[Case], launcher: Launcher, folder: CaseFolder) -> Board:
     """Run the cases without a complete profile; return the board with the state of all cases."""
-    with Board(cases) as board:
+    with case_board(cases) as board:
         for case in cases:
             profile: dict[str, Any] | None = folder.read_profile(case)
             if profile:
-                board.update(case, "kept", rate=profile["images_per_s"])
+                board.update(case.name, "kept", result=rate_text(profile))
         missing = [case for case in cases if board.state[case.name] == "waiting"]
         print(f"{launcher.note}: {len(cases)} cases, {board.ended()} kept", file=sys.stderr, flush=True)
         try:

@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from brain_dist.common.board import Board
 from brain_dist.errors import UserError
-from brain_dist.scalability.board import Board
 from brain_dist.scalability.cases import Case
 from brain_dist.scalability.experiment import CaseFolder
 
@@ -77,7 +77,7 @@ class _Queue:
                 if not self.jobs:
                     raise
                 return
-            self.board.update(case, "queued")
+            self.board.update(case.name, "queued")
 
     def update(self) -> None:
         """Query the states of all jobs and finish the cases of those that have ended."""
@@ -87,7 +87,7 @@ class _Queue:
         for job, case in list(self.jobs.items()):
             state = states.get(job)  # None: the job ended so long ago that SLURM has dropped it
             if state in ACTIVE_STATES:
-                self.board.update(case, "queued" if state == "PENDING" else "running")
+                self.board.update(case.name, "queued" if state == "PENDING" else "running")
                 continue
             ended_at = self.ended_at.setdefault(job, time.monotonic())
             succeeded = state in (None, "COMPLETED")
@@ -100,7 +100,7 @@ class _Queue:
         name = f"--job-name=scaling-{self.folder.path.parent.name}"
         size = [f"--nodes={case.nodes}", f"--gpus-per-node={case.ranks_per_node}"]
         log = [f"--output={self.folder.log(case)}", "--open-mode=truncate"]
-        return _run("sbatch", *options, name, *size, *log, str(SCRIPT), *self.folder.arguments(case)).strip()
+        return slurm_command("sbatch", *options, name, *size, *log, str(SCRIPT), *self.folder.arguments(case)).strip()
 
 
 def _states(jobs: Iterable[str]) -> dict[str, str] | None:
@@ -112,7 +112,12 @@ def _states(jobs: Iterable[str]) -> dict[str, str] | None:
     return dict(line.split() for line in answer.stdout.splitlines())
 
 
-def _run(*command: str) -> str:
+def slurm_command(*command: str) -> str:
+    """Run one of SLURM's commands and return what it prints.
+
+    Raises:
+        UserError: it fails.
+    """
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if "error" in line] or [f"exit code {done.returncode}"]

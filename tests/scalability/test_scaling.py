@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, TINY, children, environment, in_process
 
+from brain_dist.common.children import last_error
 from brain_dist.common.locks import take_lock
 from brain_dist.config import AugmentConfig, Config, ModelConfig, TrainConfig
 from brain_dist.errors import UserError
 from brain_dist.scalability import results
 from brain_dist.scalability.cases import plan
-from brain_dist.scalability.experiment import last_error
 from brain_dist.scalability.launchers import local_launcher
 from brain_dist.scalability.page import markdown
 from brain_dist.scalability.results import Spread, measured_curves
