@@ -17,6 +17,7 @@ COMMANDS = {
     "adopt": "take in the predictions of any model, to judge them like a run's own",
     "calibrate": "calibrate probabilities on validation images, and make sets of classes with a known coverage",
     "shortcut": "measure how well the label can be guessed without looking at the disease",
+    "benchmark": "train and judge several models under the same conditions (run, table, costs)",
     "compare": "compare models on the same images, patient by patient",
     "report": "write one self-contained HTML page about a run",
     "profile": "measure where a training step spends its time, and what to change",

@@ -100,19 +100,20 @@ def _name(run: Path) -> str:
     return run.resolve().name.removesuffix(".parquet")
 
 
-def read_tables(models: Mapping[str, Sequence[Path]], names: Sequence[str]) -> Tables:
+def read_tables(models: Mapping[str, Sequence[Path]], names: Sequence[str], *, fewest: int = 2) -> Tables:
     """Read and align the predictions of models.
 
     Args:
         models: name of a model → its runs: folders of runs, or files of predictions. Runs of one model either have the
             same images (they differ in their seed) or no image in common (folds).
         names: names of the predictions in a run's folder. All their images are compared.
+        fewest: number of models that are needed.
 
     Raises:
-        UserError: fewer than two models; a file is missing or not a predictions table; the images, labels or classes
-            of two models differ.
+        UserError: fewer than ``fewest`` models; a file is missing or not a predictions table; the images, labels or
+            classes of two models differ.
     """
-    if len(models) < 2:
+    if len(models) < fewest:
         raise UserError(
             "two or more models are needed; give their runs, or --group MODEL=RUN,RUN for seeds of one model"
         )

@@ -49,7 +49,7 @@ class WeightedMetrics:
         label: true classes, int64 [N].
         prob: probabilities [N, K].
         cluster: number of each sample's cluster, int64 [N] in 0..I-1.
-        names: metrics of :data:`METRICS`, or ``sensitivity:C`` with the number C of a class.
+        names: metrics of :data:`METRICS`, or ``sensitivity:C`` or ``specificity:C`` with the number C of a class.
     """
 
     def __init__(self, label: np.ndarray, prob: np.ndarray, cluster: np.ndarray, names: Sequence[str]) -> None:
@@ -87,6 +87,10 @@ class WeightedMetrics:
         if name.startswith("sensitivity:"):
             c = int(name.partition(":")[2])
             return hits[:, c] / support[:, c]
+        if name.startswith("specificity:"):
+            c = int(name.partition(":")[2])
+            others = total - support[:, c]
+            return (others - called[:, c] + hits[:, c]) / others
         sensitivity = (hits / support)[:, self._present]  # NaN for a class without weight
         agreement, expected = hits.sum(axis=1), (support * called).sum(axis=1)
         if name == "accuracy":

@@ -52,7 +52,7 @@ def test_estimates_are_the_metrics_of_the_table() -> None:
 def test_weighted_metrics_are_those_of_scikit_learn(seed: int) -> None:
     label, prob, cluster = random_table(seed)
     weights = next(weight_blocks(int(cluster.max()) + 1, 5, seed, 5))
-    values = WeightedMetrics(label, prob, cluster, [*METRICS, "sensitivity:1"])(weights)
+    values = WeightedMetrics(label, prob, cluster, [*METRICS, "sensitivity:1", "specificity:1"])(weights)
     exact, predicted = prob.astype(np.float64), prob.argmax(1)
     for row, weight in zip(values, weights[:, cluster], strict=True):
         auc = [sk.roc_auc_score(label == c, exact[:, c], sample_weight=weight) for c in range(3)]
@@ -67,6 +67,7 @@ def test_weighted_metrics_are_those_of_scikit_learn(seed: int) -> None:
             np.average(((exact - np.eye(3)[label]) ** 2).sum(1), weights=weight),
             np.average(-np.log(true), weights=weight),
             np.average((predicted == 1)[label == 1], weights=weight[label == 1]),
+            np.average((predicted != 1)[label != 1], weights=weight[label != 1]),
         ]
         np.testing.assert_allclose(row, expected, rtol=0, atol=1e-12)
 

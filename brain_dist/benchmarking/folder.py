@@ -1,0 +1,144 @@
+"""The folder of a benchmark: benchmark.json, the runs of its cells, the costs of its models, and its tables.
+
+=====================================  ==================================================================
+``benchmark.json``                     the grid, see :meth:`brain_dist.benchmarking.grid.Grid.record`
+``cells/KEY.yaml``, ``cells/KEY.log``  the settings of a cell, and what its commands printed
+``cells/KEY/``                         the run of a cell, with its predictions
+``costs/MODEL.json``                   measured costs of a model
+``table.parquet``, ``cells.parquet``   results; the same cells give the same bytes
+``costs.parquet``, ``table.md``        measured costs; everything in one page
+=====================================  ==================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from brain_dist.benchmarking.grid import Cell, Grid
+from brain_dist.common.files import check_writable, write_atomically
+from brain_dist.common.locks import Busy, take_lock
+from brain_dist.config import dump
+from brain_dist.errors import UserError
+
+RECORD = "benchmark.json"
+LOCK_TIME = 60.0  # seconds; a training that was interrupted may still save
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The folder ``out`` of a benchmark."""
+
+    out: Path
+
+    @property
+    def cells(self) -> Path:
+        """Folder of the cells."""
+        return self.out / "cells"
+
+    def run(self, key: str) -> Path:
+        """Folder of a cell's run."""
+        return self.cells / key
+
+    def settings(self, key: str) -> Path:
+        """File with the settings of a cell."""
+        return self.cells / f"{key}.yaml"
+
+    def log(self, key: str) -> Path:
+        """What the commands of a cell printed."""
+        return self.cells / f"{key}.log"
+
+    def predictions(self, key: str, test: str = "test") -> Path:
+        """A predictions table of a cell."""
+        return self.run(key) / "predictions" / f"{test}.parquet"
+
+    def costs(self, model: str) -> Path:
+        """Measured costs of a model."""
+        name = re.sub(r"[^\w.-]", "_", model)
+        return self.out / "costs" / f"{name}.json"
+
+    def is_finished(self, cell: Cell) -> bool:
+        """Whether all evaluations of a cell are there. They are written when its training is complete."""
+        files = [self.predictions(cell.key, test.name) for test in cell.tests]
+        return all(file.is_file() and file.with_suffix(".json").is_file() for file in files)
+
+    def record(self) -> dict[str, Any]:
+        """The grid in benchmark.json.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        file = self.out / RECORD
+        if not file.is_file():
+            raise UserError(f"{file} does not exist; start the benchmark with `brain-dist benchmark run {self.out}`")
+        try:
+            return dict(json.loads(file.read_text()))
+        except ValueError:
+            raise UserError(f"{file} is not valid JSON; `brain-dist benchmark run` writes it again") from None
+
+    def claim(self, grid: Grid, command: str) -> None:
+        """Write benchmark.json and the settings of all cells, or check that the folder belongs to the same conditions.
+
+        Models, seeds and folds may be added or removed; cells that exist are kept.
+
+        Args:
+            grid: the grid.
+            command: the command line, for the table.
+
+        Raises:
+            UserError: the folder holds cells of other shards or conditions, or is not writable.
+        """
+        record = json.loads(json.dumps({"command": command, **grid.record()}))
+        if (self.out / RECORD).is_file():
+            _require_same(self.record(), record, self.out)
+        check_writable(self.out, "choose another folder")
+        self.cells.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.out / RECORD, json.dumps(record, indent=1) + "\n")
+        for cell in grid.cells:
+            self.settings(cell.key).write_text(dump(cell.config), encoding="utf-8")
+
+    @contextmanager
+    def locked(self) -> Iterator[int]:
+        """Keep other processes from running cells here; yields a file descriptor that children may hold open.
+
+        Raises:
+            UserError: another process runs this benchmark, or the folder is not writable.
+        """
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            file = take_lock(self.out / ".lock", timeout=LOCK_TIME, required=False)
+        except Busy:
+            raise UserError(
+                f"another process runs the benchmark in {self.out}; wait for it, or choose another folder"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{self.out} cannot be written ({error.strerror}); choose another folder") from None
+        with file:
+            yield file.fileno()
+
+
+def _require_same(stored: Mapping[str, Any], current: Mapping[str, Any], out: Path) -> None:
+    """Raise UserError unless two records have the same shards, conditions and number of ranks."""
+    versions = {source["name"]: source["version"] for source in stored["sources"]}
+    for source in current["sources"]:
+        version = versions.get(source["name"], source["version"])
+        if version != source["version"]:
+            raise UserError(
+                f"the cells in {out} were trained on version {version[:12]} of {source['name']}, and"
+                f" {', '.join(source['shards'])} is version {source['version'][:12]}; use those shards, or choose"
+                " another folder"
+            )
+    pairs = [(f"{key} is", stored["common"].get(key), current["common"].get(key))
+             for key in dict.fromkeys([*stored["common"], *current["common"]])]  # fmt: skip
+    pairs.append(("the number of processes is", stored["processes"], current["processes"]))
+    for name, before, now in pairs:
+        if before != now:
+            raise UserError(
+                f"the conditions are not unified: {name} {before} in {out} and {now} in this command; give the same"
+                " value, or choose another folder"
+            )

@@ -1,0 +1,239 @@
+"""The cells of a benchmark: models × seeds × folds × training shards, under unified conditions. Pure.
+
+A cell is one training and its evaluations. Its name is a hash of its settings and of the version of its shards, so that
+the same settings are always the same cell, wherever the folders are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from brain_dist.config import Config, DataConfig, to_dict
+from brain_dist.errors import UserError
+
+# What may differ between models, and what differs between the cells of a model
+OF_MODEL = ("model.", "optim.lr")
+OF_CELL = ("run.seed", "run.name", "run.dir", "data.fold", "data.shards", "data.sources", "data.leave_out")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Training shards: one folder, or several that are joined.
+
+    Attributes:
+        name: what the table calls them.
+        version: sha256 of their manifest.
+        classes: their classes.
+        data: settings that name them: ``shards``, or ``sources`` and ``leave_out``.
+    """
+
+    name: str
+    version: str
+    classes: tuple[str, ...]
+    data: DataConfig
+
+
+@dataclass(frozen=True)
+class Test:
+    """One evaluation of a trained cell.
+
+    Attributes:
+        name: name of the predictions.
+        shards: other shards than the training's; None is the test split of the training's own.
+    """
+
+    name: str = "test"
+    shards: str | None = None
+
+
+OWN_TEST = (Test(),)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training and its evaluations.
+
+    Attributes:
+        key: hash of the settings, see :func:`cell_key`; the name of the cell's run.
+        model: what the table calls the network.
+        seed: seed of the training.
+        fold: fold that is the test split, or None.
+        source: name of the training shards.
+        config: settings of the training.
+        tests: the evaluations.
+    """
+
+    key: str
+    model: str
+    seed: int
+    fold: int | None
+    source: str
+    config: Config
+    tests: tuple[Test, ...] = OWN_TEST
+
+    @property
+    def title(self) -> str:
+        """The cell in words, within its training shards."""
+        return cell_title(self.model, self.seed, self.fold)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All cells of a benchmark, and its axes.
+
+    Attributes:
+        models: what the table calls the networks.
+        seeds: seeds of each model.
+        folds: folds; ``(None,)`` without cross-validation.
+        processes: ranks of a training; None if SLURM decides.
+        sources: training shards.
+        cells: the cells, in the order in which they run.
+    """
+
+    models: tuple[str, ...]
+    seeds: tuple[int, ...]
+    folds: tuple[int | None, ...]
+    processes: int | None
+    sources: tuple[Source, ...]
+    cells: tuple[Cell, ...]
+
+    def record(self) -> dict[str, Any]:
+        """The grid as benchmark.json holds it."""
+        settings = flattened(to_dict(self.cells[0].config))
+        return {
+            "models": list(self.models),
+            "seeds": list(self.seeds),
+            "folds": None if self.folds == (None,) else len(self.folds),
+            "processes": self.processes,
+            "learning_rates": {cell.model: cell.config.optim.lr for cell in self.cells},
+            "sources": [
+                {
+                    "name": source.name,
+                    "version": source.version,
+                    "classes": list(source.classes),
+                    "shards": list(source.data.sources or (source.data.shards,)),
+                    "leave_out": source.data.leave_out,
+                }
+                for source in self.sources
+            ],
+            "common": {key: value for key, value in settings.items() if not key.startswith((*OF_MODEL, *OF_CELL))},
+            "cells": [
+                {
+                    "cell": cell.key, "model": cell.model, "seed": cell.seed, "fold": cell.fold, "source": cell.source,
+                    "tests": [test.name for test in cell.tests],
+                }
+                for cell in self.cells
+            ],
+        }  # fmt: skip
+
+
+def plan(
+    variants: Mapping[str, Config],
+    seeds: Sequence[int],
+    folds: int | None,
+    sources: Sequence[Source],
+    out: Path,
+    processes: int | None = 1,
+    tests: Mapping[str, tuple[Test, ...]] | None = None,
+) -> Grid:
+    """All cells: seeds outermost, so that an unfinished benchmark has every model at the same number of seeds.
+
+    Args:
+        variants: what the table calls a network → the settings of its trainings.
+        seeds: seeds of each model.
+        folds: number of folds of the shards, or None.
+        sources: training shards.
+        out: folder of the benchmark.
+        processes: ranks of a training; None if SLURM decides.
+        tests: name of a source → the evaluations of its cells; None is the test split of the source itself.
+
+    Raises:
+        UserError: the settings of two models differ in more than :data:`OF_MODEL`, or a setting would give networks
+            different conditions.
+    """
+    fold_numbers: tuple[int | None, ...] = (None,) if folds is None else tuple(range(folds))
+    cells = []
+    for seed in seeds:
+        for fold in fold_numbers:
+            for source in sources:
+                for model, base in variants.items():
+                    data = replace(
+                        base.data, shards=source.data.shards, sources=source.data.sources,
+                        leave_out=source.data.leave_out, fold=fold,
+                    )  # fmt: skip
+                    config = replace(base, data=data, run=replace(base.run, seed=seed))
+                    key = cell_key(config, source.version)
+                    config = replace(config, run=replace(config.run, dir=str(out / "cells"), name=key))
+                    cells.append(
+                        Cell(key, model, seed, fold, source.name, config, (tests or {}).get(source.name, OWN_TEST))
+                    )
+    require_unified(cells)
+    return Grid(tuple(variants), tuple(seeds), fold_numbers, processes, tuple(sources), tuple(cells))
+
+
+def cell_title(model: str, seed: int, fold: int | None) -> str:
+    """A cell in words: model, seed and fold."""
+    return f"{model}, seed {seed}{'' if fold is None else f', fold {fold}'}"
+
+
+def cell_key(config: Config, version: str) -> str:
+    """16 hex digits of the sha256 of a cell's settings, with the version of its shards instead of their folder.
+
+    ``run.dir`` and ``run.name`` are left out. What does not change the trained network (W&B, threads) counts: the same
+    settings are the same cell.
+    """
+    settings = flattened(to_dict(config))
+    for name in ("run.dir", "run.name", "data.shards", "data.sources", "data.leave_out"):
+        del settings[name]
+    text = json.dumps({**settings, "dataset_version": version}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def require_unified(cells: Sequence[Cell]) -> None:
+    """Check that all cells have the same conditions.
+
+    Models may differ in ``model.*`` and ``optim.lr``, cells of one model in their seed, fold and shards.
+
+    Raises:
+        UserError: another setting differs, or the precision would depend on the network.
+    """
+    first = cells[0]
+    if first.config.train.precision == "auto":
+        raise UserError(
+            "train.precision=auto: networks with and without BatchNorm would get different precisions; set"
+            " train.precision to fp32 or amp for all of them"
+        )
+    first_of_model: dict[str, Cell] = {}
+    for cell in cells:
+        same = first_of_model.setdefault(cell.model, cell)
+        for reference, allowed in ((first, (*OF_MODEL, *OF_CELL)), (same, OF_CELL)):
+            for key, value, other in differences(reference.config, cell.config):
+                if not key.startswith(allowed):
+                    a, b = (f"{each.model} with seed {each.seed}" if reference is same else each.model
+                            for each in (reference, cell))  # fmt: skip
+                    raise UserError(
+                        f"the conditions are not unified: {key} is {value} for {a} and {other} for {b}; models may"
+                        " differ in model.* and optim.lr only, so set it for all of them, in --config or as a flag"
+                    )
+
+
+def differences(a: Config, b: Config) -> Iterator[tuple[str, Any, Any]]:
+    """(setting, value in ``a``, value in ``b``) of every setting that differs; None where one has no such key."""
+    first, second = flattened(to_dict(a)), flattened(to_dict(b))
+    for key in dict.fromkeys([*first, *second]):
+        if first.get(key) != second.get(key):
+            yield key, first.get(key), second.get(key)
+
+
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names; options of a network stay one value."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        flat |= flattened(value, f"{name}.") if isinstance(value, dict) and not prefix else {name: value}
+    return flat

@@ -1,0 +1,89 @@
+"""``brain-dist benchmark costs``: measure each model in a process of its own, and keep the result."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from brain_dist.benchmarking.folder import Folder
+from brain_dist.benchmarking.trainings import Commands
+from brain_dist.common.commands import ArgumentParser
+from brain_dist.common.files import write_atomically
+from brain_dist.common.text import nearest
+from brain_dist.errors import UserError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line; returns the exit code.
+
+    Raises:
+        UserError: there is no benchmark, or no such model in it.
+        Fault: the memory of the device is full.
+    """
+    parser = ArgumentParser("brain-dist benchmark costs", description=__doc__.partition(": ")[2])
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the benchmark")
+    parser.add_argument("--model", help="measure this model again (default: those that were not measured)")
+    arguments = parser.parse_args(list(argv))
+    folder = Folder(arguments.out)
+    record = folder.record()
+    if arguments.model is not None:
+        if arguments.model not in record["models"]:
+            raise UserError(
+                f"--model {arguments.model}{nearest(arguments.model, record['models'])}: the models are"
+                f" {', '.join(record['models'])}"
+            )
+        measure_model(record, arguments.model, folder)
+        return 0
+    with folder.locked() as lock, Commands(lock).forwarding() as commands:
+        failed = measure_missing(record["models"], folder, commands)
+    if failed:
+        raise UserError(f"{', '.join(failed)} could not be measured; logs are in {folder.out / 'costs'}")
+    return 0
+
+
+def measure_missing(models: Sequence[str], folder: Folder, commands: Commands) -> list[str]:
+    """Measure the models without costs, each in a process of its own; returns those that failed."""
+    failed = []
+    for model in models:
+        file = folder.costs(model)
+        if file.is_file() or commands.stop_requested:
+            continue
+        file.parent.mkdir(exist_ok=True)
+        print(f"measuring the costs of {model}", file=sys.stderr, flush=True)
+        command = [sys.executable, "-m", "brain_dist.benchmark", "costs", str(folder.out), "--model", model]
+        log = file.with_suffix(".log")
+        log.unlink(missing_ok=True)
+        if commands.run(command, log) and not commands.stop_requested:
+            failed.append(model)
+    return failed
+
+
+def measure_model(record: Mapping[str, Any], model: str, folder: Folder) -> None:
+    """Measure a model of a benchmark on this machine, and write its costs.
+
+    Raises:
+        Fault: the memory of the device is full.
+    """
+    import torch
+
+    from brain_dist.benchmarking.costs import measure_costs
+    from brain_dist.config import read
+    from brain_dist.ranks.device import choose_device
+    from brain_dist.ranks.group import clear_faults
+    from brain_dist.ranks.threads import choose_threads
+    from brain_dist.ranks.world import discover
+
+    cell = next(cell for cell in record["cells"] if cell["model"] == model)
+    source = next(source for source in record["sources"] if source["name"] == cell["source"])
+    config = read(folder.settings(cell["cell"]))
+    world = discover({})
+    device = choose_device(world, config.run.device)
+    torch.set_num_threads(choose_threads(world).count)
+    with clear_faults(f"lower data.size={config.data.size}"):
+        costs = measure_costs(config, len(source["classes"]), device)
+    file = folder.costs(model)
+    file.parent.mkdir(exist_ok=True)
+    write_atomically(file, json.dumps(costs, indent=1) + "\n")

@@ -1,0 +1,129 @@
+"""What the table says of each model: the mean over its seeds, and two spreads that are never mixed.
+
+The standard deviation over seeds says how much another training could change a number, the 95 % interval over patients
+how much other patients could change the mean of these trained networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brain_dist.calibration.measures import MEASURES, measures_statistic
+from brain_dist.comparison.paired import Draws, compare_metric
+from brain_dist.comparison.tables import Tables, read_tables
+from brain_dist.judging.clusters import RESAMPLES, Resampled, resample
+from brain_dist.judging.metrics import evaluate_predictions, wilson_interval
+from brain_dist.judging.refusal import or_refusal
+from brain_dist.judging.weighted import METRICS
+
+HEADLINE = "accuracy"
+TITLES = {name: metric.title for name, metric in METRICS.items()} | {"ece": "expected calibration error"}
+CLASS_METRICS = ("sensitivity", "specificity")
+
+
+def metric_values(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """The metrics of the table from those of :func:`~brain_dist.judging.metrics.evaluate_predictions`.
+
+    Names are those of :data:`TITLES`, then ``sensitivity:CLASS`` and ``specificity:CLASS``.
+    """
+    by_class = {
+        f"{name}:{each}": values[name] for each, values in metrics["per_class"].items() for name in CLASS_METRICS
+    }
+    return {**{name: metrics[name] for name in TITLES}, **by_class}
+
+
+class Summary:
+    """Models on the same test images.
+
+    Attributes:
+        tables: the aligned predictions: of each model the seeds that are complete.
+        values: model → metric → its value of each seed, None where undefined.
+    """
+
+    def __init__(self, runs: Mapping[str, Sequence[Path]], test: str, resamples: int = RESAMPLES) -> None:
+        """Read the predictions and resample the patients.
+
+        Args:
+            runs: model → folders of its runs: seeds, or all folds of each seed.
+            test: name of the predictions.
+            resamples: number of resamples.
+
+        Raises:
+            UserError: as :func:`~brain_dist.comparison.tables.read_tables`.
+        """
+        tables = self.tables = read_tables(runs, [test], fewest=1)
+        self.values = {
+            model.name: [metric_values(evaluate_predictions(tables.label, prob, tables.classes)) for prob in model.prob]
+            for model in tables.models
+        }
+        columns = [f"{name}:{c}" for c in range(len(tables.classes)) for name in CLASS_METRICS]
+        self.draws = Draws(tables, [*METRICS, *columns], resamples)
+        self._errors = _calibration_errors(tables, resamples)
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Model → for each metric M: ``M_mean``, ``M_sd``, ``M_low``, ``M_high`` and ``M_refused``.
+
+        ``M_mean`` and ``M_sd`` are over seeds, None where a seed has no value, and ``M_sd`` also with one seed.
+        ``M_low`` to ``M_high`` is the 95 % BCa interval of the mean from resampled groups (of accuracies of 0 or 1
+        Wilson's); ``M_refused`` says why there is none.
+        """
+        return {model: self._row(model) for model in self.values}
+
+    def _row(self, model: str) -> dict[str, Any]:
+        seeds = self.values[model]
+        row: dict[str, Any] = {}
+        for name in seeds[0]:
+            values = [seed[name] for seed in seeds]
+            defined = [value for value in values if value is not None]
+            complete = len(defined) == len(values)
+            interval = or_refusal(self._interval, model, name)
+            row |= {
+                f"{name}_mean": float(np.mean(defined)) if complete else None,
+                f"{name}_sd": float(np.std(defined, ddof=1)) if complete and len(values) > 1 else None,
+                f"{name}_low": interval.get("low"),
+                f"{name}_high": interval.get("high"),
+                f"{name}_refused": interval.get("refused"),
+            }
+        return row
+
+    def _interval(self, model: str, name: str) -> dict[str, Any]:
+        resampled = self._resampled(model, name)
+        if name == HEADLINE and float(resampled.estimate) in (0.0, 1.0):  # resampling has no spread
+            images = len(self.tables)
+            low, high = wilson_interval(round(float(resampled.estimate) * images), images)
+        else:
+            low, high = resampled.bca()
+        return {"low": low, "high": high}
+
+    def _resampled(self, model: str, name: str) -> Resampled:
+        """A metric of a model, the mean over its seeds."""
+        if name == "ece":
+            return self._errors[model]
+        metric, _, class_name = name.partition(":")
+        return self.draws.of(model, f"{metric}:{self.tables.classes.index(class_name)}" if class_name else metric)
+
+    def ranks(self) -> dict[str, Any]:
+        """Tiers and intervals of ranks by accuracy, see :func:`~brain_dist.comparison.paired.compare_metric`."""
+        return compare_metric(self.tables, self.draws, HEADLINE)
+
+
+def _calibration_errors(tables: Tables, resamples: int) -> dict[str, Resampled]:
+    """Model → its expected calibration error, the mean over its seeds; the resamples are those of :class:`Draws`."""
+    statistics = [
+        measures_statistic(tables.label, prob, tables.cluster) for model in tables.models for prob in model.prob
+    ]
+    column = MEASURES.index("ece")
+    resampled = resample(
+        lambda weights: np.stack([statistic(weights)[:, column] for statistic in statistics], axis=1),
+        tables.cluster,
+        resamples,
+    )
+    errors, first = {}, 0
+    for model in tables.models:
+        errors[model.name] = resampled.mean(list(range(first, first + len(model.prob))))
+        first += len(model.prob)
+    return errors

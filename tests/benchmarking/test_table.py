@@ -1,0 +1,212 @@
+"""The table of a benchmark, from predictions of made-up models."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from helpers import in_process
+
+from brain_dist.benchmarking.folder import Folder
+from brain_dist.benchmarking.grid import Grid, Source, plan
+from brain_dist.benchmarking.results import training_seconds
+from brain_dist.benchmarking.summary import TITLES
+from brain_dist.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from brain_dist.judging.evaluation import write_evaluation
+from brain_dist.judging.metrics import evaluate_predictions
+from brain_dist.judging.predictions import predictions_from_logits
+from brain_dist.store.dataset import Dataset, open_dataset
+
+SKILLS = {"good": 3.0, "same": 3.0, "poor": 0.5}
+SEEDS = [0, 1, 2]
+RATES = {"good": 1e-3, "same": 1e-3, "poor": 3e-4}
+
+
+@pytest.fixture(scope="module")
+def dataset(phantom_shards: Path) -> Dataset:
+    return open_dataset(phantom_shards)
+
+
+def make_grid(dataset: Dataset, out: Path, models: tuple[str, ...] = tuple(SKILLS), folds: int | None = None) -> Grid:
+    train = TrainConfig(precision="fp32")
+    variants = {
+        name: Config(model=ModelConfig(name=f"net_{name}"), optim=OptimConfig(lr=RATES[name]), train=train)
+        for name in models
+    }
+    data = DataConfig(shards=str(dataset.root))
+    return plan(variants, SEEDS, folds, [Source(dataset.name, dataset.version, dataset.classes, data)], out)
+
+
+def finish(grid: Grid, folder: Folder, dataset: Dataset, **environment: Any) -> None:
+    """Write what training and evaluation leave behind for every cell."""
+    hardness = np.random.default_rng(100).normal(size=(len(dataset), len(dataset.classes)))
+    for number, cell in enumerate(grid.cells):
+        rows = np.arange(len(dataset))
+        if cell.fold is not None:
+            rows = rows[rows % len(grid.folds) == cell.fold]
+        noise = np.random.default_rng(number).normal(size=hardness.shape)
+        logits = hardness + 0.5 * noise + SKILLS[cell.model] * np.eye(len(dataset.classes))[dataset.columns["label"]]
+        table = predictions_from_logits(dataset, rows, logits[rows], run=cell.key, step=12)
+        table = dataclasses.replace(table, fold=cell.fold)
+        write_evaluation(folder.predictions(cell.key), table, rows)
+        content = {
+            "dataset_version": dataset.version,
+            "precision": "fp32",
+            "world_size": 1,
+            "versions": {},
+        } | environment
+        (folder.run(cell.key) / "environment.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def benchmark(dataset: Dataset, tmp_path: Path) -> tuple[Grid, Folder]:
+    """A finished benchmark of three models and three seeds."""
+    grid, folder = make_grid(dataset, tmp_path), Folder(tmp_path)
+    folder.claim(grid, "brain-dist benchmark run")
+    finish(grid, folder, dataset)
+    return grid, folder
+
+
+def rows(folder: Folder, name: str) -> list[dict[str, Any]]:
+    result: list[dict[str, Any]] = pq.read_table(folder.out / f"{name}.parquet").to_pylist()
+    return result
+
+
+def test_numbers_are_those_of_the_metrics_functions(benchmark: tuple[Grid, Folder], dataset: Dataset) -> None:
+    grid, folder = benchmark
+    in_process("benchmark", "table", str(folder.out))
+    cells = {row["cell"]: row for row in rows(folder, "cells")}
+    metrics = {
+        cell.key: json.loads(folder.predictions(cell.key).with_suffix(".json").read_text()) for cell in grid.cells
+    }
+    for key, row in cells.items():
+        assert {name: row[name] for name in TITLES} == {name: metrics[key][name] for name in TITLES}
+        for name in dataset.classes:
+            assert row[f"sensitivity:{name}"] == metrics[key]["per_class"][name]["sensitivity"]
+            assert row[f"specificity:{name}"] == metrics[key]["per_class"][name]["specificity"]
+    table = {row["model"]: row for row in rows(folder, "table")}
+    names = [name.removesuffix("_mean") for name in table["good"] if name.endswith("_mean")]
+    assert len(names) == len(TITLES) + 2 * len(dataset.classes)
+    for model, row in table.items():
+        of_model = [cells[cell.key] for cell in grid.cells if cell.model == model]
+        assert (row["seeds"], row["complete"], row["learning_rate"]) == (3, True, RATES[model])
+        for name in names:
+            values = [cell[name] for cell in of_model]
+            assert row[f"{name}_mean"] == pytest.approx(np.mean(values), abs=1e-9)
+            assert row[f"{name}_sd"] == pytest.approx(np.std(values, ddof=1), abs=1e-9)
+            assert row[f"{name}_refused"] or row[f"{name}_low"] <= row[f"{name}_mean"] <= row[f"{name}_high"], name
+    assert [table[model]["tier"] for model in SKILLS] == [1, 1, 2]
+    assert [(table[model]["rank_low"], table[model]["rank_high"]) for model in SKILLS] == [(1, 2), (1, 2), (3, 3)]
+
+
+def test_the_same_cells_give_the_same_bytes(benchmark: tuple[Grid, Folder]) -> None:
+    _, folder = benchmark
+    contents = []
+    for _ in range(2):
+        in_process("benchmark", "table", str(folder.out))
+        contents.append([(folder.out / f"{name}.parquet").read_bytes() for name in ("table", "cells")])
+    assert contents[0] == contents[1]
+
+
+def test_both_spreads_are_labelled(benchmark: tuple[Grid, Folder]) -> None:
+    _, folder = benchmark
+    printed = in_process("benchmark", "table", str(folder.out)).out
+    assert "± sd of seeds" in printed
+    assert "of patients" in printed
+    assert max(map(len, printed.splitlines()[:10])) <= 80
+    page = (folder.out / "table.md").read_text()
+    (good,) = [row for row in rows(folder, "table") if row["model"] == "good"]
+    mean, spread, low, high = (100 * good[f"accuracy_{kind}"] for kind in ("mean", "sd", "low", "high"))
+    assert f"{mean:.1f} ± {spread:.1f} ({low:.1f} to {high:.1f})" in page
+    assert "standard deviation over seeds (what another training could change)" in page
+    assert "95 % interval of the mean over patients" in page
+    assert "not measured" in page
+
+
+def test_missing_cells_are_marked_and_ranks_refused(benchmark: tuple[Grid, Folder]) -> None:
+    grid, folder = benchmark
+    lost = next(cell for cell in grid.cells if (cell.model, cell.seed) == ("poor", 1))
+    folder.predictions(lost.key).unlink()
+    printed = in_process("benchmark", "table", str(folder.out)).out
+    assert "no ranks: 1 of 9 cells are missing: ranks would compare incomplete blocks" in " ".join(printed.split())
+    assert "missing: poor, seed 1" in printed
+    table = {row["model"]: row for row in rows(folder, "table")}
+    assert [table[model]["seeds"] for model in SKILLS] == [3, 3, 2]
+    assert [table[model]["complete"] for model in SKILLS] == [True, True, False]
+    assert {row["tier"] for row in table.values()} == {None}
+    assert {row["rank_refused"][:28] for row in table.values()} == {"1 of 9 cells are missing: ran"[:28]}
+    assert [row["cell"] for row in rows(folder, "cells") if row["state"] == "missing"] == [lost.key]
+
+
+def test_a_seed_counts_when_all_its_folds_are_there(dataset: Dataset, tmp_path: Path) -> None:
+    grid, folder = make_grid(dataset, tmp_path, folds=3), Folder(tmp_path)
+    folder.claim(grid, "brain-dist benchmark run")
+    finish(grid, folder, dataset)
+    lost = next(cell for cell in grid.cells if (cell.model, cell.seed, cell.fold) == ("good", 2, 1))
+    folder.predictions(lost.key).unlink()
+    in_process("benchmark", "table", str(folder.out))
+    table = {row["model"]: row for row in rows(folder, "table")}
+    assert [table[model]["seeds"] for model in SKILLS] == [2, 3, 3]
+    assert {row["images"] for row in table.values()} == {len(dataset)}
+    cells = [cell for cell in grid.cells if (cell.model, cell.seed) == ("good", 0)]
+    tables = [pq.read_table(folder.predictions(cell.key)).to_pylist() for cell in cells]
+    label, prob = [], []
+    for row in sorted((row for part in tables for row in part), key=lambda row: row["row"]):
+        label.append(row["label"])
+        prob.append([row[f"prob_{name}"] for name in dataset.classes])
+    pooled = evaluate_predictions(np.array(label), np.array(prob, np.float32), dataset.classes)
+    from brain_dist.benchmarking.results import read_benchmark
+
+    (part,) = read_benchmark(folder).parts
+    assert part.summary is not None
+    assert part.summary.values["good"][0]["accuracy"] == pooled["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"dataset_version": "f" * 64},
+            "was trained on version ffffffffffff of phantom, and the benchmark is of version",
+        ),
+        ({"precision": "amp"}, "the conditions are not unified: train.precision was fp32 for good, seed 0 and amp for"),
+        ({"world_size": 2}, "the conditions are not unified: the number of ranks was 1 for good, seed 0 and 2 for"),
+    ],
+)
+def test_cells_of_other_conditions_are_refused(
+    benchmark: tuple[Grid, Folder], change: dict[str, Any], message: str
+) -> None:
+    grid, folder = benchmark
+    file = folder.run(grid.cells[4].key) / "environment.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    error = in_process("benchmark", "table", str(folder.out), expect=2).err
+    assert message in error
+    assert f"delete {folder.run(grid.cells[4].key)}" in error
+
+
+def test_a_table_without_cells_or_grid_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    assert "benchmark.json does not exist" in in_process("benchmark", "table", str(tmp_path), expect=2).err
+    Folder(tmp_path).claim(make_grid(dataset, tmp_path), "brain-dist benchmark run")
+    assert "no cell in" in in_process("benchmark", "table", str(tmp_path), expect=2).err
+
+
+def test_one_model_has_no_rank(dataset: Dataset, tmp_path: Path) -> None:
+    grid, folder = make_grid(dataset, tmp_path, models=("good",)), Folder(tmp_path)
+    folder.claim(grid, "brain-dist benchmark run")
+    finish(grid, folder, dataset)
+    assert "no ranks: one model" in in_process("benchmark", "table", str(tmp_path)).out
+
+
+def test_time_of_a_training_leaves_out_pauses_and_repeated_steps(tmp_path: Path) -> None:
+    # 10 s until step 0, 5 s a step; killed after step 1, a pause of 1000 s, 20 s until step 2
+    times = [110.0, 115.0, 1140.0, 1145.0]
+    lines = [json.dumps({"kind": "train", "step": step, "time": time}) for step, time in enumerate(times)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    starts = [{"attempt": 1, "step": 0, "time": 100.0}, {"attempt": 2, "step": 2, "time": 1120.0}]
+    (tmp_path / "attempts.jsonl").write_text("\n".join(map(json.dumps, starts)) + "\n")
+    assert training_seconds(tmp_path) == 10 + 5 + 20 + 5
