@@ -2,6 +2,7 @@
 
     python -m brain_dist.compare runs/A runs/B --out compared
     python -m brain_dist.compare --group convnext=runs/c0,runs/c1,runs/c2 --group resnet=runs/r0,runs/r1,runs/r2
+    python -m brain_dist.compare --benchmark runs/bench --out compared
 
 Only predictions tables are read. What the data cannot carry is refused in words, and the exit code is 0.
 """
@@ -22,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Raises:
         UserError: as :func:`~brain_dist.comparison.tables.name_models`,
-            :func:`~brain_dist.comparison.tables.read_tables` and :func:`~brain_dist.comparison.build.check_settings`.
+            :func:`~brain_dist.comparison.tables.read_tables`, :func:`~brain_dist.comparison.build.check_settings` and
+            :func:`~brain_dist.benchmarking.results.runs_by_model`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     parser = ArgumentParser("brain-dist compare", description=__doc__.split("\n\n")[0])
@@ -33,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--group", action="append", default=[], metavar="MODEL=RUN,RUN",
         help="a model with several runs: seeds, whose mean counts, or folds; may be repeated",
     )  # fmt: skip
+    parser.add_argument(
+        "--benchmark", type=Path, metavar="OUT", help="the models of a benchmark, each with its complete seeds"
+    )
     parser.add_argument(
         "--name", action="append", metavar="NAME",
         help="predictions in a run's folder to compare; may be repeated, for several collections (default: test)",
@@ -54,14 +59,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=Path, metavar="DIR", help="also write index.html, compare.json and compare.csv to this folder"
     )
     args = parser.parse_args(words)
+    from brain_dist.benchmarking.folder import Folder
+    from brain_dist.benchmarking.results import runs_by_model
     from brain_dist.comparison.build import DEFAULT_METRICS, check_settings, compare, write_comparison
     from brain_dist.comparison.tables import name_models, read_tables
     from brain_dist.comparison.terminal import comparison_text
 
-    metrics = args.metric or list(DEFAULT_METRICS)
+    metrics, names = args.metric or list(DEFAULT_METRICS), args.name or ["test"]
     check_settings(metrics, args.margin)
-    tables = read_tables(name_models(args.runs, args.group), args.name or ["test"])
-    comparison = compare(tables, metrics, args.unit, args.margin)
+    models = name_models(args.runs, args.group)
+    if args.benchmark:
+        models |= runs_by_model(Folder(args.benchmark), names[0])
+    comparison = compare(read_tables(models, names), metrics, args.unit, args.margin)
     if args.out:
         write_comparison(comparison, shlex.join(["brain-dist", "compare", *words]), args.out)
     print(comparison_text(comparison))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,14 +108,8 @@ def _cell_row(cell: Mapping[str, Any], test: str, folder: Folder) -> Row:
 
 def _part(record: Mapping[str, Any], source: str, test: str, cells: Sequence[Row], folder: Folder) -> Part:
     cells = [row for row in cells if (row["source"], row["test"]) == (source, test)]
-    runs: dict[str, list[Path]] = {}
-    complete: Counter[str] = Counter()
-    for model in record["models"]:
-        for seed in record["seeds"]:
-            folds = [row for row in cells if (row["model"], row["seed"]) == (model, seed)]
-            if all(row["state"] == "finished" for row in folds):  # of a seed all folds count, or none
-                runs.setdefault(model, []).extend(folder.run(row["cell"]) for row in folds)
-                complete[model] += 1
+    seeds = complete_seeds(record, cells, folder)
+    runs = {model: [run for folds in of_seed for run in folds] for model, of_seed in seeds.items() if of_seed}
     if not runs:
         return Part(source, test, [], None, {"refused": "no model has a complete seed"})
     summary = Summary(runs, test)
@@ -129,12 +122,53 @@ def _part(record: Mapping[str, Any], source: str, test: str, cells: Sequence[Row
         low, high = place.get("rank", (None, None))
         rows.append({
             "source": source, "test": test, "model": model, "learning_rate": record["learning_rates"][model],
-            "seeds": complete[model], "seeds_planned": len(record["seeds"]),
-            "complete": complete[model] == len(record["seeds"]), "images": images, "groups": groups,
+            "seeds": len(seeds[model]), "seeds_planned": len(record["seeds"]),
+            "complete": len(seeds[model]) == len(record["seeds"]), "images": images, "groups": groups,
             "tier": place.get("tier"), "rank_low": low, "rank_high": high, "rank_refused": ranks.get("refused"),
             **values,
         })  # fmt: skip
     return Part(source, test, rows, summary, ranks)
+
+
+def complete_seeds(record: Mapping[str, Any], cells: Sequence[Row], folder: Folder) -> dict[str, list[list[Path]]]:
+    """Model → for each seed of which every fold is finished, the runs of its folds.
+
+    Args:
+        record: the grid.
+        cells: rows of cells.parquet with one kind of training shards and one test.
+        folder: the benchmark's folder.
+    """
+    seeds: dict[str, list[list[Path]]] = {model: [] for model in record["models"]}
+    for model, of_model in seeds.items():
+        for seed in record["seeds"]:
+            folds = [row for row in cells if (row["model"], row["seed"]) == (model, seed)]
+            if all(row["state"] == "finished" for row in folds):
+                of_model.append([folder.run(row["cell"]) for row in folds])
+    return seeds
+
+
+def runs_by_model(folder: Folder, test: str = "test") -> dict[str, list[Path]]:
+    """Model → its runs, of the seeds that are complete.
+
+    Args:
+        folder: a benchmark with one kind of training shards.
+        test: name of the predictions.
+
+    Raises:
+        UserError: there is no benchmark, it has several kinds of training shards, or no seed is complete.
+    """
+    record = folder.record()
+    if len(record["sources"]) > 1:
+        names = ", ".join(source["name"] for source in record["sources"])
+        raise UserError(f"{folder.out} has models trained on {names}; give the runs to compare with --group")
+    cells = [_cell_row(cell, test, folder) for cell in record["cells"]]
+    seeds = complete_seeds(record, cells, folder)
+    runs = {model: [run for folds in of_seed for run in folds] for model, of_seed in seeds.items() if of_seed}
+    if not runs:
+        raise UserError(
+            f"no model in {folder.out} has a complete seed yet; run `brain-dist benchmark run {folder.out}`"
+        )
+    return runs
 
 
 def _ranks(summary: Summary, missing: int, planned: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from brain_dist.tracking.attempts import read
 
 SETTINGS = [
     *TINY[2:], "--run.device", "cpu", "--train.precision", "fp32", "--train.zero_stage", "0", "--train.epochs", "4",
-    "--train.global_batch", "16", "--train.micro_batch", "8", "--train.best", "f1_macro", "--train.save_every", "2",
+    "--train.global_batch", "16", "--train.micro_batch", "8", "--train.best", "f1_macro", "--train.save_every", "6",
 ]  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def descendants(process: int) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_a_killed_benchmark_gives_the_same_bytes(phantom_shards: Path, tmp_path: Path) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     printed = command(benchmark_command(undisturbed, phantom_shards), timeout=600)
@@ -166,7 +166,7 @@ def test_a_killed_benchmark_gives_the_same_bytes(phantom_shards: Path, tmp_path:
     # SIGKILL of the benchmark alone: its training saves and ends, too
     interrupted(lambda: steps(first) > at_stop, lambda process: os.kill(process, signal.SIGKILL))
     # SIGKILL of everything, in the second cell
-    interrupted(lambda: steps(second) >= 5, kill_all)
+    interrupted(lambda: steps(second) >= 8, kill_all)
     predictions = Folder(killed).predictions(first.name)
     written = predictions.stat().st_mtime_ns
     command(benchmark_command(killed, phantom_shards), timeout=600)

@@ -195,6 +195,20 @@ def test_a_table_without_cells_or_grid_is_refused(dataset: Dataset, tmp_path: Pa
     assert "no cell in" in in_process("benchmark", "table", str(tmp_path), expect=2).err
 
 
+def test_compare_takes_the_models_of_a_benchmark(benchmark: tuple[Grid, Folder]) -> None:
+    grid, folder = benchmark
+    groups = [
+        f"{model}={','.join(str(folder.run(cell.key)) for cell in grid.cells if cell.model == model)}"
+        for model in SKILLS
+    ]
+    metric = ["--metric", "accuracy"]
+    expected = in_process("compare", *(word for group in groups for word in ("--group", group)), *metric).out
+    assert in_process("compare", "--benchmark", str(folder.out), *metric).out == expected
+    folder.predictions(grid.cells[0].key).unlink()
+    printed = in_process("compare", "--benchmark", str(folder.out), *metric).out
+    assert "good is a mean of 2 runs" in printed
+
+
 def test_one_model_has_no_rank(dataset: Dataset, tmp_path: Path) -> None:
     grid, folder = make_grid(dataset, tmp_path, models=("good",)), Folder(tmp_path)
     folder.claim(grid, "brain-dist benchmark run")

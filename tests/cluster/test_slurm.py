@@ -372,3 +372,49 @@ def test_job_on_a_node_that_dies_is_requeued_and_resumes(jobs: Jobs, undisturbed
     assert jobs.cluster.nodes(job) in ("n[1,3]", "n[1,4]", "n[3-4]")
     assert "resuming at step" in jobs.output("node-lost")
     assert_same_training(jobs.folder / "node-lost", undisturbed)
+
+
+@pytest.fixture(scope="module")
+def benchmark(jobs: Jobs) -> tuple[Path, list[str]]:
+    """The folder of a benchmark, and the command that submits it from a login node."""
+    out = jobs.folder / "benchmark"
+    settings = [*TRAINING[2:], "--train.micro_batch", "12", "--train.epochs", "1", "--train.best", "f1_macro"]
+    arguments = ["--models", "test_convnext,test_efficientnet", "--seeds", "0,1", "--data.shards", str(jobs.shards)]
+    return out, [sys.executable, "-m", "brain_dist.benchmark", "run", str(out), *arguments, *settings, "--slurm"]
+
+
+@pytest.mark.slow
+def test_benchmark_is_one_job_array_that_is_submitted_once(jobs: Jobs, benchmark: tuple[Path, list[str]]) -> None:
+    out, submit = benchmark
+    variables = {**jobs.cluster.env, "SBATCH_GPUS_PER_NODE": "1"}
+    printed = command(submit, **variables).out
+    match = re.search(r"job (\d+): 4 cells, one task each; then `brain-dist benchmark table", printed)
+    assert match, printed
+    job = match[1]
+    assert f"job {job} of this benchmark still has" in command(submit, expect=2, **variables).err
+    for task in range(4):
+        jobs.cluster.wait(f"{job}_{task}", log=out / "cells" / f"benchmark-{job}_{task}.log")
+    assert "all cells are finished" in command(submit, **variables).out
+
+    table = command([sys.executable, "-m", "brain_dist.benchmark", "table", str(out)], **jobs.cluster.env)
+    assert "missing" not in table.out
+    for model in ("test_convnext", "test_efficientnet"):
+        assert json.loads((out / "costs" / f"{model}.json").read_text())["gmacs"] > 0
+    environment = [json.loads(path.read_text()) for path in sorted(out.glob("cells/*/environment.json"))]
+    assert [(each["launcher"], each["world_size"]) for each in environment] == [("srun", 1)] * 4
+
+
+@pytest.mark.slow
+def test_cells_of_a_benchmark_that_are_lost_are_submitted_again(jobs: Jobs, benchmark: tuple[Path, list[str]]) -> None:
+    out, submit = benchmark
+    if not (out / "table.parquet").is_file():
+        pytest.skip("needs the benchmark of the test before")
+    before = (out / "table.parquet").read_bytes()
+    key = json.loads((out / "benchmark.json").read_text())["cells"][2]["cell"]
+    shutil.rmtree(out / "cells" / key)
+    variables = {**jobs.cluster.env, "SBATCH_GPUS_PER_NODE": "1"}
+    match = re.search(r"job (\d+): 1 cells", command(submit, **variables).out)
+    assert match
+    jobs.cluster.wait(f"{match[1]}_0", log=out / "cells" / f"benchmark-{match[1]}_0.log")
+    command([sys.executable, "-m", "brain_dist.benchmark", "table", str(out)], **jobs.cluster.env)
+    assert (out / "table.parquet").read_bytes() == before
