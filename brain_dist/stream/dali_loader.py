@@ -126,7 +126,12 @@ def _graph(source: _JobSource, config: DataConfig, *, gpu: bool) -> Any:
             axis_names="WH",
             device="mixed" if gpu else "cpu",
             output_type=types.GRAY if config.color == "gray" else types.RGB,
-            jpeg_fancy_upsampling=True,  # as libjpeg does; the default of the GPU decoder differs
+            # The share of the hardware decoder goes by an image's place in the batch, and it may round differently.
+            # With one decoder for all images, pixels depend on neither the micro-batch nor the number of ranks
+            hw_decoder_load=0.0,
+            # As libjpeg does. Gray output ignores chroma, and nvJPEG before 13.2 refuses to decode a region with it,
+            # so that the CPU would decode
+            jpeg_fancy_upsampling=config.color == "rgb",
             adjust_orientation=False,  # the shards store upright images
         )
         for before, after in zip(arguments[0:halvings:2], arguments[1:halvings:2], strict=True):
