@@ -13,10 +13,10 @@ define ticking
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench-setup demo bench-demo test test-slow soak check docs graph lock bench gpu-check
+.PHONY: help setup bench-setup dali130 demo bench-demo test test-slow soak check docs graph lock bench gpu-check
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
 
 setup: .venv/ready ## create .venv with the pinned packages of requirements.lock
 
@@ -27,7 +27,13 @@ setup: .venv/ready ## create .venv with the pinned packages of requirements.lock
 	@$(call ticking,installing the packages) $(UV) pip install --quiet --python $(PY) --require-hashes --requirements requirements.lock
 	$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
 	@$(call ticking,compiling bytecode) $(UV) pip install --quiet --python $(PY) --compile-bytecode --require-hashes --requirements requirements.lock
+	@$(PY) -m brain_dist.ranks.gpus
 	touch $@
+
+dali130: .venv/ready ## replace DALI by its build for CUDA 13, see docs/install.md
+	$(UV) pip uninstall --quiet --python $(PY) nvidia-dali-cuda120 nvidia-nvjpeg-cu12 nvidia-nvjpeg2k-cu12 nvidia-nvtiff-cu12 nvidia-nvimgcodec-cu12 nvidia-libnvcomp-cu12
+	$(UV) pip install --quiet --python $(PY) --require-hashes --requirements requirements-dali130.lock
+	@$(PY) -m brain_dist.ranks.gpus
 
 bench-setup: .venv/ready ## create .venv-bench, which also has the libraries that benchmarks/ compares with
 	test -x .venv-bench/bin/python || $(UV) venv --quiet --python $(PY) .venv-bench
@@ -67,6 +73,7 @@ graph: .venv/ready ## print the imports between the packages
 lock: ## pin the packages of pyproject.toml with hashes; existing pins stay
 	$(UV) pip compile --quiet --universal --python-version 3.11 --extra dev $(LOCK) --output-file requirements.lock
 	$(UV) pip compile --quiet --universal --python-version 3.11 --extra bench $(LOCK) --output-file requirements-bench.lock
+	version=$$(sed -n 's/^nvidia-dali-cuda120==\([^ ]*\).*/\1/p' requirements.lock) && echo "nvidia-dali-cuda130==$$version" | $(UV) pip compile --quiet --universal --python-version 3.11 --constraint requirements.lock $(filter-out pyproject.toml,$(LOCK)) --output-file requirements-dali130.lock -
 
 bench: .venv/ready ## compare loader backends; see benchmarks/README.md
 	$(PY) -m benchmarks.backends

@@ -54,3 +54,5 @@ _.file_meta
 # fsspec
 _.protocol
 _._strip_protocol
+# deepspeed
+_.__compatible_ops__

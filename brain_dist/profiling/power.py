@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -20,18 +20,15 @@ def measure_power(device: torch.device) -> Iterator[dict[str, float]]:
 
     Yields:
         A dict with ``utilisation`` [%] and ``watts``, means over the block; filled at its end. Empty if ``device`` is
-        not a GPU.
+        not a GPU, or NVML cannot measure it, such as a slice of a GPU (MIG).
     """
     power: dict[str, float] = {}
-    if device.type != "cuda":
+    handle = _nvml_handle(device) if device.type == "cuda" else None
+    if handle is None:
         yield power
         return
     import pynvml
-    import torch
 
-    pynvml.nvmlInit()
-    # by UUID: NVML counts all GPUs of the machine, torch only those in CUDA_VISIBLE_DEVICES
-    handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
     stop, samples = threading.Event(), []
 
     def sample() -> None:
@@ -50,3 +47,18 @@ def measure_power(device: torch.device) -> Iterator[dict[str, float]]:
             power["utilisation"] = statistics.fmean(utilisation for utilisation, _ in samples)
             power["watts"] = statistics.fmean(milliwatts for _, milliwatts in samples) / 1e3
         pynvml.nvmlShutdown()
+
+
+def _nvml_handle(device: torch.device) -> Any:
+    """The GPU as NVML knows it; None if NVML cannot measure it."""
+    import pynvml
+    import torch
+
+    with suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        # by UUID: NVML counts all GPUs of the machine, torch only those in CUDA_VISIBLE_DEVICES
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        pynvml.nvmlDeviceGetUtilizationRates(handle)
+        pynvml.nvmlDeviceGetPowerUsage(handle)
+        return handle
+    return None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from brain_dist.errors import UserError
@@ -37,6 +39,35 @@ def choose_device(world: World, name: str) -> torch.device:
     torch.cuda.set_device(device)
     torch.backends.cudnn.benchmark = True  # the shapes of a run are constant; it times the kernels of each once
     return device
+
+
+def gpu_identity(device: torch.device) -> tuple[str, str]:
+    """The name of this node and the UUID of the GPU."""
+    import torch
+
+    return platform.node(), str(torch.cuda.get_device_properties(device).uuid)
+
+
+def refuse_shared_gpus(identities: Sequence[Sequence[str]]) -> None:
+    """Refuse two ranks on one GPU, or on slices (MIG) of one GPU, which NCCL does not connect.
+
+    A task that srun binds to its own GPU sees one GPU, and so do several tasks on a node with one GPU; only the GPUs
+    themselves tell these cases apart.
+
+    Args:
+        identities: what :func:`gpu_identity` returned on each rank.
+
+    Raises:
+        UserError: two ranks have the same GPU.
+    """
+    first: dict[tuple[str, ...], int] = {}
+    for rank, identity in enumerate(identities):
+        other = first.setdefault(tuple(identity), rank)
+        if other != rank:
+            raise UserError(
+                f"ranks {other} and {rank} on {identity[0]} have the same GPU; start one process per GPU, and give a"
+                " run on slices of a GPU (MIG) one slice"
+            )
 
 
 def peak_memory(device: torch.device) -> float:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brain_dist.errors import Fault, UserError
-from brain_dist.ranks.device import is_out_of_memory
+from brain_dist.ranks.device import gpu_identity, is_out_of_memory, refuse_shared_gpus
 from brain_dist.ranks.rendezvous import LONGEST_STEP, SHORTEST_WAIT, connect, serve_store
 from brain_dist.ranks.threads import choose_threads
 from brain_dist.ranks.world import SECRET, World
@@ -52,7 +52,8 @@ def process_group(
 
     Raises:
         Fault: other ranks did not start, or a process that joined does not know the secret.
-        UserError: the port of the rendezvous is in use, the secret is missing, or OMP_NUM_THREADS is not a number.
+        UserError: the port of the rendezvous is in use, the secret is missing, OMP_NUM_THREADS is not a number, or two
+            ranks have the same GPU.
     """
     import torch
     import torch.distributed as dist
@@ -69,8 +70,11 @@ def process_group(
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=patience)
         try:
             if world.size > 1:
-                for kind in {"cpu", device.type}:
-                    _authenticate(world, torch.device(kind) if kind == "cpu" else device, secret)
+                _authenticate(world, torch.device("cpu"), secret)
+                if device.type == "cuda":
+                    # by gloo, as NCCL cannot connect two ranks on one GPU
+                    refuse_shared_gpus(gather_objects(list(gpu_identity(device)), world))
+                    _authenticate(world, device, secret)
             yield
         finally:
             deepspeed = sys.modules.get("deepspeed")

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from brain_dist.store.dataset import Dataset
 
-_PACKAGES = ("brain_dist", "torch", "deepspeed", "timm", "nvidia-dali-cuda120", "torchmetrics", "numpy",
-             "opencv-python-headless", "pillow")  # fmt: skip
+_PACKAGES = ("brain_dist", "torch", "deepspeed", "timm", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "torchmetrics",
+             "numpy", "opencv-python-headless", "pillow")  # fmt: skip
 _LOCK_TIMEOUT = 10.0  # seconds; a job that is just ending still holds the lock
 
 _locks: list[IO[str]] = []  # open until the process ends
