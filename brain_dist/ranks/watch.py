@@ -81,14 +81,10 @@ class Watch:
         self.activity, self.last_progress = activity, time.monotonic()
         self._limit = max(self.timeout, allowance)
 
-    def watch_items(self, items: Iterable[Item], activity: str, allowance: float = 0.0) -> Iterator[Item]:
-        """Yield ``items`` and report progress for each, so that a long loop does not look like a blocked rank.
-
-        ``allowance``: seconds that the first item may take, if that is more than the timeout.
-        """
+    def watch_items(self, items: Iterable[Item], activity: str) -> Iterator[Item]:
+        """Yield ``items`` and report progress for each, so that a long loop does not look like a blocked rank."""
         for item in items:
-            self.report_progress(activity, allowance)
-            allowance = 0.0
+            self.report_progress(activity)
             yield item
 
     def find_cause(self, *, patient: bool = False) -> str:

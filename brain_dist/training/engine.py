@@ -17,7 +17,7 @@ from brain_dist.stream.normalize import Normalize
 from brain_dist.stream.plan import accumulation_steps
 from brain_dist.training.deepspeed_setup import compute_dtype, deepspeed_config, import_deepspeed
 from brain_dist.training.ema import Ema
-from brain_dist.training.fragments import optimizer_counters
+from brain_dist.training.fragments import optimizer_counters, undo_initial_step
 from brain_dist.training.freeze import Freeze
 from brain_dist.training.layer_rates import LayerRates
 from brain_dist.training.loss import weighted_losses
@@ -76,6 +76,7 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=settings, dist_init_required=False
         )
+        undo_initial_step(self.deepspeed)
         LayerRates(self.deepspeed, factors)
         if config.model.compile:
             self.module.compile()  # in place, so that the names of the weights stay the same
@@ -175,11 +176,15 @@ class Engine:
 
     @contextmanager
     def evaluating(self) -> Iterator[torch.nn.Module]:
-        """The network in evaluation mode, with the EMA weights if there are any. Every rank must call."""
+        """The network in evaluation mode, with the EMA weights if there are any. Every rank must call.
+
+        It is not compiled: another graph would take minutes, and this way it computes as ``brain_dist.evaluate`` does.
+        """
         import torch
 
         self.average_statistics()
-        with self.ema.applied_to(self.module) if self.ema else nullcontext():
+        eager = torch.compiler.set_stance("force_eager") if self.config.model.compile else nullcontext()
+        with eager, self.ema.applied_to(self.module) if self.ema else nullcontext():
             self.deepspeed.eval()
             try:
                 with torch.no_grad():

@@ -138,6 +138,17 @@ def copy_master_weights(deepspeed: Any) -> None:
             low.data.copy_(high.data)
 
 
+def undo_initial_step(deepspeed: Any) -> None:
+    """Undo the step without gradients that DeepSpeed takes to allocate the optimiser's state, at stage 0 in 16 bits.
+
+    It would count in Adam's correction of its moments, so that the first real update would be a quarter too small.
+    """
+    if hasattr(deepspeed.optimizer, "fp32_groups"):
+        deepspeed.basic_optimizer.state.clear()
+        for low, high in _stage0_pairs(deepspeed.optimizer):
+            high.data.copy_(low.data)  # without the step's weight decay
+
+
 def gradient_tensors(deepspeed: Any) -> list[torch.Tensor]:
     """All gradients on this rank (any shape [...]), between a step's last backward pass and the optimiser update."""
     optimizer = deepspeed.optimizer

@@ -10,12 +10,40 @@ rounding.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from brain_dist.training.fragments import master_weights
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Parts of a flattened tensor, between gaps that are left alone.
+
+    Attributes:
+        lengths: elements of gap, part, gap, part, …, gap.
+        weights: 1 - factor of each part.
+    """
+
+    lengths: list[int]
+    weights: list[float]
+
+    @classmethod
+    def of(cls, positions: list[tuple[int, int, float]], size: int) -> _Parts:
+        """Parts (first element, number of elements, 1 - factor) in order, of a tensor with ``size`` elements."""
+        lengths, stop = [], 0
+        for start, count, _ in positions:
+            lengths += [start - stop, count]
+            stop = start + count
+        return cls([*lengths, size - stop], [weight for *_, weight in positions])
+
+    def cut(self, tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Views of the parts, made by one call: 344 of ``narrow`` would cost milliseconds."""
+        return tensor.view(-1).split(self.lengths)[1::2]
 
 
 class LayerRates:
@@ -29,10 +57,11 @@ class LayerRates:
             factors: factor on the learning rate of each parameter, 0 to 1, by the parameter's name.
         """
         # tensor of the optimiser → its parts (first element, number of elements, 1 - factor) with a factor below 1
-        self._parts: defaultdict[torch.Tensor, list[tuple[int, int, float]]] = defaultdict(list)
+        parts: defaultdict[torch.Tensor, list[tuple[int, int, float]]] = defaultdict(list)
         for name, _, count, flat, offset in master_weights(deepspeed):
             if factors[name] < 1:
-                self._parts[flat].append((offset, count, 1 - factors[name]))
+                parts[flat].append((offset, count, 1 - factors[name]))
+        self._parts = {flat: _Parts.of(sorted(positions), flat.numel()) for flat, positions in parts.items()}
         self._before: list[tuple[torch.Tensor, torch.Tensor]] = []
         if self._parts:
             deepspeed.basic_optimizer.register_step_pre_hook(self._remember)
@@ -46,12 +75,14 @@ class LayerRates:
     def _go_back(self, *_: object) -> None:
         import torch
 
-        after, before, weights = [], [], []
+        after: list[torch.Tensor] = []
+        before: list[torch.Tensor] = []
+        weights: list[float] = []
         for tensor, old in self._before:
-            for offset, count, weight in self._parts[tensor]:
-                after.append(tensor.detach().view(-1).narrow(0, offset, count))
-                before.append(old.view(-1).narrow(0, offset, count))
-                weights.append(weight)
+            parts = self._parts[tensor]
+            after += parts.cut(tensor.detach())
+            before += parts.cut(old)
+            weights += parts.weights
         if after:
             torch._foreach_lerp_(after, before, weights)
         self._before = []

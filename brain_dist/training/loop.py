@@ -30,6 +30,11 @@ from brain_dist.training.schedule import Schedule
 from brain_dist.training.validation import validate
 
 
+def may_compile(config: Config, schedule: Schedule, step: int, first_step: int) -> bool:
+    """Whether ``step`` (0-based) may take minutes: the first one, or with model.compile the first that trains all."""
+    return step == first_step or (config.model.compile and step == schedule.frozen_steps)
+
+
 @dataclass(kw_only=True)
 class Trainer:
     """Everything that the training loop uses; :func:`brain_dist.training.start.run_training` creates it.
@@ -121,7 +126,7 @@ class Trainer:
         lr = self.schedule.learning_rate(step)
         self.watch.report_progress(f"loading step {step}")
         batches = [next(self.batches) for _ in range(self.engine.accumulation_steps)]
-        allowance = LONGEST_STEP if step == self.first_step else 0.0  # the first step may compile the network
+        allowance = LONGEST_STEP if may_compile(self.config, self.schedule, step, self.first_step) else 0.0
         self.watch.report_progress(f"computing step {step}", allowance)
         with explain_errors(self.config) if allowance else nullcontext():
             loss_share = self.engine.step(batches, lr)

@@ -55,9 +55,11 @@ class GradientCheck:
         self._by_deepspeed = config.zero_stage > 0 or config.precision in ("bf16", "fp16")
         self._norm: torch.Tensor | None = None
         self.skipped = False
+        # DeepSpeed searches every gradient for NaN and infinity; the norm, which it computes next, shows them too
         if config.zero_stage in (1, 2):
-            # DeepSpeed searches every gradient for NaN and infinity; the norm, which it computes next, shows them too
             deepspeed.optimizer.check_overflow = lambda **_: None
+        elif hasattr(deepspeed.optimizer, "overflow_checker"):  # stage 0 in 16 bits
+            deepspeed.optimizer.overflow_checker.check = lambda: False
 
     @contextmanager
     def guard(self) -> Iterator[None]:

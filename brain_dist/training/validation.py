@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, get_args
 
 from brain_dist.config import Metric
-from brain_dist.ranks.rendezvous import LONGEST_STEP
 
 if TYPE_CHECKING:
     from brain_dist.judging.predictions import Predictions
@@ -32,9 +31,7 @@ def validate(engine: Engine, dataset: Dataset, watch: Watch, steps_done: int) ->
         config.data, dataset, rows,
         micro_batch=config.train.micro_batch, device=engine.device, rank=world.rank, world_size=world.size,
     )  # fmt: skip
-    # only a network that is compiled takes long for its first batch; otherwise a silent rank would go unnoticed
-    allowance = LONGEST_STEP if config.model.compile else 0.0
-    watched = watch.watch_items(batches, f"evaluating after step {steps_done}", allowance)
+    watched = watch.watch_items(batches, f"evaluating after step {steps_done}")
     with engine.evaluating() as network:
         logits = predict_logits(network, engine.normalize, watched, rows, world)
     predictions = predictions_from_logits(dataset, rows, logits, run=config.run.name, step=0)
