@@ -16,6 +16,8 @@ from helpers import ROOT, fork_server, in_process
 from brain_dist.common.locks import locked
 
 if TYPE_CHECKING:
+    import torch
+
     from brain_dist.ranks.world import World
 
 # A shell starts `make test &` with SIGINT ignored, nohup with SIGHUP, and every process inherits that
@@ -28,7 +30,10 @@ SLOWEST = ("test_slurm.py", "test_faults.py", "test_train.py", "test_elastic.py"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Move the slowest files to the front and keep the order of the others."""
+    """Mark the tests that use a GPU if there is one, and move the slowest files to the front."""
+    for item in items:
+        if "device" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.gpu)
     items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
 
 
@@ -79,8 +84,22 @@ def small_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_once(tmp_path_factory, "small", build_phantom_shards) / "shards"
 
 
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """A GPU if there is one, else the CPU. The tests that use it have the marker ``gpu``."""
+    import torch
+
+    from brain_dist.ranks.device import choose_device
+    from brain_dist.ranks.world import discover
+
+    # cuBLAS reads it at its first use, which may be before the test of deterministic mode
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.allow_tf32 = False  # tolerances are those of fp32
+    return choose_device(discover({}), "auto")
+
+
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
+def world(device: torch.device) -> Iterator[World]:
     """A process group of this process alone."""
     import torch
 
@@ -88,7 +107,7 @@ def world() -> Iterator[World]:
     from brain_dist.ranks.world import discover
 
     world = discover({})
-    with process_group(world, torch.device("cpu")):
+    with process_group(world, device):
         torch.set_num_threads(1)  # as helpers.environment() sets
         yield world
 

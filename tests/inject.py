@@ -10,10 +10,8 @@ import contextlib
 import ctypes
 import json
 import os
-import re
 import signal
 import subprocess
-import sys
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -140,47 +138,15 @@ def read_late() -> None:
 
 
 def record_waits(path: Path) -> None:
-    """Write a JSON list for each training step: the function of each call that reads a number of a tensor.
-
-    On a GPU each of them waits for the device. Copies from the host to a device cannot be seen on the CPU.
-    """
-    import torch
-    from torch.overrides import TorchFunctionMode
-    from torch.utils._python_dispatch import TorchDispatchMode
+    """Write a JSON list for each training step: the function of each call that would wait for a GPU."""
+    from waits import record_calls
 
     from brain_dist.training.loop import Trainer
-
-    aten, calls = torch.ops.aten, []
-    waiting = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default}
-
-    def record() -> None:
-        frame = sys._getframe(2)
-        while not re.search(r"/(brain_dist|deepspeed)/", frame.f_code.co_filename):
-            assert frame.f_back
-            frame = frame.f_back
-        package, name = re.findall(r".*/(brain_dist|deepspeed)/(.*)", frame.f_code.co_filename)[0]
-        calls.append(f"{package}/{name}:{frame.f_code.co_name}")
-
-    class Operators(TorchDispatchMode):
-        def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
-            by_mask = function is aten.index.Tensor and any(
-                i is not None and i.dtype == torch.bool for i in arguments[1]
-            )
-            if function in waiting or by_mask:
-                record()
-            return function(*arguments, **(keywords or {}))
-
-    class Methods(TorchFunctionMode):
-        def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
-            if getattr(function, "__name__", "") in ("tolist", "numpy", "cpu", "__array__"):
-                record()
-            return function(*arguments, **(keywords or {}))
 
     original = Trainer.train_step
 
     def train_step(self: Trainer, step: int) -> None:
-        calls.clear()
-        with Operators(), Methods():
+        with record_calls() as calls:
             original(self, step)
         with path.open("a") as file:
             file.write(json.dumps(calls) + "\n")

@@ -15,9 +15,10 @@ import pytest
 import torch
 from helpers import TINY, launch
 
-from brain_dist.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
+from brain_dist.config import Config, DataConfig, ModelConfig, TrainConfig
 from brain_dist.profiling.calibration import SMALLEST_CPU_SHARE, calibrate
 from brain_dist.profiling.measure import measure_profile
+from brain_dist.profiling.power import measure_power
 from brain_dist.profiling.profile import ADVICE, combine, find_bottleneck
 from brain_dist.profiling.report import summary_lines, table_rows
 from brain_dist.profiling.stopwatch import Stopwatch
@@ -66,7 +67,9 @@ def test_two_ranks_measure_every_stage_and_the_parts_add_up(phantom_shards: Path
     assert list(profile) == KEYS
 
 
-def test_slow_storage_is_the_bottleneck(world: World, phantom_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_storage_is_the_bottleneck(
+    world: World, device: torch.device, phantom_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read = ShardReader.read
 
     def slow_read(self: ShardReader, row: int) -> bytes:
@@ -75,12 +78,11 @@ def test_slow_storage_is_the_bottleneck(world: World, phantom_shards: Path, monk
 
     monkeypatch.setattr(ShardReader, "read", slow_read)
     config = Config(
-        run=RunConfig(device="cpu"),
         data=DataConfig(shards=str(phantom_shards), size=32, threads=1),
         model=ModelConfig(name="test_convnext"),
         train=TrainConfig(global_batch=8, micro_batch=8, precision="fp32", zero_stage=0),
     )
-    profile = measure_profile(config, open_dataset(phantom_shards), world, torch.device("cpu"), steps=3)
+    profile = measure_profile(config, open_dataset(phantom_shards), world, device, steps=3)
     assert find_bottleneck(profile["alone"], profile["together"]) == "storage"
     assert "data.cache_dir" in ADVICE["storage"]
     assert profile["verdict"] in ("storage", "unknown")  # other tests may keep the machine busy
@@ -166,13 +168,17 @@ TWO_RANKS = TrainConfig(global_batch=20, micro_batch=10, precision="fp32")
 
 
 def test_peak_memory_leaves_out_what_only_the_profiler_allocates(
-    world: World, phantom_shards: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, device: torch.device, phantom_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = 2**31
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of the tests before
+    # forget the peak of the tests before
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
 
     def calibrate_with_large_matrices(device: torch.device, precision: str) -> dict[str, float]:
-        torch.ones(size, dtype=torch.uint8)
+        torch.ones(size, dtype=torch.uint8, device=device)
         return calibrate(device, precision)
 
     monkeypatch.setattr("brain_dist.profiling.measure.calibrate", calibrate_with_large_matrices)
@@ -181,8 +187,14 @@ def test_peak_memory_leaves_out_what_only_the_profiler_allocates(
         model=ModelConfig(name="test_convnext"),
         train=TrainConfig(global_batch=8, micro_batch=8, precision="fp32", zero_stage=0),
     )
-    profile = measure_profile(config, open_dataset(phantom_shards), world, torch.device("cpu"), steps=1)
-    assert profile["memory"]["peak"] < peak_memory(torch.device("cpu")) * 2**30 - size / 2
+    profile = measure_profile(config, open_dataset(phantom_shards), world, device, steps=1)
+    assert profile["memory"]["peak"] < peak_memory(device) * 2**30 - size / 2
+
+
+def test_a_gpu_that_nvml_does_not_know_has_no_power() -> None:
+    with measure_power(torch.device("cuda", 99)) as power:
+        pass
+    assert power == {}
 
 
 class Greeter:

@@ -20,6 +20,7 @@ from brain_dist.config import AugmentConfig, Config, DataConfig
 from brain_dist.errors import Fault
 from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.store.reader import ShardReader
+from brain_dist.stream import dali_loader
 from brain_dist.stream.batch import Batch, Job
 from brain_dist.stream.batches import evaluation_jobs, open_loader, training_jobs, with_loader
 from brain_dist.stream.normalize import Normalize
@@ -36,7 +37,10 @@ LOADERS = ("opencv", "dali", "torch")
 MEAN_TOLERANCE, P99_TOLERANCE, MAX_TOLERANCE = 0.3, 2, 24
 
 
-def batches(dataset: Dataset, config: DataConfig, *, train: bool, batch: int = 16, first_step: int = 0) -> list[Batch]:
+def batches(
+    dataset: Dataset, config: DataConfig, device: torch.device, *, train: bool, batch: int = 16, first_step: int = 0
+) -> list[Batch]:
+    """The batches of an epoch, copied to the host."""
     rows = dataset.rows("train")
     if train:
         plan = TrainingPlan(
@@ -53,7 +57,13 @@ def batches(dataset: Dataset, config: DataConfig, *, train: bool, batch: int = 1
     else:
         micro_batches = evaluation_micro_batches(rows, micro_batch=batch, rank=0, world_size=1)
         jobs = evaluation_jobs(dataset, config, micro_batches)
-    return list(open_loader(config, dataset, jobs, augmented=train, micro_batch=batch, device=CPU))
+    loaded = open_loader(config, dataset, jobs, augmented=train, micro_batch=batch, device=device)
+    return [on_host(batch) for batch in loaded]
+
+
+def on_host(batch: Batch) -> Batch:
+    tensors = {name: getattr(batch, name).cpu() for name in ("image", "label", "row", "valid", "weight")}
+    return dataclasses.replace(batch, **tensors)
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +87,11 @@ def mixed_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("color", ["gray", "rgb"])
 @pytest.mark.parametrize("train", [True, False], ids=["augmented", "evaluation"])
-def test_all_loaders_make_the_same_pixels(mixed_shards: Path, color: str, train: bool) -> None:
+def test_all_loaders_make_the_same_pixels(mixed_shards: Path, color: str, train: bool, device: torch.device) -> None:
     dataset = open_dataset(mixed_shards)
     config = DataConfig(size=64, color=color, threads=2, head_crop=not train)  # type: ignore[arg-type]
     loaded = {
-        loader: batches(dataset, dataclasses.replace(config, loader=loader), train=train)  # type: ignore[arg-type]
+        loader: batches(dataset, dataclasses.replace(config, loader=loader), device, train=train)  # type: ignore[arg-type]
         for loader in LOADERS
     }
     for first, second in itertools.combinations(LOADERS, 2):
@@ -100,14 +110,14 @@ def test_all_loaders_make_the_same_pixels(mixed_shards: Path, color: str, train:
         assert (pixels[:, 0] - pixels[:, 2]).abs().max() > 20, "the tint is there, in the order red, green, blue"
 
 
-def test_a_reduced_image_holds_means_of_stored_pixels(mixed_shards: Path) -> None:
+def test_a_reduced_image_holds_means_of_stored_pixels(mixed_shards: Path, device: torch.device) -> None:
     """1024² to 64²: every output pixel is the mean of 16 × 16 stored pixels. Of a JPEG, libjpeg takes the low
     frequencies of 8 × 8 of them instead.
     """
     dataset = open_dataset(mixed_shards)
     reader, config = ShardReader(dataset), DataConfig(size=64, loader="opencv")
     differences: dict[str, list[float]] = {".png": [], ".jpg": []}
-    for batch in batches(dataset, config, train=False):
+    for batch in batches(dataset, config, device, train=False):
         for image, row in zip(batch.image[:, 0].numpy(), batch.row.tolist(), strict=True):
             stored = cv2.imdecode(np.frombuffer(reader.read(row), np.uint8), cv2.IMREAD_GRAYSCALE)
             if stored.shape == (1024, 1024):
@@ -126,7 +136,7 @@ def test_the_default_loader_is_opencv_on_a_cpu_and_dali_on_a_gpu() -> None:
 
 
 def test_a_batch_of_gray_images_is_widened_without_memory(phantom_shards: Path) -> None:
-    image = batches(open_dataset(phantom_shards), DataConfig(size=64, color="rgb"), train=True)[0].image
+    image = batches(open_dataset(phantom_shards), DataConfig(size=64, color="rgb"), CPU, train=True)[0].image
     assert image.shape == (16, 3, 64, 64)
     assert image.stride(1) == 0
 
@@ -149,19 +159,21 @@ def test_threads_of_the_opencv_loader_end_with_it(phantom_shards: Path) -> None:
 
 
 @pytest.mark.parametrize("loader", ["opencv", "dali"])
-def test_loading_from_the_middle_with_more_threads_gives_the_same_pixels(phantom_shards: Path, loader: str) -> None:
+def test_loading_from_the_middle_with_more_threads_gives_the_same_pixels(
+    phantom_shards: Path, loader: str, device: torch.device
+) -> None:
     dataset, config = open_dataset(phantom_shards), DataConfig(size=64, threads=1, loader=loader)  # type: ignore[arg-type]
-    whole = batches(dataset, config, train=True)
-    rest = batches(dataset, dataclasses.replace(config, threads=3), train=True, first_step=2)
+    whole = batches(dataset, config, device, train=True)
+    rest = batches(dataset, dataclasses.replace(config, threads=3), device, train=True, first_step=2)
     assert len(rest) == len(whole) - 2
     for a, b in zip(whole[2:], rest, strict=True):
         assert torch.equal(a.image, b.image)
         assert torch.equal(a.row, b.row)
 
 
-def test_labels_and_padding_match_their_rows(phantom_shards: Path) -> None:
+def test_labels_and_padding_match_their_rows(phantom_shards: Path, device: torch.device) -> None:
     dataset = open_dataset(phantom_shards)
-    loaded = batches(dataset, DataConfig(size=32, threads=1), train=True, batch=32)
+    loaded = batches(dataset, DataConfig(size=32, threads=1), device, train=True, batch=32)
     labels = torch.from_numpy(dataset.columns["label"].astype(np.int64))
     for batch in loaded:
         assert torch.equal(batch.label, labels[batch.row])
@@ -169,28 +181,44 @@ def test_labels_and_padding_match_their_rows(phantom_shards: Path) -> None:
     assert torch.equal(valid_rows.sort().values, torch.from_numpy(dataset.rows("train")))
 
 
-def test_synthetic_batches_follow_the_plan(phantom_shards: Path) -> None:
+def test_synthetic_batches_follow_the_plan(phantom_shards: Path, device: torch.device) -> None:
     dataset = open_dataset(phantom_shards)
-    real = batches(dataset, DataConfig(size=32, threads=1), train=True)
-    noise = batches(dataset, DataConfig(size=32, loader="synthetic"), train=True)
+    real = batches(dataset, DataConfig(size=32, threads=1), device, train=True)
+    noise = batches(dataset, DataConfig(size=32, loader="synthetic"), device, train=True)
     assert [b.row.tolist() for b in noise] == [b.row.tolist() for b in real]
     assert noise[0].image.shape == real[0].image.shape
 
 
-def test_normalize_turns_one_gray_channel_into_three() -> None:
+def test_normalize_turns_one_gray_channel_into_three(device: torch.device) -> None:
     config = DataConfig()
-    image = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    normalize = Normalize(config, 3, CPU, torch.float32)
+    image = torch.arange(256, dtype=torch.uint8, device=device).reshape(1, 1, 16, 16)
+    normalize = Normalize(config, 3, device, torch.float32)
     normalized = normalize(image)
-    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (config.mean, config.std))
+    mean, std = (torch.tensor(values, device=device).reshape(1, 3, 1, 1) for values in (config.mean, config.std))
     torch.testing.assert_close(normalized, (image.float() / 255 - mean) / std)
     assert normalized.is_contiguous(memory_format=torch.channels_last)
-    assert np.array_equal(normalize.to_gray(normalized)[0], image[0, 0].numpy())
-    assert Normalize(config, 1, CPU, torch.bfloat16)(image).shape == (1, 1, 16, 16)
+    assert np.array_equal(normalize.to_gray(normalized)[0], image[0, 0].cpu().numpy())
+    assert Normalize(config, 1, device, torch.bfloat16)(image).shape == (1, 1, 16, 16)
+
+
+@pytest.mark.parametrize("color", ["gray", "rgb"])
+def test_one_decoder_of_the_gpu_takes_all_images(phantom_shards: Path, color: str) -> None:
+    """Read from the graph, which DALI defines without a GPU but can only run with one."""
+    config = DataConfig(size=32, color=color)  # type: ignore[arg-type]
+    source = dali_loader._JobSource(open_dataset(phantom_shards), iter([]), config, augmented=True)
+    pipeline = dali_loader._graph(source, config, gpu=True)(batch_size=4, num_threads=1, device_id=0)
+    pipeline._build_graph()
+    (decoder,) = [str(operator.spec) for operator in pipeline._ops if "image_slice" in str(operator.spec)]
+    source.samples.close()
+    assert "device: mixed\n" in decoder
+    assert "hw_decoder_load: 0.000000\n" in decoder, "it would choose by the place in the batch"
+    assert f"jpeg_fancy_upsampling: {color == 'rgb'}\n" in decoder
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_a_corrupt_image_is_reported_with_its_shard_and_key(phantom_shards: Path, tmp_path: Path, loader: str) -> None:
+def test_a_corrupt_image_is_reported_with_its_shard_and_key(
+    phantom_shards: Path, tmp_path: Path, loader: str, device: torch.device
+) -> None:
     shards = tmp_path / "shards"
     shutil.copytree(phantom_shards, shards)
     dataset = open_dataset(shards)
@@ -202,7 +230,7 @@ def test_a_corrupt_image_is_reported_with_its_shard_and_key(phantom_shards: Path
         file.seek(offset)
         file.write(bytes([byte[0] ^ 0x10]))
     with pytest.raises(Fault, match=rf"{dataset.columns['shard'][row]}.*{dataset.columns['key'][row]}.*crc32"):
-        batches(dataset, DataConfig(size=32, threads=1, loader=loader), train=True)  # type: ignore[arg-type]
+        batches(dataset, DataConfig(size=32, threads=1, loader=loader), device, train=True)  # type: ignore[arg-type]
 
 
 def test_a_loading_process_that_is_killed_ends_the_run_with_one_line(phantom_shards: Path) -> None:

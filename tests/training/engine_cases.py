@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from brain_dist.config import Balance, Config, DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from brain_dist.config import Balance, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from brain_dist.networks.create import create_network
 from brain_dist.ranks.world import World, discover
 from brain_dist.stream.batch import Batch
@@ -19,7 +19,6 @@ from brain_dist.training.engine import Engine
 
 CPU, SINGLE = torch.device("cpu"), discover({})
 CONFIG = Config(
-    run=RunConfig(device="cpu"),
     data=DataConfig(size=32),
     model=ModelConfig(name="test_convnext"),
     optim=OptimConfig(lr=1e-2, clip=0.5, label_smoothing=0.1, warmup_epochs=0),
@@ -34,7 +33,13 @@ def with_stage(zero_stage: int, **train_settings: Any) -> Config:
 
 
 def noise_batches(
-    samples: int, epochs: int = 1, balance: Balance = "none", world: World = SINGLE, micro_batch: int = 4
+    samples: int,
+    device: torch.device,
+    *,
+    epochs: int = 1,
+    balance: Balance = "none",
+    world: World = SINGLE,
+    micro_batch: int = 4,
 ) -> list[Batch]:
     """A rank's micro-batches of noise images, in global batches of 12, with classes of unequal size."""
     generator = np.random.default_rng(0)
@@ -52,7 +57,7 @@ def noise_batches(
         balance=balance,
     )
     micro_batches = plan.micro_batches(world.rank, world.size)
-    return [Batch.of(torch.from_numpy(images[micro.rows]), micro, labels) for micro in micro_batches]
+    return [Batch.of(torch.from_numpy(images[micro.rows]).to(device), micro, labels) for micro in micro_batches]
 
 
 def of_step(batches: Sequence[Batch], step: int) -> Sequence[Batch]:
@@ -66,14 +71,21 @@ def valid_samples(engine: Engine, batches: Sequence[Batch]) -> tuple[torch.Tenso
     return image, torch.cat([batch.label[batch.valid] for batch in batches])
 
 
-def check_frozen_training(world: World, zero_stage: int, name: Literal["adamw", "adam"] = "adamw") -> None:
+def new_engine(config: Config, world: World, device: torch.device, *, seed: int = 0, **options: Any) -> Engine:
+    """An engine around a network of 4 classes."""
+    return Engine(config, create_network(config.model, 4, seed=seed), world, device, **options)
+
+
+def check_frozen_training(
+    world: World, device: torch.device, zero_stage: int, name: Literal["adamw", "adam"] = "adamw"
+) -> None:
     """The engine with 4 frozen steps equals plain PyTorch with one optimiser for the head, a later one for the rest."""
-    batches, frozen_steps = noise_batches(24, epochs=4), 4  # 2 steps per epoch
+    batches, frozen_steps = noise_batches(24, device, epochs=4), 4  # 2 steps per epoch
     config = with_stage(zero_stage, micro_batch=4 // world.size)
     config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, name=name))
-    own_batches = noise_batches(24, epochs=4, world=world, micro_batch=4 // world.size)
-    engine = Engine(config, create_network(CONFIG.model, 4, seed=0), world, CPU, frozen_steps=frozen_steps)
-    plain = create_network(CONFIG.model, 4, seed=0)
+    own_batches = noise_batches(24, device, epochs=4, world=world, micro_batch=4 // world.size)
+    engine = new_engine(config, world, device, frozen_steps=frozen_steps)
+    plain = create_network(CONFIG.model, 4, seed=0).to(device)
     initial = {name: value.clone() for name, value in plain.state_dict().items()}
     head = list(plain.get_classifier().parameters())
     rest = [p for p in plain.parameters() if all(p is not h for h in head)]
@@ -88,6 +100,7 @@ def check_frozen_training(world: World, zero_stage: int, name: Literal["adamw", 
         if step >= frozen_steps:
             rest_optimizer.step()
         for key, value in engine.weights().items():
+            value = value.to(device)
             if step < frozen_steps and not key.startswith("head.fc."):
                 assert torch.equal(value, initial[key]), key
             torch.testing.assert_close(value, plain.state_dict()[key], rtol=2e-3, atol=3e-4)

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_cases import CONFIG, CPU, noise_batches, of_step, with_stage
+from engine_cases import CONFIG, new_engine, noise_batches, of_step, with_stage
 
 from brain_dist.config import Config, ModelConfig
 from brain_dist.errors import UserError
-from brain_dist.networks.create import create_network
 from brain_dist.ranks.world import World
 from brain_dist.training.engine import Engine
 from brain_dist.training.fragments import local_fragments, optimizer_counters
@@ -56,11 +55,11 @@ def state(engine: Engine) -> dict[str, torch.Tensor]:
     ],
 )
 def test_nonfinite_step_is_skipped_and_counted(
-    world: World, zero_stage: int, precision: str, network: str, part: str
+    world: World, device: torch.device, zero_stage: int, precision: str, network: str, part: str
 ) -> None:
     config = make_config(zero_stage, precision, network)
-    engine = Engine(config, create_network(config.model, 4, seed=0), world, CPU)
-    batches = noise_batches(36)
+    engine = new_engine(config, world, device)
+    batches = noise_batches(36, device)
     engine.step(of_step(batches, 0), lr=1e-3)
     assert engine.skipped.total == 0
     assert engine.grad_norm.isfinite()
@@ -94,12 +93,12 @@ def set_fp16_support(monkeypatch: pytest.MonkeyPatch, supported: bool) -> None:
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_fp16_loss_scale_is_halved_on_overflow_and_survives_a_resume(
-    world: World, zero_stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, device: torch.device, zero_stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_fp16_support(monkeypatch, True)
     config = make_config(zero_stage, "fp16", "test_convnext")
-    engine = Engine(config, create_network(config.model, 4, seed=0), world, CPU)
-    batches = noise_batches(60)
+    engine = new_engine(config, world, device)
+    batches = noise_batches(60, device)
     engine.step(of_step(batches, 0), lr=1e-3)
     assert engine.grad_norm.isfinite()
     assert 0 < engine.grad_norm < 100, "the norm must be that of the unscaled loss"
@@ -117,7 +116,7 @@ def test_fp16_loss_scale_is_halved_on_overflow_and_survives_a_resume(
     saver = Saver(tmp_path, engine, {}, keep=1)
     saver.begin(3)
     saver.finish()
-    resumed = Engine(config, create_network(config.model, 4, seed=1), world, CPU)
+    resumed = new_engine(config, world, device, seed=1)
     restore(tmp_path, 3, resumed)
     assert resumed.loss_scale == scales[-1]
     for trained in (engine, resumed):
@@ -128,8 +127,10 @@ def test_fp16_loss_scale_is_halved_on_overflow_and_survives_a_resume(
     assert any(not torch.equal(value, before[name]) for name, value in after.items())
 
 
-def test_fp16_on_an_unsupported_device_is_rejected(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp16_on_an_unsupported_device_is_rejected(
+    world: World, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     set_fp16_support(monkeypatch, False)
     config = make_config(1, "fp16", "test_convnext")
     with pytest.raises(UserError, match="use bf16 or amp"):
-        Engine(config, create_network(config.model, 4, seed=0), world, CPU)
+        new_engine(config, world, device)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 
-from brain_dist.config import OptimConfig, TrainConfig
+from brain_dist.config import Config, ModelConfig, OptimConfig, TrainConfig
+from brain_dist.training.loop import may_compile
 from brain_dist.training.schedule import Schedule
 
 
@@ -32,6 +34,14 @@ def test_evaluation_is_never_due_without_a_validation_split() -> None:
 @pytest.mark.parametrize(("save_every", "expected"), [(0, [4, 8, 12]), (5, [5, 10, 12])])
 def test_checkpoint_is_due_every_n_steps_or_epoch_and_at_the_end(save_every: int, expected: list[int]) -> None:
     assert [steps for steps in steps_due(schedule(save_every=save_every).checkpoint_due) if steps] == expected
+
+
+@pytest.mark.parametrize(("compiled", "expected"), [(False, [2]), (True, [2, 8])])
+def test_steps_that_compile_the_network_may_take_minutes(compiled: bool, expected: list[int]) -> None:
+    """The first step of a process, and the first one that trains more than the classifier."""
+    config = Config(model=ModelConfig(compile=compiled), train=TrainConfig(zero_stage=1, freeze_epochs=2))
+    due = partial(may_compile, config, schedule(freeze_epochs=2))
+    assert [step for step in range(2, 12) if due(step, first_step=2)] == expected
 
 
 def test_last_step_is_always_logged() -> None:
