@@ -1,6 +1,7 @@
 """Benchmark: ``python -m brain_dist.benchmark run OUT --config configs/bench/cpu.yaml --models A,B --seeds 0,1,2``.
 
-``run`` trains and evaluates models × seeds × folds under the same conditions; ``table`` judges what is there.
+``run`` trains and evaluates models × seeds × folds under the same conditions; ``cross`` does so on each of
+several collections and tests on the others; ``table`` judges what is there, ``page`` shows it.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from collections.abc import Sequence
 from brain_dist.errors import UserError, leave
 
 USAGE = """\
-usage: brain-dist benchmark run|table|costs [...]
+usage: brain-dist benchmark run|cross|table|page|costs [...]
 
   run      train and evaluate several models under the same conditions, and write the table
+  cross    train on each of several collections and on all but one, and test on the others
   table    write the table of the cells that are finished
+  page     write the page of the results, index.html
   costs    measure parameters, operations, latency, throughput, memory and energy of the models
 
 all have --help
@@ -22,7 +25,7 @@ all have --help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Call ``run``, ``table`` or ``costs``.
+    """Call ``run``, ``cross``, ``table``, ``page`` or ``costs``.
 
     Raises:
         UserError: the command is unknown, or its arguments are invalid.
@@ -39,11 +42,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         from brain_dist.benchmarking.table import main as table
 
         return table(arguments)
+    if command == "cross":
+        from brain_dist.benchmarking.cross import main as cross
+
+        return cross(arguments)
+    if command == "page":
+        from brain_dist.benchmarking.page import main as page
+
+        return page(arguments)
     if command == "costs":
         from brain_dist.benchmarking.measured import main as costs
 
         return costs(arguments)
-    raise UserError(f"benchmark {command}: unknown command; use run, table or costs")
+    raise UserError(f"benchmark {command}: unknown command; use run, cross, table, page or costs")
 
 
 if __name__ == "__main__":

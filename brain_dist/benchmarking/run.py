@@ -24,9 +24,9 @@ DESCRIPTION = (
 )
 
 
-def argument_parser() -> ArgumentParser:
+def argument_parser(prog: str = PROG, description: str = DESCRIPTION) -> ArgumentParser:
     """Options besides the settings of a run."""
-    parser = ArgumentParser(prog=PROG, description=DESCRIPTION, add_help=False)
+    parser = ArgumentParser(prog=prog, description=description, add_help=False)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the benchmark")
     parser.add_argument(
         "--models", metavar="A,B", required=True,

@@ -62,7 +62,7 @@ def critical_difference_diagram(names: list[str], friedman: dict[str, Any], neme
     return figure_svg(figure, "ranks", f"Critical-difference diagram. Mean ranks: {described}.")
 
 
-def tiers(metric: str, result: dict[str, Any]) -> str:
+def tiers(metric: str, result: dict[str, Any], prefix: str = "tiers") -> str:
     """The metric of each model with its 95 % interval over groups and its runs, best first; a line between tiers."""
     models = list(result["models"].items())[::-1]
     scale = 100 if METRICS[metric].is_share else 1
@@ -86,4 +86,4 @@ def tiers(metric: str, result: dict[str, Any]) -> str:
     axes.set_ylim(-0.6, len(models) - 0.4)
     axes.grid(visible=False, axis="y")
     listed = ", ".join(f"{name} {value_text(metric, model['value'])}" for name, model in models[::-1])
-    return figure_svg(figure, "tiers", f"{METRICS[metric].title} of each model with its 95 % interval: {listed}.")
+    return figure_svg(figure, prefix, f"{METRICS[metric].title} of each model with its 95 % interval: {listed}.")

@@ -1,0 +1,133 @@
+"""What the page of a benchmark says: shortcut baselines of the training shards, and what the result does not show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from brain_dist.benchmarking.folder import Folder
+from brain_dist.benchmarking.results import Benchmark, Part
+from brain_dist.errors import Fault, UserError
+from brain_dist.pages.text import listing, percent
+
+BASELINES = {
+    "border": "image border only",
+    "border_head_crop": "image border after cropping to the head",
+    "file_properties": "file properties only",
+    "majority": "always the most frequent class",
+}
+
+
+def shortcuts(source: Mapping[str, Any], folder: Folder) -> dict[str, Any]:
+    """The shortcut baselines of training shards, measured once and kept in the benchmark's folder.
+
+    Returns:
+        As :func:`brain_dist.judging.shortcuts.shortcut_baselines`, or why they were not measured as ``refused``.
+    """
+    from brain_dist.common.files import write_atomically
+    from brain_dist.judging.shortcuts import shortcut_baselines
+    from brain_dist.store.dataset import open_dataset
+
+    file = folder.out / "shortcuts" / f"{source['version'][:16]}.json"
+    if file.is_file():
+        return dict(json.loads(file.read_text()))
+    if len(source["shards"]) != 1:
+        return {"refused": "the collections are joined for the training"}
+    try:
+        dataset = open_dataset(source["shards"][0])
+        if dataset.version != source["version"]:
+            return {"refused": f"{dataset.root} was built again since the training"}
+        if dataset.folds:
+            return {"refused": "folds; `brain-dist shortcut SHARDS --fold N` measures one"}
+        result = shortcut_baselines(dataset)
+    except (UserError, Fault) as error:
+        return {"refused": str(error)}
+    file.parent.mkdir(exist_ok=True)
+    write_atomically(file, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def place(part: Part, record: Mapping[str, Any]) -> str:
+    """Where the models of a part were trained and tested."""
+    left_out = next(source["leave_out"] for source in record["sources"] if source["name"] == part.source)
+    if left_out:
+        return f"Trained on {part.source}, tested on {left_out}"
+    return f"Trained and tested on {part.source}"
+
+
+def limits(
+    benchmark: Benchmark, parts: Sequence[Part], matrix: Mapping[str, Any] | None,
+    baselines: Mapping[str, Mapping[str, Any]], calibration: Mapping[Any, Mapping[str, Any]],
+    patients: Mapping[str, Any],
+) -> list[str]:  # fmt: skip
+    """What the result does not show, in sentences."""
+    record = benchmark.record
+    lines = []
+    for part in parts:
+        lines += _order(part)
+    if len(record["seeds"]) < 2:
+        lines.append("One training of each model: how much another seed would change the numbers is not known.")
+    rates = set(record["learning_rates"].values())
+    lines.append(
+        f"All models have the learning rate {next(iter(rates)):g}: a model that another one suits is at a disadvantage."
+        if len(rates) == 1
+        else "Learning rates were declared for each model; how they were found is not recorded here."
+    )
+    without = patients["images"] - patients["known"]
+    if without:
+        lines.append(
+            f"{without:,} of {patients['images']:,} test images have no known patient: other slices of"
+            " theirs may be in training."
+        )
+    for name, each in baselines.items():
+        if "refused" in each:
+            continue
+        best = max(each["baselines"], key=lambda key: each["baselines"][key]["accuracy"])
+        lines.append(
+            f"{name}: “{BASELINES[best]}” alone reaches {percent(each['baselines'][best]['accuracy'])}. Only what a"
+            " model adds to that is evidence that it recognises disease."
+        )
+    wrong = [
+        model for table in calibration.values() for model, each in table.items() if each["verdict"] != "calibrated"
+    ]
+    if wrong:
+        lines.append(
+            f"The probabilities of {listing(list(dict.fromkeys(wrong)))} are not right as they are;"
+            " `brain-dist calibrate` says more."
+        )
+    lines.append(_elsewhere(matrix))
+    lines.append(
+        "Models differ in size, speed and pretraining, too: a difference is one of these networks as they are, not"
+        " of an idea."
+    )
+    lines.append(
+        "Single slices that someone chose, not patients: nothing here says what the networks would do in a clinic."
+    )
+    return lines
+
+
+def _order(part: Part) -> list[str]:
+    """Which models cannot be told apart."""
+    if "refused" in part.ranks:
+        return [f"{part.source}: no order of the models, because {part.ranks['refused']}."]
+    tied = [tier for tier in part.ranks["tiers"] if len(tier) > 1]
+    return [
+        f"{part.source}: {listing(tier)} cannot be told apart with these patients. That does not show that they are"
+        " equal."
+        for tier in tied
+    ]
+
+
+def _elsewhere(matrix: Mapping[str, Any] | None) -> str:
+    drops = (
+        [] if matrix is None else [row for row in matrix["rows"] if (row.get("drop") or {}).get("value") is not None]
+    )
+    if not drops:
+        return "Not tested on another collection: how accurate the models are on other scanners is not known."
+    largest = max(drops, key=lambda row: row["drop"]["value"])
+    return (
+        f"Results inside a collection do not carry over: {largest['model']} trained on {largest['source']} loses"
+        f" {100 * largest['drop']['value']:.1f} percentage points of balanced accuracy on {largest['test']}, and other"
+        " collections than these are not known."
+    )
