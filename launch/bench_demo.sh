@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A small benchmark on phantoms: three networks × two seeds under the same conditions → table → comparison.
+# A small benchmark on phantoms: three networks × two seeds under the same conditions → table → comparison → page.
 # Interrupted, it goes on when it is started again. Every command is printed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,5 +13,6 @@ run python -m brain_dist.shard build --recipe shards/datasets/phantom.yaml --sou
 run python -m brain_dist.benchmark run "$out" --config configs/bench/demo.yaml --data.shards "$shards/bench-demo" \
   --models configs/bench/convnext_zepto.yaml,resnet10t,mobilenetv3_small_050 --seeds 0,1
 run python -m brain_dist.compare --benchmark "$out" --out "$out/compared"
+run python -m brain_dist.benchmark page "$out"
 
-printf '\nFinished in %d s. Open %s\n' $((SECONDS - start)) "$PWD/$out/table.md and $PWD/$out/compared/index.html"
+printf '\nFinished in %d s. Open %s\n' $((SECONDS - start)) "$PWD/$out/index.html and $PWD/$out/compared/index.html"

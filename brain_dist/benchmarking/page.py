@@ -115,6 +115,7 @@ def render(benchmark: Benchmark, folder: Folder, findings: list[Any] | None) -> 
         missing=benchmark.missing,
         parts=parts,
         best_first=best_first,
+        worst_class=page_text.worst_class,
         place=lambda part: page_text.place(part, record),
         mean_text=mean_text,
         interval_text=interval_text,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from brain_dist.benchmarking.folder import Folder
-from brain_dist.benchmarking.results import Benchmark, Part
+from brain_dist.benchmarking.results import Benchmark, Part, Row
 from brain_dist.errors import Fault, UserError
 from brain_dist.pages.text import listing, percent
 
@@ -56,6 +56,15 @@ def place(part: Part, record: Mapping[str, Any]) -> str:
     return f"Trained and tested on {part.source}"
 
 
+def worst_class(row: Row, part: Part) -> tuple[str, float | None]:
+    """The class with the lowest sensitivity of a model, the mean over its seeds, and that sensitivity."""
+    assert part.summary is not None
+    values = {name: row[f"sensitivity:{name}_mean"] for name in part.summary.tables.classes}
+    defined = {name: value for name, value in values.items() if value is not None}
+    name = min(defined, key=defined.__getitem__)
+    return name, defined[name]
+
+
 def limits(
     benchmark: Benchmark, parts: Sequence[Part], matrix: Mapping[str, Any] | None,
     baselines: Mapping[str, Mapping[str, Any]], calibration: Mapping[Any, Mapping[str, Any]],
@@ -94,12 +103,12 @@ def limits(
     if wrong:
         lines.append(
             f"The probabilities of {listing(list(dict.fromkeys(wrong)))} are not right as they are;"
-            " `brain-dist calibrate` says more."
+            " brain-dist calibrate says more."
         )
     lines.append(_elsewhere(matrix))
     lines.append(
-        "Models differ in size, speed and pretraining, too: a difference is one of these networks as they are, not"
-        " of an idea."
+        "Models differ in size, speed and pretraining, too: a difference is one between these networks as they"
+        " are, not between architectures."
     )
     lines.append(
         "Single slices that someone chose, not patients: nothing here says what the networks would do in a clinic."
