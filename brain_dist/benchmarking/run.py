@@ -107,7 +107,7 @@ def run_grid(grid: Grid, folder: Folder, command: str, *, slurm: bool) -> int:
             )
             return 0
         with Commands(lock).forwarding() as commands:
-            with cell_board(grid) as board:
+            with cell_board(grid, folder) as board:
                 run_cells(grid, folder, commands, board)
             finished = dict.fromkeys(cell.model for cell in grid.cells if folder.is_finished(cell))
             unmeasured = measure_missing(list(finished), folder, commands)

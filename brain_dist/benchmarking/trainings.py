@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,8 +20,10 @@ from brain_dist.common.board import Board
 from brain_dist.common.children import last_error, stop_with_parent
 from brain_dist.errors import EXIT_PREEMPTED, EXIT_USER, UserError
 from brain_dist.judging.predictions import read_predictions
+from brain_dist.tracking.tracker import METRICS
 
 LOCAL = Path(__file__).resolve().parents[2] / "launch" / "local.py"
+LAST_ROWS = 1 << 14  # bytes at the end of metrics.jsonl, several rows
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
@@ -90,15 +93,28 @@ def evaluation_options(cell: Cell, test: Test) -> list[str]:
     return [*options, *(["--shards", test.shards, "--name", test.name] if test.shards else [])]
 
 
-def cell_board(grid: Grid) -> Board:
+def cell_board(grid: Grid, folder: Folder) -> Board:
     """The board of a benchmark; its rows are called as :func:`board_name` says."""
+    cells = {board_name(cell, grid): cell for cell in grid.cells}
     rows = {}
     for cell in grid.cells:
         fold = [] if cell.fold is None else [str(cell.fold)]
         rows[board_name(cell, grid)] = [cell.model, cell.source, str(cell.seed), *fold]
     columns: dict[str, Literal["left", "right"]] = {"model": "left", "shards": "left", "seed": "right"}
     columns |= {} if grid.folds == (None,) else {"fold": "right"}
-    return Board(rows, columns, unit="cell", result="accuracy")
+    return Board(rows, columns, unit="cell", result="accuracy", detail=lambda name: epochs_text(cells[name], folder))
+
+
+def epochs_text(cell: Cell, folder: Folder) -> str:
+    """How far the training of a cell is, from the end of its metrics.jsonl; empty before the first step."""
+    try:
+        with (folder.run(cell.key) / METRICS).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_ROWS))
+            rows = file.read().split(b"\n")[:-1]  # what follows the last line end is incomplete
+    except OSError:
+        return ""
+    steps = [row for row in rows if row.startswith(b'{"kind": "train"') and row.endswith(b"}")]
+    return f"epoch {json.loads(steps[-1])['epoch']:.1f} of {cell.config.train.epochs}" if steps else ""
 
 
 def board_name(cell: Cell, grid: Grid) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -20,7 +20,12 @@ class Board:
     """State, result and note of every piece of work, shown on stderr inside a ``with`` block."""
 
     def __init__(
-        self, rows: Mapping[str, Sequence[str]], columns: Mapping[str, Literal["left", "right"]], unit: str, result: str
+        self,
+        rows: Mapping[str, Sequence[str]],
+        columns: Mapping[str, Literal["left", "right"]],
+        unit: str,
+        result: str,
+        detail: Callable[[str], str] | None = None,
     ) -> None:
         """Create a board on which everything waits.
 
@@ -29,8 +34,10 @@ class Board:
             columns: header of each of these cells → its alignment.
             unit: what a piece of work is called, such as case.
             result: header of the results.
+            detail: says how far a piece of work that runs is; called at each refresh of a live table.
         """
         self.rows, self.columns, self.unit, self.result_header = dict(rows), dict(columns), unit, result
+        self.detail = detail or (lambda name: "")
         self.state: dict[str, State] = dict.fromkeys(rows, "waiting")
         self.result: dict[str, str] = {}
         self.note: dict[str, str] = {}
@@ -109,11 +116,13 @@ class Board:
         from rich.markup import escape
 
         state, seconds = self.state[name], self.seconds.get(name)
+        detail = ""
         if name in self.started:
-            seconds = time.monotonic() - self.started[name]
+            seconds, detail = time.monotonic() - self.started[name], self.detail(name)
+        elapsed = ", ".join(text for text in (detail, f"{seconds:.0f} s" if seconds is not None else "") if text)
         return [
             *(escape(cell) for cell in self.rows[name]),
             f"[{COLOURS[state]}]{state}[/]",
             escape(self.result.get(name, "")),
-            escape(self.note.get(name) or (f"{seconds:.0f} s" if seconds is not None else "")),
+            escape(self.note.get(name) or elapsed),
         ]
