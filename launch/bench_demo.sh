@@ -8,7 +8,7 @@ start=$SECONDS
 run() { printf '\n\033[1m$ %s\033[0m\n' "$*"; "$@"; }
 shards=shards/built out=runs/bench-demo
 
-run python -m brain_dist.shard phantom --out "$shards/bench-phantoms" --patients 320 --slices 2 --size 96 --planes axial
+run python -m brain_dist.shard phantom --out "$shards/bench-phantoms" --patients 240 --slices 2 --size 96 --planes axial
 run python -m brain_dist.shard build --recipe shards/datasets/phantom.yaml --source "$shards/bench-phantoms" --out "$shards/bench-demo"
 run python -m brain_dist.benchmark run "$out" --config configs/bench/demo.yaml --data.shards "$shards/bench-demo" \
   --models configs/bench/convnext_zepto.yaml,resnet10t,mobilenetv3_small_050 --seeds 0,1

@@ -106,18 +106,20 @@ def run_grid(grid: Grid, folder: Folder, command: str, *, slurm: bool) -> int:
                 else f"all cells are finished; `{table}`"
             )
             return 0
+        finished = sum(map(folder.is_finished, grid.cells))
+        print(f"{len(grid.cells)} cells, {finished} of them finished", file=sys.stderr, flush=True)
         with Commands(lock).forwarding() as commands:
             with cell_board(grid, folder) as board:
                 run_cells(grid, folder, commands, board)
-            finished = dict.fromkeys(cell.model for cell in grid.cells if folder.is_finished(cell))
-            unmeasured = measure_missing(list(finished), folder, commands)
+            models = dict.fromkeys(cell.model for cell in grid.cells if folder.is_finished(cell))
+            unmeasured = measure_missing(list(models), folder, commands)
         if commands.stop_requested:
             print(
                 f"stopped: {board.ended()} of {len(grid.cells)} cells have ended; the same command goes on",
                 file=sys.stderr,
             )
             return EXIT_PREEMPTED
-        if finished:
+        if models:
             write_table(folder)
     if board.failed:
         first = board.failed[0]

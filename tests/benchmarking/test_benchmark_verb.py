@@ -166,7 +166,7 @@ def test_a_killed_benchmark_gives_the_same_bytes(phantom_shards: Path, tmp_path:
     # SIGKILL of the benchmark alone: its training saves and ends, too
     interrupted(lambda: steps(first) > at_stop, lambda process: os.kill(process, signal.SIGKILL))
     # SIGKILL of everything, in the second cell
-    interrupted(lambda: steps(second) >= 8, kill_all)
+    interrupted(lambda: steps(second) >= 13, kill_all)
     predictions = Folder(killed).predictions(first.name)
     written = predictions.stat().st_mtime_ns
     command(benchmark_command(killed, phantom_shards), timeout=600)
