@@ -53,9 +53,8 @@ def environments(record: Mapping[str, Any], folder: Folder) -> list[tuple[Mappin
 def differing(record: Mapping[str, Any], folder: Folder) -> list[str]:
     """Machines and versions of packages in which the runs differ, as sentences for the reader of the table."""
     runs = [environment for _, environment in environments(record, folder)]
-    notes = []
-    for key, name in (("devices", "devices"), ("git_commit", "versions of the code")):
-        notes += _note(name, [str(run.get(key)) for run in runs])
+    notes = _note("devices", [str(run.get("devices")) for run in runs])
+    notes += _note("versions of the code", [str(run.get("git_commit"))[:12] for run in runs])
     for package in runs[0]["versions"] if runs else ():
         notes += _note(f"versions of {package}", [str(run["versions"].get(package)) for run in runs])
     return notes

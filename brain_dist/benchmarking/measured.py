@@ -13,7 +13,7 @@ from brain_dist.benchmarking.trainings import Commands
 from brain_dist.common.commands import ArgumentParser
 from brain_dist.common.files import write_atomically
 from brain_dist.common.text import nearest
-from brain_dist.errors import UserError
+from brain_dist.errors import Fault, UserError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,11 +21,11 @@ def main(argv: Sequence[str]) -> int:
 
     Raises:
         UserError: there is no benchmark, or no such model in it.
-        Fault: the memory of the device is full.
+        Fault: a model could not be measured, or the memory of the device is full.
     """
     parser = ArgumentParser("brain-dist benchmark costs", description=__doc__.partition(": ")[2])
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the benchmark")
-    parser.add_argument("--model", help="measure this model again (default: those that were not measured)")
+    parser.add_argument("--model", help="measure this model again (default: those that were not measured undisturbed)")
     arguments = parser.parse_args(list(argv))
     folder = Folder(arguments.out)
     record = folder.record()
@@ -38,18 +38,24 @@ def main(argv: Sequence[str]) -> int:
         measure_model(record, arguments.model, folder)
         return 0
     with folder.locked() as lock, Commands(lock).forwarding() as commands:
-        failed = measure_missing(record["models"], folder, commands)
+        failed = measure_missing(record["models"], folder, commands, undisturbed=True)
     if failed:
-        raise UserError(f"{', '.join(failed)} could not be measured; logs are in {folder.out / 'costs'}")
+        raise Fault(f"{', '.join(failed)} could not be measured; logs are in {folder.out / 'costs'}")
     return 0
 
 
-def measure_missing(models: Sequence[str], folder: Folder, commands: Commands) -> list[str]:
-    """Measure the models without costs, each in a process of its own; returns those that failed."""
+def measure_missing(
+    models: Sequence[str], folder: Folder, commands: Commands, *, undisturbed: bool = False
+) -> list[str]:
+    """Measure the models without costs, each in a process of its own; returns those that failed.
+
+    With ``undisturbed`` also those again whose measurement other processes disturbed.
+    """
     failed = []
     for model in models:
         file = folder.costs(model)
-        if file.is_file() or commands.stop_requested:
+        measured = file.is_file() and not (undisturbed and json.loads(file.read_text())["busy"])
+        if measured or commands.stop_requested:
             continue
         file.parent.mkdir(exist_ok=True)
         print(f"measuring the costs of {model}", file=sys.stderr, flush=True)

@@ -59,11 +59,11 @@ def _with_p95(row: Row, median: str) -> str:
 
 COSTS: dict[str, Callable[[Row], str]] = {
     "parameters (M)": lambda row: _measured(2, 1e6)(row.get("parameters")),
-    "GMACs": lambda row: _measured(2)(row.get("gmacs")),
+    "GMACs": lambda row: _measured(3)(row.get("gmacs")),
     "1 image (ms: median / 95 %)": lambda row: _with_p95(row, "latency_ms"),
     "best batch": lambda row: _measured(0)(row.get("best_batch")),
     "batch (ms: median / 95 %)": lambda row: _with_p95(row, "batch_ms"),
-    "images/s": lambda row: _measured(0)(row.get("images_per_s")),
+    "images/s": lambda row: _measured(1)(row.get("images_per_s")),
     "peak memory (MB)": lambda row: _measured(0)(row.get("peak_memory_mb")),
     "J/image": lambda row: _measured(3)(row.get("joules_per_image")),
     "training (s)": lambda row: _measured(0)(row["training_s"]),

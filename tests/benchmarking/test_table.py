@@ -209,6 +209,23 @@ def test_compare_takes_the_models_of_a_benchmark(benchmark: tuple[Grid, Folder])
     assert "good is a mean of 2 runs" in printed
 
 
+def test_costs_that_were_disturbed_are_measured_again(dataset: Dataset, tmp_path: Path) -> None:
+    config = Config(
+        model=ModelConfig(name="test_convnext"), data=DataConfig(size=32), train=TrainConfig(precision="fp32")
+    )  # fmt: skip
+    source = Source(dataset.name, dataset.version, dataset.classes, DataConfig(shards=str(dataset.root)))
+    folder = Folder(tmp_path)
+    folder.claim(plan({"net": config, "other": config}, [0], None, [source], tmp_path), "brain-dist benchmark run")
+    (tmp_path / "costs").mkdir()
+    folder.costs("net").write_text('{"busy": true}')
+    folder.costs("other").write_text('{"busy": false}')
+    in_process("benchmark", "costs", str(tmp_path))
+    assert json.loads(folder.costs("net").read_text())["parameters"] > 100_000
+    assert folder.costs("other").read_text() == '{"busy": false}'
+    error = in_process("benchmark", "costs", str(tmp_path), "--model", "othr", expect=2).err
+    assert "--model othr (did you mean other?): the models are net, other" in error
+
+
 def test_one_model_has_no_rank(dataset: Dataset, tmp_path: Path) -> None:
     grid, folder = make_grid(dataset, tmp_path, models=("good",)), Folder(tmp_path)
     folder.claim(grid, "brain-dist benchmark run")
