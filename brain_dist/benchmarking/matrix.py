@@ -8,7 +8,7 @@ from typing import Any
 
 from brain_dist.benchmarking.folder import Folder
 from brain_dist.common.files import write_together
-from brain_dist.comparison.crossing import HEADLINE, Judged, drop, entry, select, with_classes
+from brain_dist.comparison.crossing import HEADLINE, NOT_TRAINED, Judged, drop, entry, select, with_classes
 from brain_dist.errors import UserError
 from brain_dist.judging.predictions import Predictions, read_predictions
 from brain_dist.pages.text import listing
@@ -162,7 +162,7 @@ def markdown(document: Mapping[str, Any]) -> str:
         f" {len(document['seeds'])} seeds (what another training could change), in brackets the 95 % interval over"
         " patients and copies (what other patients could change). Test images that training knew are left out.", "",
     ]  # fmt: skip
-    lines += [f"- {sentence}." for sentence in notes(document)]
+    lines += [f"- {sentence}." for sentence in (*notes(document), *overlaps(document))]
     head = (
         "trained on",
         "tested on",
@@ -204,6 +204,20 @@ def notes(document: Mapping[str, Any]) -> list[str]:
     """What must be known before the numbers: where class and collection are the same thing."""
     sentences = [f"{name}: {text}" for name, each in document["collections"].items() for text in each["confounded"]]
     sentences += [f"all collections together: {text}" for text in document["together"]]
+    return sentences
+
+
+def overlaps(document: Mapping[str, Any]) -> list[str]:
+    """External tests that share pictures or patients with the training: what is left of them is no other source."""
+    sentences = []
+    for row in document["rows"]:
+        if row["kind"] == "external" and row["model"] == document["models"][0] and "refused" not in row:
+            known = sum(count for reason, count in row["left_out"].items() if not reason.endswith(NOT_TRAINED))
+            if known:
+                sentences.append(
+                    f"{row['source']} and {row['test']} share pictures or patients ({known:,} test images of"
+                    f" {row['test']} are left out), so the rest may come from the same scans and hospitals, too"
+                )
     return sentences
 
 

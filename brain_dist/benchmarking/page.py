@@ -10,7 +10,7 @@ from typing import Any
 from brain_dist import __version__
 from brain_dist.benchmarking import page_text
 from brain_dist.benchmarking.folder import Folder
-from brain_dist.benchmarking.matrix import MATRIX, notes, shown
+from brain_dist.benchmarking.matrix import MATRIX, notes, overlaps, shown
 from brain_dist.benchmarking.results import Benchmark, Part, read_benchmark
 from brain_dist.benchmarking.summary import HEADLINE, TITLES
 from brain_dist.benchmarking.wording import COSTS, best_first, interval_text, mean_text, rank_text
@@ -130,6 +130,7 @@ def render(benchmark: Benchmark, folder: Folder, findings: list[Any] | None) -> 
         calibration=calibration,
         cross=matrix,
         cross_notes=notes(matrix) if matrix else [],
+        overlaps=overlaps(matrix) if matrix else [],
         cross_headline=CROSS_HEADLINE,
         shown=shown,
         shortcuts=shortcuts,

@@ -20,6 +20,7 @@ from brain_dist.judging.refusal import Refusal, or_refusal
 from brain_dist.judging.weighted import WeightedMetrics
 
 NO_TUMOUR, TUMOUR = "notumor", "tumor"
+NOT_TRAINED = "not trained on"  # ends the reason of images of a class that training did not have
 METRICS = ("accuracy", "balanced_accuracy")
 HEADLINE = "balanced_accuracy"  # collections differ in how common their classes are
 
@@ -123,7 +124,7 @@ def select(tables: Sequence[Predictions], classes: Sequence[str], shared: Sequen
     position = np.argsort(order)[label]
     images = position < len(shared)
     for c in np.unique(label[~images]):
-        reasons[f"{classes[c]}: not trained on"] = int((label == c).sum())
+        reasons[f"{classes[c]}: {NOT_TRAINED}"] = int((label == c).sum())
     if not images.any():
         raise UserError(f"no image of the classes {', '.join(shared)} is left")
     return Judged(

@@ -128,6 +128,8 @@ def test_every_pair_and_every_collection_left_out_is_there(crossed: Path) -> Non
         assert ("drop" in row) == (row["kind"] == "external")
     text = (crossed / "cross.md").read_text()
     assert text.count("\n| alpha |") == 4  # three tests, and the worst of them
+    assert "- alpha and beta share pictures or patients (" in text
+    assert "alpha and gamma share" not in text
 
 
 def test_known_images_are_left_out_and_counted(crossed: Path, collections: dict[str, Path]) -> None:
@@ -285,6 +287,7 @@ def test_the_page_shows_tiers_the_matrix_and_the_limits(crossed: Path, tmp_path:
     assert f"{100 * row['drop']['value']:+.1f} ± {100 * row['drop']['sd']:.1f}" in html
     assert f"{row['left_out']['same pixels']} same pixels" in html
     assert "Trained on all but gamma, tested on gamma" in html
+    assert "Shared pictures.</b> Alpha and beta share pictures or patients" in html
     assert "3 of 4 test images (75.0\N{NO-BREAK SPACE}%)" in html  # the audit
     assert "image border only" in html  # the shortcut baselines, measured on the shards
     for limit in ("What this result does not show", "do not carry over", "is at a disadvantage", "in a clinic"):
