@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from brain_dist.common.board import Board
+from brain_dist.common.children import signals_delayed
 from brain_dist.common.cores import cpu_cores
 from brain_dist.errors import UserError
 from brain_dist.ranks.threads import threads_of_user
@@ -178,16 +179,24 @@ def _stop_signals_as_interrupt() -> Iterator[None]:
 
 def _run_process(command: Sequence[str], environment: Mapping[str, str], log: Path) -> int:
     """Run a command with its output in ``log`` and return its exit code; an exception here ends its process group."""
+    started: list[subprocess.Popen[bytes]] = []
     with log.open("wb") as file:
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
-        )
         try:
+            with signals_delayed():
+                process = subprocess.Popen(
+                    command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+                )
+                started.append(process)
             return process.wait()
         except BaseException:
-            for number in (signal.SIGTERM, signal.SIGKILL):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(GRACE)
+            for process in started:
+                _end_group(process)
             raise
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shlex
-import signal
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from brain_dist.common.board import Board
+from brain_dist.common.children import signals_delayed
 from brain_dist.errors import UserError
 from brain_dist.scalability.cases import Case
 from brain_dist.scalability.experiment import CaseFolder
@@ -70,7 +69,7 @@ class _Queue:
         while self.cases:
             case = self.cases[0]
             try:
-                with _signals_blocked():  # a job whose number is not stored cannot be cancelled
+                with signals_delayed():  # a job whose number is not stored cannot be cancelled
                     job = self._sbatch(case, "--parsable", "--dependency=singleton").split(";")[0]
                     self.jobs[job] = self.cases.pop(0)
             except UserError:
@@ -123,13 +122,3 @@ def slurm_command(*command: str) -> str:
         errors = [line for line in done.stderr.splitlines() if "error" in line] or [f"exit code {done.returncode}"]
         raise UserError(f"`{shlex.join(command[:6])} …` failed: {errors[-1]}")
     return done.stdout
-
-
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Delay SIGINT, SIGTERM and SIGHUP until the end of the block."""
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
