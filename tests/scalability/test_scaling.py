@@ -109,7 +109,7 @@ def test_a_killed_case_is_reported_and_only_that_case_runs_again(
     arguments += ["--out", str(out), *TINY, "--data.shards", str(phantom_shards), "--train.precision", "fp32"]
     arguments += ["--train.global_batch", "8", "--train.micro_batch", "4"]
     one, two = (f"weak-test_convnext-zero2-{n}x1-r0" for n in (1, 2))
-    killer = threading.Thread(target=_kill, args=(f"{two}.json", 2))
+    killer = threading.Thread(target=_kill, args=(str(out / "cases" / f"{two}.json"), 2))
     killer.start()
     done = in_process("scaling", *arguments, expect=1)
     killer.join()
