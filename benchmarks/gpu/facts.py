@@ -24,6 +24,7 @@ def run_facts(check: Check) -> None:
     """Describe the machine, measure it, and import what the other stages need."""
     if not check.dry:
         check.attempt("smi", describe_gpu)
+        check.attempt("identity", identify_gpu)
     check.attempt("machine", describe_machine)
     check.attempt("versions", package_versions)
     check.attempt("ceilings", lambda: measure_ceilings(check))
@@ -35,6 +36,16 @@ def describe_gpu() -> dict[str, str]:
     """What nvidia-smi says about the GPU."""
     command = ["nvidia-smi", f"--query-gpu={GPU_FIELDS}", "--format=csv,noheader"]
     return {"gpu": subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()}
+
+
+def identify_gpu() -> dict[str, str]:
+    """How a run tells this GPU from others."""
+    import torch
+
+    from brain_dist.ranks.device import gpu_identity
+
+    node, uuid = gpu_identity(torch.device("cuda", 0))
+    return {"node": node, "uuid": uuid}
 
 
 def describe_machine() -> dict[str, Any]:

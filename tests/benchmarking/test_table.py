@@ -195,6 +195,7 @@ def test_a_table_without_cells_or_grid_is_refused(dataset: Dataset, tmp_path: Pa
     assert "no cell in" in in_process("benchmark", "table", str(tmp_path), expect=2).err
 
 
+@pytest.mark.slow
 def test_compare_takes_the_models_of_a_benchmark(benchmark: tuple[Grid, Folder]) -> None:
     grid, folder = benchmark
     groups = [
@@ -209,6 +210,7 @@ def test_compare_takes_the_models_of_a_benchmark(benchmark: tuple[Grid, Folder])
     assert "good is a mean of 2 runs" in printed
 
 
+@pytest.mark.slow
 def test_costs_that_were_disturbed_are_measured_again(dataset: Dataset, tmp_path: Path) -> None:
     config = Config(
         model=ModelConfig(name="test_convnext"), data=DataConfig(size=32), train=TrainConfig(precision="fp32")

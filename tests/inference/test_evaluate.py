@@ -330,7 +330,11 @@ def test_mistakes_are_one_line(
 
 
 @pytest.mark.parametrize(
-    ("victim", "cause"), [(0, "rank 0, which serves the rendezvous"), (1, "no heartbeat from rank 1")]
+    ("victim", "cause"),
+    [
+        pytest.param(0, "rank 0, which serves the rendezvous", marks=pytest.mark.slow),
+        (1, "no heartbeat from rank 1"),
+    ],
 )
 def test_a_rank_that_stops_answering_ends_the_evaluation(run: Path, tmp_path: Path, victim: int, cause: str) -> None:
     frozen = {"rank": victim, "place": "forward", "count": 20, "action": "SIGSTOP"}

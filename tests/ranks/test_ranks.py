@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+import pytest
 from helpers import ROOT, command
 
 START = """
@@ -26,5 +27,6 @@ def test_two_ranks_agree_with_one() -> None:
     agree("arithmetic")
 
 
+@pytest.mark.slow
 def test_compiled_networks_on_two_ranks() -> None:
     agree("compiled")
