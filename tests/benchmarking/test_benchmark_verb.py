@@ -82,6 +82,7 @@ def claimed(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
+@pytest.mark.slow
 def test_a_folder_keeps_its_conditions_and_shards(claimed: Path, phantom_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(claimed, out)

@@ -272,6 +272,7 @@ def test_renormalised_probabilities_choose_among_the_shared_classes() -> None:
     assert judged.resampled("accuracy", all_classes=False, seed=0, resamples=10)[1] == [0.5]
 
 
+@pytest.mark.slow
 def test_the_page_shows_tiers_the_matrix_and_the_limits(crossed: Path, tmp_path: Path) -> None:
     audit = tmp_path / "audit"
     collection = {key: 0 for _, key, _ in COLLECTION_ROWS} | {"images": 10, "test_images": 4}

@@ -96,7 +96,7 @@ def test_second_ctrl_c_ends_at_once_and_says_where_the_run_resumes(phantom_shard
     train = start("brain_dist.train", *training(phantom_shards, tmp_path, *settings))
     assert train.stdout is not None
     try:
-        while steps_done(tmp_path) < 2 and train.poll() is None:
+        while not complete_steps(tmp_path / "run" / "checkpoints") and train.poll() is None:
             time.sleep(0.02)
         train.send_signal(signal.SIGINT)
         output = ""

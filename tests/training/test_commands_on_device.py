@@ -16,6 +16,8 @@ from brain_dist.checkpoints.layout import checkpoint_folder, complete_steps
 from brain_dist.inference.run import load_run
 from brain_dist.judging.predictions import read_predictions
 
+pytestmark = pytest.mark.slow  # on the CPU, other tests show most of it
+
 # What could break an exact resume: dropped paths, mixing, erasing, EMA, accumulation
 SETTINGS = [
     *("--train.global_batch", "24", "--train.micro_batch", "12", "--train.epochs", "2", "--optim.lr", "1e-3"),

@@ -29,7 +29,16 @@ def with_network(zero_stage: int, precision: str, *, compiled: bool) -> Config:
     return dataclasses.replace(with_stage(zero_stage, precision=precision), model=model)
 
 
-@pytest.mark.parametrize(("zero_stage", "precision"), [(0, "amp"), (0, "bf16"), (1, "bf16"), (2, "amp"), (2, "bf16")])
+@pytest.mark.parametrize(
+    ("zero_stage", "precision"),
+    [
+        pytest.param(0, "amp", marks=pytest.mark.slow),
+        (0, "bf16"),
+        (1, "bf16"),
+        pytest.param(2, "amp", marks=pytest.mark.slow),
+        (2, "bf16"),
+    ],
+)
 def test_a_compiled_network_trains_as_an_eager_one_and_has_one_graph(
     world: World, device: torch.device, zero_stage: int, precision: str
 ) -> None:

@@ -73,7 +73,7 @@ DEEPSPEED = ["-m", "deepspeed.launcher.launch", "--world_info=eyJsb2NhbGhvc3QiOi
 @pytest.mark.parametrize(
     ("zero_stage", "launcher"),
     [
-        (0, ["launch/local.py", "-n", "2", "train"]),
+        pytest.param(0, ["launch/local.py", "-n", "2", "train"], marks=pytest.mark.slow),
         (1, ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "brain_dist.train"]),
         (2, [*DEEPSPEED, "brain_dist.train"]),
         pytest.param(3, ["launch/local.py", "-n", "2", "train"], marks=pytest.mark.slow),
