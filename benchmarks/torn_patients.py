@@ -1,4 +1,4 @@
-"""Which patients a build divides among splits, told by a build of the same images that knows the patients.
+"""Count the patients whose images a build has put into several splits, using a build that knows the patients.
 
     python -m benchmarks.torn_patients BUILT KNOWING
 

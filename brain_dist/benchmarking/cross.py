@@ -45,7 +45,7 @@ class Pair:
         test: name of the test source.
         kind: "internal", "external" or "left out" (the source is all collections but the test).
         shared: classes that are judged.
-        refused: why there is no result, or None.
+        refused: the reason for a missing result, or None.
     """
 
     source: str

@@ -41,7 +41,7 @@ def read_plan(folder: Folder) -> dict[str, Any]:
     """What `benchmark cross` planned.
 
     Raises:
-        UserError: there is none.
+        UserError: the folder has no such plan.
     """
     path = folder.out / PLAN
     if not path.is_file():
@@ -208,7 +208,7 @@ def notes(document: Mapping[str, Any]) -> list[str]:
 
 
 def overlaps(document: Mapping[str, Any]) -> list[str]:
-    """External tests that share pictures or patients with the training: what is left of them is no other source."""
+    """External tests that share pictures or patients with the training; their remaining images are not independent."""
     sentences = []
     for row in document["rows"]:
         if row["kind"] == "external" and row["model"] == document["models"][0] and "refused" not in row:

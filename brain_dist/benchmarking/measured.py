@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit code.
 
     Raises:
-        UserError: there is no benchmark, or no such model in it.
+        UserError: the folder has no benchmark, or the benchmark has no such model.
         Fault: a model could not be measured, or the memory of the device is full.
     """
     parser = ArgumentParser("brain-dist benchmark costs", description=__doc__.partition(": ")[2])

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit code.
 
     Raises:
-        UserError: there is no benchmark, no cell is finished, or the audit cannot be read.
+        UserError: the folder has no benchmark, no cell is finished, or the audit cannot be read.
         Fault: the disk is full.
     """
     parser = ArgumentParser("brain-dist benchmark page", description="Write the benchmark's page, OUT/index.html.")
@@ -52,7 +52,7 @@ def write_page(folder: Folder, audit: Path | None = None) -> Path:
     """Write the page of a benchmark from its cells, its matrix if there is one, and an audit.
 
     Raises:
-        UserError: there is no benchmark, no cell is finished, or the audit cannot be read.
+        UserError: the folder has no benchmark, no cell is finished, or the audit cannot be read.
         Fault: the disk is full.
     """
     findings = read_audit(audit) if audit else None

@@ -117,13 +117,13 @@ def limits(
 
 
 def _order(part: Part) -> list[str]:
-    """Which models cannot be told apart."""
+    """Models that do not differ significantly."""
     if "refused" in part.ranks:
         return [f"{part.source}: no order of the models, because {part.ranks['refused']}."]
     tied = [tier for tier in part.ranks["tiers"] if len(tier) > 1]
     return [
-        f"{part.source}: {listing(tier)} cannot be told apart with these patients. That does not show that they are"
-        " equal."
+        f"{part.source}: {listing(tier)} do not differ significantly on these patients. That does not show that they"
+        " are equal."
         for tier in tied
     ]
 

@@ -70,8 +70,8 @@ def read_benchmark(folder: Folder) -> Benchmark:
     """Read and judge a benchmark.
 
     Raises:
-        UserError: there is no benchmark, no cell is finished, a predictions table is damaged, or cells were trained
-            under different conditions.
+        UserError: the folder has no benchmark, no cell is finished, a predictions table is damaged, or cells were
+            trained under different conditions.
     """
     record = folder.record()
     require_same_conditions(record, folder)
@@ -155,7 +155,7 @@ def runs_by_model(folder: Folder, test: str = "test") -> dict[str, list[Path]]:
         test: name of the predictions.
 
     Raises:
-        UserError: there is no benchmark, it has several kinds of training shards, or no seed is complete.
+        UserError: the folder has no benchmark, it has several kinds of training shards, or no seed is complete.
     """
     record = folder.record()
     if len(record["sources"]) > 1:

@@ -407,8 +407,7 @@ def test_benchmark_is_one_job_array_that_is_submitted_once(jobs: Jobs, benchmark
 @pytest.mark.slow
 def test_cells_of_a_benchmark_that_are_lost_are_submitted_again(jobs: Jobs, benchmark: tuple[Path, list[str]]) -> None:
     out, submit = benchmark
-    if not (out / "table.parquet").is_file():
-        pytest.skip("needs the benchmark of the test before")
+    assert (out / "table.parquet").is_file(), "this test needs the finished benchmark of the test before"
     before = (out / "table.parquet").read_bytes()
     key = json.loads((out / "benchmark.json").read_text())["cells"][2]["cell"]
     shutil.rmtree(out / "cells" / key)
