@@ -56,3 +56,6 @@ _.protocol
 _._strip_protocol
 # deepspeed
 _.__compatible_ops__
+# the Python API
+_.read_lesions
+_.on_input

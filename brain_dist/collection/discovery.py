@@ -1,7 +1,7 @@
 """A recipe and a source folder → one record per slice.
 
-Images are not decoded here. Of MATLAB, DICOM and NIfTI files the headers are read, because they state what the files
-contain.
+Images are not decoded here, but their masks are. Of MATLAB, DICOM and NIfTI files the headers are read, because they
+state what the files contain.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from itertools import pairwise
 from pathlib import Path
 
 from brain_dist.collection.folders import WrongLayout, class_folders, files_below, layout_advice
+from brain_dist.collection.masks import with_masks
 from brain_dist.collection.matlab import read_folds
 from brain_dist.collection.pixels import BadImage, Contents
 from brain_dist.collection.recipes import Recipe, RecipePart
 from brain_dist.collection.records import Record, sample_keys, source_name, stem
 from brain_dist.collection.slicefiles import read_contents
-from brain_dist.collection.tables import read_files, read_patients
+from brain_dist.collection.tables import read_boxes, read_files, read_patients
 from brain_dist.common.text import printable
 from brain_dist.errors import UserError
 
@@ -87,6 +88,10 @@ def _part_files(
     if part.patients is not None:
         patients = read_patients(part.patients, source / part.root)
         files = [replace(file, patient=_patient(file.path, part, patients)) for file in files]
+    if part.boxes is not None:
+        files = _with_boxes(files, part, read_boxes(part.boxes, source / part.root))
+    if part.masks is not None:
+        files = with_masks(files, part, classes, source, warnings)
     if part.attributes_from_name is None:
         return files
     pattern = re.compile(part.attributes_from_name)
@@ -107,8 +112,7 @@ def _with_groups(file: Record, match: re.Match[str] | None) -> Record:
 def _patient(path: str, part: RecipePart, patients: dict[str, str | None]) -> str | None:
     """The patient of a file by its path below the part's root, its name or its stem; None if its cell is empty."""
     assert part.patients is not None
-    name = os.path.basename(path)  # noqa: PTH119
-    for spelling in (os.path.relpath(path, part.root), name, stem(name)):
+    for spelling in _spellings(path, part):
         if spelling in patients:
             return patients[spelling]
     if part.patients.partial:
@@ -119,8 +123,35 @@ def _patient(path: str, part: RecipePart, patients: dict[str, str | None]) -> st
     )
 
 
+def _spellings(path: str, part: RecipePart) -> tuple[str, str, str]:
+    """How a table may name a file: its path below the part's root, its name, and its stem."""
+    name = os.path.basename(path)  # noqa: PTH119
+    return os.path.relpath(path, part.root), name, stem(name)
+
+
+def _with_boxes(files: list[Record], part: RecipePart, boxes: dict[str, list[list[float]]]) -> list[Record]:
+    """The files with the boxes that a table has of them as an attribute.
+
+    Raises:
+        UserError: the table has boxes, but none of these files.
+    """
+    assert part.boxes is not None
+    result = []
+    for file in files:
+        own = next((boxes[spelling] for spelling in _spellings(file.path, part) if spelling in boxes), None)
+        result.append(file if own is None else replace(file, attributes={**file.attributes, "boxes": own}))
+    if boxes and not any("boxes" in file.attributes for file in result):
+        raise UserError(
+            f"{Path(part.root, part.boxes.file)} has boxes, but of none of the images: its column {part.boxes.id} must "
+            f"hold their names, such as {printable(files[0].path)}"
+        )
+    return result
+
+
 def _read_header(file: Record, recipe: Recipe, source: Path) -> Contents | str:
     """What the file's header says, or why it cannot be read."""
+    if file.header_error is not None:
+        return file.header_error
     try:
         return read_contents(source / file.path, recipe.parts[file.part])
     except BadImage as error:

@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from brain_dist.collection.masks import encode_mask, fit_mask, mask_attributes, read_mask
 from brain_dist.collection.measures import THUMB, are_blank
-from brain_dist.collection.pixels import MeasuredImage, Smaller
+from brain_dist.collection.pixels import BadImage, MeasuredImage, Smaller
 from brain_dist.collection.recipes import Recipe, RecipePart
 from brain_dist.collection.records import Record
-from brain_dist.collection.slicefiles import examine_file
+from brain_dist.collection.slicefiles import examine_file, read_own_mask
 from brain_dist.common.scratch import scratch
 from brain_dist.common.text import printable
 from brain_dist.common.workers import Run
@@ -97,13 +98,19 @@ def examine_records(
         run: runs the work, see :func:`brain_dist.common.workers.worker_pool`.
         keep_blank: False leaves out images that show nothing, see :func:`brain_dist.collection.measures.are_blank`.
         progress: called with the numbers of images done and in all.
-        spool: folder for new encodings, which get their keys as names; None: they are discarded.
+        spool: folder for new encodings, which get their keys as names, and for masks, see :func:`spooled_mask`; None:
+            they are discarded.
         smaller: see :func:`brain_dist.collection.pixels.examine`.
     """
     work = partial(_examine_one, source=source, spool=spool, smaller=smaller)
     files = [list(slices) for _, slices in groupby(records, key=lambda record: record.path)]
     readable = [
-        (slices[0].path, recipe.parts[slices[0].part], [(record.frame, record.key) for record in slices])
+        (
+            slices[0].path,
+            recipe.parts[slices[0].part],
+            [(record.frame, record.key) for record in slices],
+            slices[0].mask,
+        )
         for slices in files
         if slices[0].header_error is None
     ]
@@ -166,17 +173,47 @@ def check_usable(examined: Examination, records: list[Record], recipe: Recipe, *
         raise UserError(f"no image of class {names} is left: all of them are {cause}")
 
 
+def channel_warnings(examined: Examination, recipe: Recipe) -> list[str]:
+    """A warning for each channel of a recipe that repeats another one in all images of some patients.
+
+    Publishers fill in a missing sequence of a scan with another one.
+    """
+    same: dict[tuple[str, int | None], dict[str, set[int]]] = {}
+    for record, image in zip(examined.records, examined.images, strict=True):
+        person = record.patient or printable(record.path)
+        others = set(image.attributes.get("same_channels", ()))
+        by_person = same.setdefault((record.dataset, recipe.parts[record.part].channel), {})
+        by_person[person] = by_person.get(person, others) & others
+    warnings = []
+    for (dataset, channel), by_person in same.items():
+        repeated = {person: others for person, others in by_person.items() if others}
+        if repeated:
+            channels = " or ".join(map(str, sorted(set().union(*repeated.values()))))
+            warnings.append(
+                f"{dataset}: channel {channel} repeats channel {channels} in all images of {len(repeated)} patients, so"
+                f" it is probably another sequence there: {', '.join(sorted(repeated))}; these images have the"
+                " attribute same_channels"
+            )
+    return warnings
+
+
+def spooled_mask(spool: Path, key: str) -> Path:
+    """The file in the spool that holds an image's mask, a PNG of one bit a pixel in the size of the stored image."""
+    return spool / f"{key}.mask"  # no key contains a dot
+
+
 def _examine_one(
-    file: tuple[str, RecipePart, Sequence[tuple[int | None, str]]],
+    file: tuple[str, RecipePart, Sequence[tuple[int | None, str]], str | None],
     source: Path,
     spool: Path | None,
     smaller: Smaller | None,
 ) -> list[MeasuredImage | str]:
-    """Measure the slices of one file, given as its path, its part, and (slice number, key) of each slice.
+    """Measure the slices of one file, given as its path, its part, (slice number, key) of each slice, and its mask.
 
-    Returns each slice's measured image, or the reason why it cannot be used. New encodings are written to the spool.
+    Returns each slice's measured image, or the reason why it cannot be used. New encodings and masks are written to the
+    spool.
     """
-    path, part, slices = file
+    path, part, slices, mask = file
     results: list[MeasuredImage | str] = []
     images = examine_file(source / path, part, [frame for frame, _ in slices], smaller)
     for (_, key), image in zip(slices, images, strict=True):
@@ -184,5 +221,29 @@ def _examine_one(
             if spool is not None:
                 (spool / key).write_bytes(image.payload)
             image = replace(image, payload=b"")  # only the fact that there is one is sent between processes
+        if isinstance(image, MeasuredImage):
+            image = _with_mask(image, source, path, part, mask, None if spool is None else spooled_mask(spool, key))
         results.append(image)
     return results
+
+
+def _with_mask(
+    image: MeasuredImage, source: Path, path: str, part: RecipePart, mask_path: str | None, spooled: Path | None
+) -> MeasuredImage | str:
+    """The image with the attributes of its mask, if it has one, which is resized as the image was and spooled."""
+    try:
+        mask = read_own_mask(source / path, part) if mask_path is None else read_mask((source / mask_path).read_bytes())
+    except OSError as error:
+        return f"its mask {printable(str(mask_path))} cannot be read ({error.strerror})"
+    except BadImage as error:
+        return str(error) if mask_path is None else f"its mask {printable(mask_path)} {error}"
+    if mask is None:
+        return image
+    height, width = mask.shape
+    # the sides of a smaller image are rounded to whole pixels
+    if abs(width * image.height - height * image.width) > max(width, height):
+        return f"its mask has {width} x {height} pixels, another shape than the image"
+    fitted = fit_mask(mask, image.width, image.height)
+    if spooled is not None:
+        spooled.write_bytes(encode_mask(fitted))
+    return replace(image, attributes=image.attributes | mask_attributes(fitted))

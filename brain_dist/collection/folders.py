@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from brain_dist.collection.dicom import is_dicom
+from brain_dist.collection.masks import is_mask
 from brain_dist.collection.recipes import Recipe, RecipePart
 from brain_dist.collection.slicefiles import SUFFIXES
 from brain_dist.collection.spellings import SPLIT_OF, binary_hint, class_of, normalize
@@ -36,12 +37,16 @@ def class_folders(
 ) -> list[tuple[str, int, str | None]]:
     """(path, label, published split) of each class folder: those that the recipe lists, or those named like a class.
 
-    A label is -1 if the files state it.
+    A label is -1 if the files or their masks state it.
 
     Raises:
         WrongLayout: a listed folder is missing, a folder's name is not a class, or there are no class folders.
     """
     if part.format == "mat":
+        return [(part.root, -1, part.published)]
+    if part.masks and part.masks.lesion:
+        if not (source / part.root).is_dir():
+            raise WrongLayout(f"the folder {part.root} is missing in {source}")
         return [(part.root, -1, part.published)]
     spellings = class_of(classes, part.aliases)
     folders: list[tuple[str, int, str | None]] = []
@@ -99,6 +104,8 @@ def _fits(part: RecipePart, classes: tuple[str, ...], source: Path) -> bool:
         return (source / part.root / part.table.file).is_file()
     if part.format == "mat":
         return (source / part.root / part.folds).is_file() if part.folds else any(source.glob("*.mat"))
+    if part.masks and part.masks.lesion:
+        return any((source / part.root).glob(f"**/*{part.masks.suffix}.*"))
     try:
         return bool(class_folders(part, classes, source, [], allow_missing=False))
     except UserError:
@@ -112,6 +119,8 @@ def _layout(part: RecipePart, classes: tuple[str, ...]) -> str:
         return f"{root}{part.table.file}"
     if part.format == "mat":
         return f"{root}*.mat"
+    if part.masks and part.masks.lesion:
+        return f"{root}… with masks …{part.masks.suffix}.*"
     if part.folders:
         return ", ".join(f"{root}{name}/" for names in part.folders.values() for name in names)
     below = "" if part.published else f" (or {root}Training/… and {root}Testing/…)"
@@ -150,7 +159,7 @@ def files_below(source: Path, folder: str, part: RecipePart, warnings: list[str]
     excluded: list[str] = []
     for path in _walk(source, folder):
         name = os.path.basename(path)  # noqa: PTH119
-        if path == folds:
+        if path == folds or is_mask(path, part.masks):
             continue
         if name.startswith(".") or not (
             name.lower().endswith(suffixes) or (part.format == "dicom" and is_dicom(source / path))

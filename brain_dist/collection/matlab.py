@@ -56,6 +56,17 @@ def read_pixels(file: BinaryIO, part: RecipePart) -> SlicePixels:
     return lambda number: (to_8_bit(values, part.window), str(values.dtype))
 
 
+def read_mask(file: BinaryIO) -> np.ndarray | None:
+    """The mask of the file's tumour, bool [H, W]; None if it has none."""
+    with _open_struct(file) as struct:
+        if struct.get("tumorMask", getlink=True) is None:
+            return None
+        mask: np.ndarray = _read_values(struct, "tumorMask").T != 0
+    if mask.ndim != 2:
+        raise BadImage(f"contains a mask of {mask.ndim} dimensions, not 2")
+    return mask
+
+
 def read_folds(part: RecipePart, source: Path) -> dict[str, int]:
     """A part's published folds: file stem → fold, from 1 on; empty if the recipe names no file of folds.
 

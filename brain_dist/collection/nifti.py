@@ -9,7 +9,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from brain_dist.collection.pixels import BadImage, Contents, SlicePixels, check_numeric, check_size, to_8_bit
-from brain_dist.collection.recipes import RecipePart, SliceRange
+from brain_dist.collection.recipe_keys import SliceRange
+from brain_dist.collection.recipes import RecipePart
 
 SUFFIXES = (".nii", ".nii.gz")
 MAX_VOXELS = 2**28  # 1 GiB of float32

@@ -13,7 +13,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,6 +59,8 @@ class MeasuredImage:
         head: the head's bounding box (x, y, width, height), pixels.
         thumbs: uint8 [2, 64, 64], the whole image and the head alone, each squeezed to a square, because copies may
             lose their aspect ratio and their borders.
+        attributes: what the pixels say besides: ``same_channels``, the other channels that equal the chosen one, and of
+            a mask ``boxes`` and ``lesion_area``.
     """
 
     ext: str
@@ -72,6 +74,7 @@ class MeasuredImage:
     phash: str
     head: tuple[int, int, int, int]
     thumbs: np.ndarray
+    attributes: dict[str, Any] = field(default_factory=dict)
 
 
 class Smaller(NamedTuple):
@@ -109,18 +112,31 @@ class Contents:
 SlicePixels = Callable[[int | None], tuple[np.ndarray, str]]  # slice number → uint8 [H, W], type of the stored values
 
 
-def examine(data: bytes, smaller: Smaller | None = None, window: Window = DEFAULT_WINDOW) -> MeasuredImage:
+def examine(
+    data: bytes, smaller: Smaller | None = None, window: Window = DEFAULT_WINDOW, channel: int | None = None
+) -> MeasuredImage:
     """Decode and measure an encoded image.
 
     Args:
         data: bytes of the file.
         smaller: how a large image is made smaller; None keeps the size.
         window: maps 16-bit and float values to gray.
+        channel: which channel of an 8-bit image is stored, from 0; None stores the image.
 
     Raises:
-        BadImage: ``data`` is not exactly one complete image of a usable size.
+        BadImage: ``data`` is not exactly one complete image of a usable size, or has no such channel.
     """
-    return _measure(*_decode(data, window), smaller)
+    if channel is None:
+        return _measure(*_decode(data, window), smaller)
+    image, upright, mode = decode_image(data)
+    names = image.getbands()
+    if channel >= len(names) or mode in _WIDE_MODES or mode == "P":
+        raise BadImage(f"has the channels {', '.join(names)} (mode {mode}), but the recipe chooses channel {channel}")
+    bands = [np.asarray(band) for band in upright.split()]
+    chosen = bands[channel]
+    same = [n for n, band in enumerate(bands) if n != channel and np.ptp(band) and np.array_equal(band, chosen)]
+    measured = _measure(chosen, mode, "png", None, smaller)
+    return replace(measured, attributes={"same_channels": same} if same else {})
 
 
 def examine_values(pixels: np.ndarray, mode: str, smaller: Smaller | None = None) -> MeasuredImage:
@@ -174,17 +190,8 @@ def _decode(data: bytes, window: Window) -> tuple[np.ndarray, str, str, bytes | 
     plain = _decode_plain_jpeg(data)
     if plain is not None:
         return *plain, "jpg", data
-    try:
-        image, mode = _load(data)
-        rotated = image.getexif().get(_ORIENTATION) in range(2, 9)
-        upright = ImageOps.exif_transpose(image) if rotated else image
-    except Image.DecompressionBombError as error:
-        raise BadImage("is far larger than any MRI slice (decompression bomb)") from error
-    except Image.UnidentifiedImageError as error:
-        page = data[:512].lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml"))
-        raise BadImage(f"is not an image{' but a web page' if page else ''}") from error
-    except _DECODE_ERRORS as error:
-        raise BadImage(f"cannot be decoded ({error})") from error
+    image, upright, mode = decode_image(data, luminance=True)
+    rotated = upright is not image
     jpeg = image.format in ("JPEG", "MPO")
     # data[24] is the bit depth in a PNG's IHDR: decoders reduce 16 bits, and expand 2, differently
     other_depth = image.format == "PNG" and data[24] != 8
@@ -192,6 +199,29 @@ def _decode(data: bytes, window: Window) -> tuple[np.ndarray, str, str, bytes | 
     keep = is_plain and not rotated and not other_depth
     gray = upright.convert("L") if is_plain and upright.mode in ("L", "RGB") else _to_gray(upright, window)
     return np.asarray(gray), mode, "jpg" if jpeg else "png", data if keep else None
+
+
+def decode_image(data: bytes, *, luminance: bool = False) -> tuple[Image.Image, Image.Image, str]:
+    """An image as it is stored, the same image upright, and the mode of its file.
+
+    Args:
+        data: bytes of the file.
+        luminance: decode a colour JPEG as gray.
+
+    Raises:
+        BadImage: ``data`` is not exactly one complete image of a usable size.
+    """
+    try:
+        image, mode = _load(data, luminance)
+        rotated = image.getexif().get(_ORIENTATION) in range(2, 9)
+        return image, ImageOps.exif_transpose(image) if rotated else image, mode
+    except Image.DecompressionBombError as error:
+        raise BadImage("is far larger than any MRI slice (decompression bomb)") from error
+    except Image.UnidentifiedImageError as error:
+        page = data[:512].lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml"))
+        raise BadImage(f"is not an image{' but a web page' if page else ''}") from error
+    except _DECODE_ERRORS as error:
+        raise BadImage(f"cannot be decoded ({error})") from error
 
 
 def _decode_plain_jpeg(data: bytes) -> tuple[np.ndarray, str] | None:
@@ -214,7 +244,7 @@ def _decode_plain_jpeg(data: bytes) -> tuple[np.ndarray, str] | None:
     return pixels[:, :, 0], "L" if colors == "Gray" else "RGB"
 
 
-def _load(data: bytes) -> tuple[Image.Image, str]:
+def _load(data: bytes, luminance: bool) -> tuple[Image.Image, str]:
     """The decoded image, and the mode of its file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the stricter limit
@@ -224,7 +254,7 @@ def _load(data: bytes) -> tuple[Image.Image, str]:
     if frames > 1 and image.format != "MPO":  # an MPO is one photograph and its previews
         raise BadImage(f"contains {frames} images; a file must contain one slice")
     mode = image.mode
-    if image.format in ("JPEG", "MPO") and mode == "RGB":
+    if luminance and image.format in ("JPEG", "MPO") and mode == "RGB":
         # the luminance as it is stored: it is what DALI's gray decoding returns, and there is no chroma to upsample
         image.draft("L", image.size)
     image.load()

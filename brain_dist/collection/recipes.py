@@ -11,6 +11,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from brain_dist.collection.recipe_keys import BoxTable, FileTable, MaskFiles, PatientTable, SliceRange
+from brain_dist.collection.records import RESERVED
 from brain_dist.collection.window import DEFAULT_WINDOW, Window
 from brain_dist.common.schema import Location, load_yaml, read_dataclass, unknown_key
 from brain_dist.common.text import nearest
@@ -19,73 +21,6 @@ from brain_dist.errors import UserError
 CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
 DATASETS = Path(__file__).resolve().parents[2] / "shards" / "datasets"  # recipes of published collections
 MATLAB_CLASSES = ("meningioma", "glioma", "pituitary")  # of the labels 1, 2 and 3 in Cheng's MATLAB files
-
-
-@dataclass(frozen=True)
-class FileTable:
-    """A CSV file with a row for each image file, and the names of its columns.
-
-    Attributes:
-        file: the CSV file, relative to the part's root.
-        path: column of the image's path, relative to the part's root.
-        label: column of the class, or of a common spelling of it.
-        patient: column of the patient.
-        split: column of the published split.
-    """
-
-    file: str
-    path: str
-    label: str
-    patient: str | None = None
-    split: str | None = None
-
-
-@dataclass(frozen=True)
-class PatientTable:
-    """A CSV file that maps image files to patients, and the names of its columns.
-
-    Attributes:
-        file: the CSV file, relative to the part's root.
-        id: column of the image file's name, stem or path.
-        patient: column of the patient; an empty cell means unknown.
-        partial: whether images without a row are allowed; their patient is unknown.
-    """
-
-    file: str
-    id: str
-    patient: str
-    partial: bool = False
-
-
-@dataclass(frozen=True)
-class SliceRange:
-    """Which slices of a NIfTI volume are used.
-
-    Attributes:
-        axis: axis that the slices are perpendicular to, in RAS+ order: 0 sagittal, 1 coronal, 2 axial.
-        from_: start of the range as a fraction of the axis.
-        to: end of the range as a fraction of the axis.
-        step: every ``step``-th slice of the range is used.
-        volume: which volume of a file of several ones is used, from 0.
-    """
-
-    axis: int = 2
-    from_: float = 0.0
-    to: float = 1.0
-    step: int = 1
-    volume: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.axis not in (0, 1, 2):
-            raise ValueError(f"axis must be 0 (sagittal), 1 (coronal) or 2 (axial), got {self.axis}")
-        if self.step < 1:
-            raise ValueError(f"step must be ≥ 1, got {self.step}")
-        if self.volume is not None and self.volume < 0:
-            raise ValueError(f"volume must be ≥ 0, got {self.volume}")
-        if not 0 <= self.from_ < self.to <= 1:
-            raise ValueError(
-                f"from and to must be fractions of the axis, 0 ≤ from < to ≤ 1, got {self.from_} and {self.to}"
-            )
 
 
 @dataclass(frozen=True)
@@ -104,6 +39,9 @@ class RecipePart:
         published: the publisher's split that this part belongs to.
         table: describes every file, instead of class folders.
         patients: maps files to patients.
+        boxes: lists the boxes of lesions.
+        masks: where the masks of lesions are (``format: images``).
+        channel: which channel of an image of several is used, from 0 (``format: images``); None: all, as gray.
         folds: MATLAB file of the published folds (``format: mat``).
         attributes_from_name: regular expression whose named groups, found in a file's path, become attributes.
         window: which values become black and white.
@@ -124,6 +62,9 @@ class RecipePart:
     published: Literal["train", "val", "test"] | None = None
     table: FileTable | None = None
     patients: PatientTable | None = None
+    boxes: BoxTable | None = None
+    masks: MaskFiles | None = None
+    channel: int | None = None
     folds: str | None = None
     attributes_from_name: str | None = None
     window: Window = DEFAULT_WINDOW
@@ -138,9 +79,15 @@ class RecipePart:
             raise ValueError(
                 f"attributes_from_name: {self.attributes_from_name!r} names no attribute; write (?P<name>…) around each"
             )
+        for name in _compile("attributes_from_name", self.attributes_from_name or ""):
+            if name in RESERVED:
+                raise ValueError(f"attributes_from_name: {name} is what masks say; choose another name")
         mistakes: list[tuple[str, object]] = [
             ("slices is only for format: nifti", self.slices and self.format != "nifti"),
             ("folds is only for format: mat", self.folds and self.format != "mat"),
+            ("masks is only for format: images", self.masks and self.format != "images"),
+            ("channel is only for format: images", self.channel is not None and self.format != "images"),
+            (f"channel must be ≥ 0, got {self.channel}", (self.channel or 0) < 0),
             (
                 "window: file is only for format: dicom; other files state no window",
                 self.window.file and self.format != "dicom",
@@ -149,10 +96,14 @@ class RecipePart:
         for key in ("folders", "aliases", "ignore", "table"):
             message = f"{key} cannot be used with format: mat, whose files contain their labels"
             mistakes.append((message, self.format == "mat" and getattr(self, key)))
+        for key in ("folders", "aliases", "ignore", "table"):
+            message = f"{key} cannot be used with masks that give the classes (masks.lesion)"
+            mistakes.append((message, self.masks and self.masks.lesion and getattr(self, key)))
         for key, column in {"folders": "label", "ignore": "label", "patients": "patient", "published": "split"}.items():
             message = f"{key} cannot be used with this table, which says the same; keep one of them"
             mistakes.append((message, self.table and getattr(self.table, column) and getattr(self, key)))
-        files = [entry.file for entry in (self.table, self.patients) if entry]
+        files = [entry.file for entry in (self.table, self.patients, self.boxes) if entry]
+        files += [self.masks.folder] if self.masks and self.masks.folder else []
         for path in (self.root, *chain(*self.folders.values()), *files, self.folds or "."):
             message = f"{path!r} must be inside the source folder (no leading / and no ..)"
             mistakes.append((message, leads_outside(path)))
@@ -167,7 +118,8 @@ class RecipePart:
         slices = {key.rstrip("_"): value for key, value in asdict(self.slices or SliceRange()).items()}
         table = self.table and {key: value for key, value in asdict(self.table).items() if value is not None}
         content = {**asdict(self), "table": table, "window": self.window.as_dict(), "slices": slices}
-        for mapping, key in ((content, "exclude"), (slices, "volume")):  # keys that earlier releases did not have
+        later = ("exclude", "boxes", "masks", "channel")  # keys that earlier releases did not have
+        for mapping, key in (*((content, key) for key in later), (slices, "volume")):
             if mapping[key] is None:
                 del mapping[key]
         return content
@@ -206,6 +158,9 @@ class Recipe:
                 for name in getattr(part, key):
                     if name not in self.classes:
                         raise ValueError(f"parts[{number}]: {key}: {unknown_key(name, self.classes)}")
+            for name in part.masks.classes if part.masks else ():
+                if name not in self.classes:
+                    raise ValueError(f"parts[{number}]: masks: {unknown_key(name, self.classes)}")
             if part.format == "mat" and not set(MATLAB_CLASSES) <= set(self.classes):
                 raise ValueError(f"parts[{number}]: format: mat needs the classes {', '.join(MATLAB_CLASSES)}")
 
@@ -263,7 +218,14 @@ def default_recipe(source: Path) -> Recipe:
             title="Made-up brain-MRI slices (phantoms)",
             source="brain_dist.shard phantom",
             licence="CC0-1.0",
-            parts=(RecipePart(dataset="phantom", ignore=["masks"], patients=replace(patients, partial=False)),),
+            parts=(
+                RecipePart(
+                    dataset="phantom",
+                    ignore=["masks"],
+                    patients=replace(patients, partial=False),
+                    masks=MaskFiles(folder="masks"),
+                ),
+            ),
         )
     table = source / patients.file
     header: list[str] = []

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+RESERVED = ("boxes", "lesion_area", "same_channels")  # attributes that no table and no file name may set
+
 
 @dataclass(frozen=True)
 class Record:
@@ -25,7 +27,9 @@ class Record:
         dataset: name of its dataset.
         frame: number of the slice in its file; None if the file has only one.
         key: unique name of the sample.
-        header_error: why the header cannot be read, or None. Such a file has one record.
+        header_error: why the header or the mask cannot be read, or None. Such a file has one record.
+        mask: path of its mask, relative to the source folder, or None.
+        mask_crc32: checksum of the mask's file.
     """
 
     path: str
@@ -38,6 +42,8 @@ class Record:
     frame: int | None = None
     key: str = ""
     header_error: str | None = None
+    mask: str | None = None
+    mask_crc32: int | None = None
 
 
 def sample_keys(samples: list[tuple[str, str, int | None]]) -> list[str]:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from brain_dist.collection import dicom, matlab, nifti
 from brain_dist.collection.pixels import (
     IMAGE_SUFFIXES,
@@ -47,7 +49,7 @@ def examine_file(
     try:
         with _opened(path) as file:
             if part.format == "images":
-                image = examine(file.read(), smaller, part.window)
+                image = examine(file.read(), smaller, part.window, part.channel)
             else:
                 pixels = _READERS[part.format].read_pixels(file, part)
     except BadImage as error:
@@ -63,6 +65,18 @@ def examine_file(
             yield examine_values(gray, dtype, smaller)
         except BadImage as error:
             yield str(error)
+
+
+def read_own_mask(path: Path, part: RecipePart) -> np.ndarray | None:
+    """The mask bool [H, W] that a file has of its slice itself, as MATLAB files of Cheng's collection do, or None.
+
+    Raises:
+        BadImage: the file or its mask cannot be read.
+    """
+    if part.format != "mat":
+        return None
+    with _opened(path) as file:
+        return matlab.read_mask(file)
 
 
 @contextmanager

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from brain_dist.collection.recipes import PatientTable, RecipePart, leads_outside
-from brain_dist.collection.records import Record
+from brain_dist.collection.recipe_keys import BoxTable, PatientTable
+from brain_dist.collection.recipes import RecipePart, leads_outside
+from brain_dist.collection.records import RESERVED, Record
 from brain_dist.collection.spellings import SPLIT_OF, binary_hint, class_of, normalize
 from brain_dist.errors import UserError
 
@@ -30,6 +32,34 @@ def read_patients(table: PatientTable, root: Path) -> dict[str, str | None]:
     return patients
 
 
+def read_boxes(table: BoxTable, root: Path) -> dict[str, list[list[float]]]:
+    """File name, stem or path relative to ``root`` → its boxes, each left, top, right, bottom.
+
+    They are fractions of the image. Empty if the table is optional and absent.
+
+    Raises:
+        UserError: the table cannot be read or lacks a column, or, with the line number, a row is not such a box.
+    """
+    path = root / table.file
+    boxes: dict[str, list[list[float]]] = {}
+    if table.optional and not path.exists():
+        return boxes
+    columns = (table.center_x, table.center_y, table.width, table.height)
+    for line, cells in _read_rows(path, (table.id, *columns), "table of boxes"):
+        try:
+            x, y, width, height = (float(cells[name]) for name in columns)
+        except ValueError:
+            x = y = width = height = math.nan
+        if not (0 <= x <= 1 and 0 <= y <= 1 and 0 < width <= 1 and 0 < height <= 1):
+            values = ", ".join(f"{name} {cells[name]!r}" for name in columns)
+            raise UserError(
+                f"{path}, line {line}: {values} is not the centre and the size of a box as fractions of the image"
+            )
+        corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        boxes.setdefault(cells[table.id], []).append([round(min(max(c, 0.0), 1.0), 6) for c in corners])
+    return boxes
+
+
 def read_files(part: RecipePart, classes: tuple[str, ...], source: Path) -> list[Record]:
     """The files that the part's table lists; columns that the recipe does not name are their attributes.
 
@@ -46,6 +76,9 @@ def read_files(part: RecipePart, classes: tuple[str, ...], source: Path) -> list
     for line, cells in _read_rows(root / table.file, columns, "table of files"):
         location = f"{root / table.file}, line {line}"
         path = _image_path(cells[table.path], root, location)
+        taken = [name for name in cells if name in RESERVED and name not in columns]
+        if taken:
+            raise UserError(f"{location}: a column {taken[0]} would be taken for what masks say; give it another name")
         if path in rows:
             raise UserError(f"{location}: {path!r} is listed a second time; keep one row per file")
         label, split = normalize(cells[table.label]), cells[table.split] if table.split else ""

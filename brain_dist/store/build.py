@@ -12,7 +12,13 @@ import numpy as np
 
 from brain_dist import __version__
 from brain_dist.collection.discovery import find_records
-from brain_dist.collection.examination import Examination, check_usable, examine_records
+from brain_dist.collection.examination import (
+    Examination,
+    channel_warnings,
+    check_usable,
+    examine_records,
+    spooled_mask,
+)
 from brain_dist.collection.recipes import Recipe
 from brain_dist.collection.records import Record
 from brain_dist.common.files import partial_folder, sha256_bytes, write_durably
@@ -24,6 +30,7 @@ from brain_dist.store.borrowing import borrow_patients, check_patients
 from brain_dist.store.coverage import check_classes, check_split
 from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.store.index import INDEX, index_bytes
+from brain_dist.store.lesions import MASKS, masks_entry
 from brain_dist.store.manifest import FORMAT, MANIFEST, BuiltManifest, Excluded, ShardEntry, count_classes
 from brain_dist.store.options import BuildOptions
 from brain_dist.store.parts import read_parts, remove_parts, spool_folder
@@ -124,6 +131,7 @@ def _write_folder(
     labels = np.array([record.label for record in records])
     split = split_images(records, findings.groups, recipe.classes, options)
     warnings = check_split(split, records, findings.groups, recipe.classes, allow_missing=allow_missing)
+    warnings += channel_warnings(examined, recipe)
     split_of_image = np.array([*split.names, ""], dtype=object)[split.codes]  # LEFT_OUT is the last one
 
     rows = _index_rows(examined, findings.groups, split_of_image)
@@ -144,6 +152,7 @@ def _write_folder(
         audit=search.counts(findings, labels, patients, split.codes) | audit,
         skipped=examined.bad + examined.blank,
         shards=entries,
+        masks=_write_masks(folder, spool, examined, table),
         index_sha256=sha256_bytes(index),
         builder=__version__,
     )
@@ -162,12 +171,13 @@ def _index_rows(examined: Examination, groups: np.ndarray, splits: np.ndarray) -
     rows = []
     for record, image, group, split in zip(examined.records, examined.images, groups, splits, strict=True):
         x, y, width, height = image.head
+        attributes = record.attributes | image.attributes
         rows.append({
             "key": record.key, "size": image.size, "crc32": image.crc32, "label": record.label,
             "dataset": record.dataset, "split": split, "group": examined.records[group].key, "patient": record.patient,
             "width": image.width, "height": image.height, "mode": image.mode, "pixel_hash": image.pixel_hash,
             "phash": image.phash, "source": printable(record.path), "head_x": x, "head_y": y, "head_w": width,
-            "head_h": height, "attributes": json.dumps(record.attributes, sort_keys=True, separators=(",", ":")),
+            "head_h": height, "attributes": json.dumps(attributes, sort_keys=True, separators=(",", ":")),
         })  # fmt: skip
     return rows
 
@@ -197,6 +207,18 @@ def _write_shards(
             table.append(rows[sample.row] | {"shard": shard.name, "offset": offset})
         progress("writing shards", len(entries), len(shards))
     return entries, table
+
+
+def _write_masks(folder: Path, spool: Path, examined: Examination, table: list[dict[str, Any]]) -> ShardEntry | None:
+    """Write the masks of the index's rows; returns the manifest's entry, None if no image has one."""
+    images = zip(examined.records, examined.images, strict=True)
+    masked = {record.key for record, image in images if "lesion_area" in image.attributes}
+    masks = {row["key"]: spooled_mask(spool, row["key"]).read_bytes() for row in table if row["key"] in masked}
+    if not masks:
+        return None
+    data, entry = masks_entry(masks)
+    write_durably(folder / MASKS, data)
+    return entry
 
 
 def _excluded(records: list[Record], classes: tuple[str, ...]) -> Excluded:

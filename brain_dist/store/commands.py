@@ -249,6 +249,8 @@ def _print_build(dataset: Dataset) -> None:
             f" train: {audit['test_with_copy_in_train']} by a copy, {audit['test_with_patient_in_train']} by their"
             f" patient{'; --split grouped avoids this' if audit['test_leaked'] else ''}"
         )
+    if manifest.masks is not None:
+        print(f"masks: {manifest.masks.samples} images have one")
     for entry in manifest.skipped[:LISTED]:
         print(f"left out: {entry['source']}: {entry['reason']}")
     if len(manifest.skipped) > LISTED:

@@ -21,7 +21,7 @@ SOURCES = "sources.json"  # in a joined folder: paths or URLs of the shard folde
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A shard: file name, sha256 (hex) and bytes of the tar, number of samples."""
+    """A shard, or the file of the masks: file name, sha256 (hex) and bytes of the file, number of samples."""
 
     name: str
     sha256: str
@@ -89,7 +89,7 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """Content of ``manifest.json``."""
         entries = asdict(self)
-        document = {key: entries[key] for key in self.keys}
+        document = {key: entries[key] for key in self.keys if entries[key] is not None}
         return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 
 
@@ -102,17 +102,19 @@ class BuiltManifest(Manifest):
         options: the :class:`~brain_dist.store.options.BuildOptions`, as JSON.
         source_listing_sha256: sha256 (hex) of the list of source files with their sizes, labels and patients.
         skipped: damaged and blank images that were left out: their ``source`` and the ``reason``.
+        masks: the file of the masks, whose samples are those with a mask; None if there are none.
     """
 
     recipe: dict[str, Any]
     options: dict[str, Any]
     source_listing_sha256: str
     skipped: list[dict[str, str]]
+    masks: ShardEntry | None = None
 
     keys = (
         "format", "name", "classes", "counts", "samples", "groups", "title", "source", "licence", "citation", "recipe",
-        "options", "source_listing_sha256", "split", "excluded", "audit", "skipped", "shards", "index_sha256",
-        "builder",
+        "options", "source_listing_sha256", "split", "excluded", "audit", "skipped", "shards", "masks",
+        "index_sha256", "builder",
     )  # fmt: skip
 
 

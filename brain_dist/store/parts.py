@@ -1,8 +1,9 @@
 """Parts of a build: each task of a job array examines a share of the images, then one process builds from all parts.
 
 The folder of parts lies beside the shard folder, with ``.parts`` after its name. Of each part it holds the thumbnails
-and, written last, what else was measured; ``spool`` holds the images that were encoded again. A part is a run of whole
-files in the order of the records, so the parts together give what one process would have found, in the same order.
+and, written last, what else was measured; ``spool`` holds the images that were encoded again, and masks. A part is a
+run of whole files in the order of the records, so the parts together give what one process would have found, in the
+same order.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from brain_dist.store.options import BuildOptions
 from brain_dist.store.request import check_places, existing_dataset, request_entries
 
 MAX_PARTS = 10_000
-_FIELDS = ("ext", "size", "crc32", "width", "height", "mode", "pixel_hash", "phash", "head")
+_FIELDS = ("ext", "size", "crc32", "width", "height", "mode", "pixel_hash", "phash", "head", "attributes")
 
 
 class Part(NamedTuple):
@@ -58,7 +59,7 @@ def check_part(number: int | None, count: int | None) -> None:
 
 
 def spool_folder(out: Path) -> Path:
-    """The folder of images that were encoded again; their names are their keys."""
+    """The folder of images that were encoded again, whose names are their keys, and of masks."""
     return _parts_folder(out) / "spool"
 
 

@@ -49,7 +49,7 @@ def request_entries(source: Path, recipe: Recipe, options: BuildOptions, records
 
 
 def _listing_sha256(source: Path, records: list[Record]) -> str:
-    """sha256 of paths and sizes, and of what tables and headers say, which can change while no size does."""
+    """sha256 of paths and sizes, and of what tables, headers and masks say, which can change while no size does."""
     lines = []
     for path, slices in groupby(records, key=lambda record: record.path):
         file = source / path
@@ -61,6 +61,8 @@ def _listing_sha256(source: Path, records: list[Record]) -> str:
         for record in slices:
             values = (record.frame, record.label, record.patient, record.published, record.attributes)
             lines.append(f"{json.dumps(values, sort_keys=True)}\n".encode())
+            if record.mask is not None:
+                lines.append(os.fsencode(record.mask) + f"\0{record.mask_crc32}\n".encode())
     return sha256_bytes(b"".join(lines))
 
 
@@ -101,14 +103,14 @@ def check_contents(
     """
     columns = dataset.columns
     row_of = {key: row for row, key in enumerate(columns["key"])}
-    stored = [record for record in records if record.key in row_of]
+    kept = [record for record in records if record.key in row_of]
     excluded = set(dataset.manifest.excluded.keys)
     unusable = {record.key for record in records} - row_of.keys() - excluded
-    rows = [row_of[record.key] for record in stored]
+    rows = [row_of[record.key] for record in kept]
     bytes_of_row = zip(columns["size"][rows].tolist(), columns["crc32"][rows].tolist(), strict=True)
     differing = {
         record.key
-        for record, (size, crc32) in zip(stored, bytes_of_row, strict=True)
+        for record, (size, crc32) in zip(kept, bytes_of_row, strict=True)
         if not _has_bytes(source / record.path, size, crc32)
     }
     if not differing and not unusable:
@@ -120,7 +122,10 @@ def check_contents(
     unchanged = unusable - {record.key for record in examined.records}
     for record, image in zip(examined.records, examined.images, strict=True):
         row = row_of.get(record.key)
-        if row is not None and image.payload is not None and image.pixel_hash == columns["pixel_hash"][row]:
+        if row is None or image.payload is None or image.pixel_hash != columns["pixel_hash"][row]:
+            continue
+        stored = json.loads(columns["attributes"][row])
+        if all(stored.get(name) == value for name, value in image.attributes.items()):
             unchanged.add(record.key)
     changed = dict.fromkeys(record.path for record in records if record.key in (differing | unusable) - unchanged)
     if changed:

@@ -22,7 +22,8 @@ from brain_dist.common.locks import locked
 from brain_dist.common.progress import show_progress
 from brain_dist.errors import Fault, UserError
 from brain_dist.store.index import INDEX
-from brain_dist.store.manifest import MANIFEST, JoinedManifest, Manifest, parse_manifest
+from brain_dist.store.lesions import MASKS
+from brain_dist.store.manifest import MANIFEST, BuiltManifest, JoinedManifest, Manifest, parse_manifest
 from brain_dist.store.remote import Remote
 
 PATIENCE = 5.0  # seconds of waiting for another process before a message says so
@@ -60,10 +61,10 @@ class _Copy:
 def stage(source: str, cache_dir: str | None) -> Path:
     """Make a shard folder readable on this node's own disk.
 
-    The copy is ``cache_dir``/NAME-VERSION/ (the first 12 digits of the dataset version), with index.parquet, the shards
-    and, last, manifest.json. The sha256 of each file is compared while it is copied. A complete copy is used again
-    after checking the index's sha256 and the shards' sizes; later damage is detected by each sample's crc32. The .idx
-    files are not copied, as only DALI's own reader needs them. Copies of older versions are not removed.
+    The copy is ``cache_dir``/NAME-VERSION/ (the first 12 digits of the dataset version), with index.parquet, the
+    shards, the masks and, last, manifest.json. The sha256 of each file is compared while it is copied. A complete copy
+    is used again after checking the index's sha256 and the other sizes; later damage is detected by each sample's
+    crc32. The .idx files are not copied, as only DALI's own reader needs them. Copies of older versions stay.
 
     Args:
         source: complete shard folder: a path, or a URL for fsspec (``s3://…``, ``https://…``, ``file://…``).
@@ -140,10 +141,13 @@ def _files_of(manifest: Manifest, place: str) -> list[_File]:
     advice = "copy or build the shard folder again"
     files = [_File(INDEX, manifest.index_sha256, None)]
     files += [_File(entry.name, entry.sha256, entry.size) for entry in manifest.shards]
+    tars = files[1:]
+    if isinstance(manifest, BuiltManifest) and manifest.masks is not None:
+        files.append(_File(MASKS, manifest.masks.sha256, manifest.masks.size))
     for file in files:
         if not re.fullmatch("[0-9a-f]{64}", file.sha256) or (file.size or 0) < 0:
             raise UserError(f"{place} states an impossible sha256 or size of {file.name!r}; {advice}")
-    for name, pattern in [(manifest.name, r"\w[\w-]*"), *((file.name, r"\w[\w.-]*\.tar") for file in files[1:])]:
+    for name, pattern in [(manifest.name, r"\w[\w-]*"), *((file.name, r"\w[\w.-]*\.tar") for file in tars)]:
         if not re.fullmatch(pattern, name):
             raise UserError(f"{place} contains the name {name!r}, which is not a plain file name; {advice}")
     if len({file.name for file in files}) < len(files):

@@ -12,15 +12,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from brain_dist.collection.masks import mask_attributes, read_mask
 from brain_dist.collection.pixels import BadImage, encoded_size, examine
 from brain_dist.common.files import sha256_bytes, sha256_file
 from brain_dist.common.progress import Progress, no_progress
 from brain_dist.common.workers import worker_pool
-from brain_dist.errors import UserError
+from brain_dist.errors import Fault, UserError
 from brain_dist.store.crosscheck import SHOWN, Columns, contradictions, index_problems, missing_entries
 from brain_dist.store.dataset import open_dataset
 from brain_dist.store.index import COLUMNS, INDEX, read_columns
-from brain_dist.store.manifest import JoinedManifest, Manifest, ShardEntry, load_manifest
+from brain_dist.store.lesions import MASKS, read_masks
+from brain_dist.store.manifest import BuiltManifest, JoinedManifest, Manifest, ShardEntry, load_manifest
 from brain_dist.store.tar import idx_text
 
 _MEASURED = ("width", "height", "pixel_hash", "phash", "head_x", "head_y", "head_w", "head_h")
@@ -33,14 +35,15 @@ def verify(root: Path, *, workers: int = 1, progress: Progress = no_progress) ->
 
     Compares every byte of shards and index with the checksums in the manifest, every sample with its row of the index
     and with the .idx, the manifest's counts with the index, and values that the manifest states twice. Every image is
-    decoded and measured, unless its size is not that of its row. The sources of a joined folder are verified, and its
+    decoded and measured, unless its size is not that of its row. Masks are compared with the boxes and areas in the
+    index. The sources of a joined folder are verified, and its
     rows compared with theirs. A folder without any .idx file (a staged copy) is complete. Files that no reader opens
     (neither .tar nor .idx) are ignored.
 
     Some entries cannot be checked against anything and are trusted, as the dataset version covers them. In the
     manifest: the origin of the data (title, source, licence, citation and recipe, if all agree), options that the split
     does not repeat, the number of near copies, the deviation of shares, what was skipped or excluded, the builder. In
-    the index: the mode of the source file, and the attributes.
+    the index: the mode of the source file, and the attributes other than boxes and areas of masks.
 
     Returns:
         One line per problem.
@@ -126,6 +129,39 @@ def _built_problems(
         for done, found in enumerate(run(partial(_shard_problems, root=root), jobs, 1), 1):
             problems += found
             progress("reading", done, len(jobs))
+    return problems + _mask_problems(root, manifest, columns)
+
+
+def _mask_problems(root: Path, manifest: Manifest, columns: Columns | None) -> list[str]:
+    """Problems of the masks; without ``columns`` they are only compared with the manifest."""
+    entry = manifest.masks if isinstance(manifest, BuiltManifest) else None
+    try:
+        masks = {} if entry is None else read_masks(root, entry)
+    except Fault as error:
+        return [f"{MASKS}: {str(error).partition(': ')[2]}"]
+    problems = []
+    if entry is not None and (entry.name, entry.samples) != (MASKS, len(masks)):
+        problems.append(f"{MASKS}: {len(masks)} masks, the manifest says {entry.samples} in {entry.name!a}")
+    if columns is None:
+        return problems
+    rows = {key: row for row, key in enumerate(columns["key"])}
+    attributes = [json.loads(text) for text in columns["attributes"]]
+    expected = {key for key, row in rows.items() if "lesion_area" in attributes[row]}
+    problems += [f"{MASKS}: no mask of {key}" for key in sorted(expected - masks.keys())[:SHOWN]]
+    for key, png in masks.items():
+        if key not in expected:
+            problems.append(f"{MASKS}: a mask of {key}, which has none by the {INDEX}")
+            continue
+        row = rows[key]
+        try:
+            mask = read_mask(png)
+        except BadImage as error:
+            problems.append(f"{MASKS}: the mask of {key} {error}")
+            continue
+        if mask.shape != (columns["height"][row], columns["width"][row]):
+            problems.append(f"{MASKS}: the mask of {key} has another size than its image")
+        elif any(attributes[row].get(name) != value for name, value in mask_attributes(mask).items()):
+            problems.append(f"{INDEX}: boxes or lesion_area of {key} are not those of its mask")
     return problems
 
 

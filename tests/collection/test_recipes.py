@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from brain_dist.collection.recipes import CLASSES, PatientTable, default_recipe, parse_recipe, read_recipe
+from brain_dist.collection.recipe_keys import PatientTable
+from brain_dist.collection.recipes import CLASSES, default_recipe, parse_recipe, read_recipe
 from brain_dist.errors import UserError
 
 DATASETS = Path(__file__).resolve().parents[2] / "shards" / "datasets"
@@ -35,9 +36,12 @@ PUBLISHED = {
     "br35h": 3000,
     "brain_mri_253": 253,
     "brisc2025": 6000,
+    "tcga_lgg": 1373,  # slices with a tumour
+    "tcga_lgg_flair": 1373,
+    "tcga_lgg_slices": 3929,
 }
 EXAMPLES = {"folder_per_class", "csv_table", "dicom", "nifti"}
-BINARY = {"br35h", "brain_mri_253"}
+BINARY = {"br35h", "brain_mri_253", "tcga_lgg", "tcga_lgg_flair", "tcga_lgg_slices"}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -112,6 +116,15 @@ MISTAKES = {
     "parts: [{format: mat}]\nclasses: [notumor, tumor]": "mat needs the classes meningioma, glioma, pituitary",
     "parts: [{attributes_from_name: '(?P<a'}]": "is not a regular expression",
     "parts: [{attributes_from_name: '_(ax|co)_'}]": "names no attribute",
+    "parts: [{masks: {lesion: glioma}}]": "set folder, suffix, or both",
+    "parts: [{masks: {suffix: _m, empty: notumor}}]": "empty needs lesion",
+    "parts: [{masks: {suffix: _m, lesion: gliom}}]": r"masks: unknown key 'gliom' \(did you mean glioma",
+    "parts: [{masks: {folder: ../m}}]": "inside the source folder",
+    "parts: [{masks: {suffix: _m}, format: nifti}]": "masks is only for format: images",
+    "parts: [{masks: {suffix: _m, lesion: glioma}, folders: {glioma: g}}]": "folders cannot be used with masks that",
+    "parts: [{boxes: {file: b.csv, id: id}}]": "boxes: the key 'center_x' is missing",
+    "parts: [{channel: -1}]": "channel must be ≥ 0, got -1",
+    "parts: [{channel: 1, format: dicom}]": "channel is only for format: images",
     "parts: [{dataset: a.b}]": "dataset is used in file names",
     "parts: [{}]\nname: a b": "name is used in file names",
     "parts: [{}]\nclasses: [a, a]": "different names",

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pictures import draw
 
@@ -356,6 +356,7 @@ PATHS = st.lists(NAMES.map(os.fsdecode), min_size=1, max_size=3).map("/".join)
 FRAMES = st.sampled_from([(None,), (1, 2), (7, 10_007)])
 
 
+@settings(deadline=None)
 @given(st.dictionaries(PATHS, st.tuples(st.sampled_from(["a", "b"]), FRAMES), min_size=1))
 @example(dict.fromkeys(("a/b-c.png", "a/b/c.png", "b-c", "a-b-c.png"), ("a", (None,))))
 @example({"s.nii": ("a", (1, 2)), "s-0001.nii": ("a", (None,)), "s.nii.gz": ("a", (1, 2)), "s.nii#1": ("a", (None,))})
