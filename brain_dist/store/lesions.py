@@ -71,7 +71,7 @@ class Lesion:
 
 
 def read_lesions(dataset: Dataset, rows: Sequence[int] | npt.NDArray[np.integer]) -> list[Lesion | None]:
-    """The lesions of some rows of the index; None where they are not known.
+    """The lesions of some rows [N] of the index; None where they are not known.
 
     Raises:
         Fault: ``masks.parquet`` is missing or damaged.

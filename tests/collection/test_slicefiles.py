@@ -21,6 +21,7 @@ from scans import write_dicom, write_folds, write_mat, write_nifti
 
 from brain_dist.collection.discovery import find_records
 from brain_dist.collection.examination import BadImages
+from brain_dist.collection.masks import mask_attributes
 from brain_dist.collection.pixels import BadImage, MeasuredImage, Smaller
 from brain_dist.collection.recipes import Recipe, RecipePart, parse_recipe
 from brain_dist.collection.slicefiles import examine_file, read_contents
@@ -335,8 +336,9 @@ def test_matlab_collection_keeps_labels_patients_and_published_folds(tmp_path):
     dataset = run_build(tmp_path / "raw", tmp_path / "out", recipe).dataset
     rows = samples(dataset)
     assert len(rows) == 12
-    assert rows["cheng-brainTumorDataPublic_1-6-5"] == ("glioma", "MR02", {"fold": 1, "pid": "MR02B"})
-    assert rows["cheng-brainTumorDataPublic_7-12-12"] == ("pituitary", "MR06", {"fold": 3, "pid": "MR06A"})
+    masks = {number: mask_attributes(np.asarray(draw(number)) > 0) for number in (5, 12)}  # as write_mat writes them
+    assert rows["cheng-brainTumorDataPublic_1-6-5"] == ("glioma", "MR02", {"fold": 1, "pid": "MR02B", **masks[5]})
+    assert rows["cheng-brainTumorDataPublic_7-12-12"] == ("pituitary", "MR06", {"fold": 3, "pid": "MR06A", **masks[12]})
     assert verify(dataset.root) == []
     assert dataset.manifest.recipe["parts"][0]["window"] == {"percentiles": [0.5, 99.5]}
     reader, sources = ShardReader(dataset), dataset.columns["source"].tolist()
