@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from brain_dist.errors import UserError, leave
 
 USAGE = """\
-usage: brain-dist benchmark run|cross|table|page|costs [...]
+usage: brain-dist benchmark run|cross|probe|table|page|costs [...]
 
   run      train and evaluate several models under the same conditions, and write the table
   cross    train on each of several collections and on all but one, and test on the others
+  probe    measure how well the collection can be read from the features of cross's networks
   table    write the table of the cells that are finished
   page     write the page of the results, index.html
   costs    measure parameters, operations, latency, throughput, memory and energy of the models
@@ -25,7 +26,7 @@ all have --help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Call ``run``, ``cross``, ``table``, ``page`` or ``costs``.
+    """Call ``run``, ``cross``, ``probe``, ``table``, ``page`` or ``costs``.
 
     Raises:
         UserError: the command is unknown, or its arguments are invalid.
@@ -46,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from brain_dist.benchmarking.cross import main as cross
 
         return cross(arguments)
+    if command == "probe":
+        from brain_dist.benchmarking.probe import main as probe
+
+        return probe(arguments)
     if command == "page":
         from brain_dist.benchmarking.page import main as page
 
@@ -54,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from brain_dist.benchmarking.measured import main as costs
 
         return costs(arguments)
-    raise UserError(f"benchmark {command}: unknown command; use run, cross, table, page or costs")
+    raise UserError(f"benchmark {command}: unknown command; use run, cross, probe, table, page or costs")
 
 
 if __name__ == "__main__":

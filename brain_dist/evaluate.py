@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument(
         "--allow-known", action="store_true",
-        help="count images of --shards that training knew, too: the same pixels, near copies, the same patients"
-        " (default: they are reported apart)",
+        help="count images that training knew, too: the same pixels, near copies, the same patients; of --shards, or of"
+        " shards with a published split (default: they are reported apart)",
     )  # fmt: skip
     parser.add_argument("--name", help="name of the output files (default: the split)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write (default: RUN/predictions)")

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from brain_dist.benchmarking.folder import Folder
-from brain_dist.benchmarking.grid import OWN_TEST, Source, Test, plan
+from brain_dist.benchmarking.grid import PUBLISHED, Source, Test, plan
 from brain_dist.benchmarking.matrix import PLAN, write_matrix
 from brain_dist.benchmarking.run import (
     argument_parser,
     check_networks,
     default_processes,
     open_source,
+    own_tests,
     read_variants,
     run_grid,
     seeds,
@@ -43,7 +44,8 @@ class Pair:
     Attributes:
         source: name of the training source.
         test: name of the test source.
-        kind: "internal", "external" or "left out" (the source is all collections but the test).
+        kind: "internal", "published" (internal, with test images that training knew), "external" or "left out" (the
+            source is all collections but the test).
         shared: classes that are judged.
         refused: the reason for a missing result, or None.
     """
@@ -104,14 +106,11 @@ def evaluations_of(
     sources: Sequence[Source], pairs: Sequence[Pair], datasets: Mapping[str, Dataset]
 ) -> dict[str, tuple[Test, ...]]:
     """Name of a source → what its cells are tested on: its own test split, and other collections."""
-    return {
-        source.name: tuple(
-            Test(pair.test, str(datasets[pair.test].root.resolve())) if pair.kind == "external" else OWN_TEST[0]
-            for pair in pairs
-            if pair.source == source.name and pair.refused is None
-        )
-        for source in sources
-    }
+    tests = {source.name: source.tests for source in sources}
+    for pair in pairs:
+        if pair.kind == "external" and pair.refused is None:
+            tests[pair.source] += (Test(pair.test, str(datasets[pair.test].root.resolve())),)
+    return tests
 
 
 def open_collections(listed: str, config: Config) -> dict[str, Dataset]:
@@ -135,10 +134,10 @@ def open_collections(listed: str, config: Config) -> dict[str, Dataset]:
         same = next((other for other in datasets.values() if other.version == dataset.version), None)
         if same is not None:
             raise UserError(f"--sources: {place} and {same.root} are the same shards; give each collection once")
-        if dataset.name in datasets or dataset.name in SPLITS:
+        if dataset.name in datasets or dataset.name in (*SPLITS, PUBLISHED):
             raise UserError(
-                f"--sources: two collections are called {dataset.name}, or it is the name of a split; build one of them"
-                " with another name in its recipe"
+                f"--sources: two collections are called {dataset.name}, or it is the name of an evaluation; build one"
+                " of them with another name in its recipe"
             )
         datasets[dataset.name] = dataset
     if len(datasets) < 2:
@@ -156,7 +155,10 @@ def plan_pairs(datasets: Mapping[str, Dataset], config: Config, folder: Folder) 
         pairs.append(Pair(name, name, "internal", tuple(shared), reason))
         if reason is None:
             data = replace(config.data, shards=str(dataset.root.resolve()), sources=(), leave_out=None)
-            sources.append(Source(name, dataset.version, dataset.classes, data))
+            tests = own_tests(dataset, selected=bool(config.train.best))
+            sources.append(Source(name, dataset.version, dataset.classes, data, tests))
+            if len(tests) > 1:
+                pairs.append(Pair(name, name, PUBLISHED, tuple(shared)))
         for other, tested in datasets.items():
             if name != other:
                 pairs.append(Pair(name, other, "external", (), reason) if reason else _external(dataset, tested))
@@ -257,6 +259,7 @@ def write_plan(folder: Folder, datasets: Mapping[str, Dataset], pairs: Sequence[
         columns = dataset.columns
         collections[name] = {
             "version": dataset.version,
+            "shards": str(dataset.root.resolve()),
             "classes": list(dataset.classes),
             "train": training_counts(dataset),
             "test": dict(dataset.manifest.counts.get("test", {})),

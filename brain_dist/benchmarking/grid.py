@@ -22,6 +22,25 @@ OF_CELL = ("run.seed", "run.name", "run.dir", "data.fold", "data.shards", "data.
 
 
 @dataclass(frozen=True)
+class Test:
+    """One evaluation of a trained cell.
+
+    Attributes:
+        name: name of the predictions.
+        shards: other shards than the training's; None is the test split of the training's own.
+        allow_known: whether images that training knew count.
+    """
+
+    name: str = "test"
+    shards: str | None = None
+    allow_known: bool = False
+
+
+OWN_TEST = (Test(),)
+PUBLISHED = "published"  # name of the evaluation of a whole published test split, with the images that training knew
+
+
+@dataclass(frozen=True)
 class Source:
     """Training shards: one folder, or several that are joined.
 
@@ -30,28 +49,14 @@ class Source:
         version: sha256 of their manifest.
         classes: their classes.
         data: settings that name them: ``shards``, or ``sources`` and ``leave_out``.
+        tests: evaluations on their own test split.
     """
 
     name: str
     version: str
     classes: tuple[str, ...]
     data: DataConfig
-
-
-@dataclass(frozen=True)
-class Test:
-    """One evaluation of a trained cell.
-
-    Attributes:
-        name: name of the predictions.
-        shards: other shards than the training's; None is the test split of the training's own.
-    """
-
-    name: str = "test"
-    shards: str | None = None
-
-
-OWN_TEST = (Test(),)
+    tests: tuple[Test, ...] = OWN_TEST
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ def plan(
         sources: training shards.
         out: folder of the benchmark.
         processes: ranks of a training; None if SLURM decides.
-        tests: name of a source → the evaluations of its cells; None is the test split of the source itself.
+        tests: name of a source → the evaluations of its cells; None is :attr:`Source.tests`.
 
     Raises:
         UserError: the settings of two models differ in more than :data:`OF_MODEL`, or a setting would give networks
@@ -170,7 +175,7 @@ def plan(
                     key = cell_key(config, source.version)
                     config = replace(config, run=replace(config.run, dir=str(out / "cells"), name=key))
                     cells.append(
-                        Cell(key, model, seed, fold, source.name, config, (tests or {}).get(source.name, OWN_TEST))
+                        Cell(key, model, seed, fold, source.name, config, (tests or {}).get(source.name, source.tests))
                     )
     require_unified(cells)
     return Grid(tuple(variants), tuple(seeds), fold_numbers, processes, tuple(sources), tuple(cells))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from brain_dist.benchmarking.folder import Folder
+from brain_dist.benchmarking.grid import PUBLISHED
 from brain_dist.common.files import write_together
 from brain_dist.comparison.crossing import HEADLINE, NOT_TRAINED, Judged, drop, entry, select, with_classes
 from brain_dist.errors import UserError
@@ -14,6 +15,7 @@ from brain_dist.judging.predictions import Predictions, read_predictions
 from brain_dist.pages.text import listing
 
 PLAN, MATRIX, TABLE = "cross_plan.json", "cross.json", "cross.md"
+KINDS = {"internal": " (internal)", PUBLISHED: " (its published test, with images that training knew)"}
 Row = dict[str, Any]
 
 
@@ -117,7 +119,7 @@ def _drop(internal: list[Predictions], outside: list[Predictions], judged: Judge
 
 def _tables(pair: Mapping[str, Any], model: str, record: Mapping[str, Any], folder: Folder) -> list[Predictions]:
     """The tables of a model in one cell of the matrix, one for each finished seed."""
-    name = pair["test"] if pair["kind"] == "external" else "test"
+    name = {"external": pair["test"], PUBLISHED: PUBLISHED}.get(pair["kind"], "test")
     cells = [cell for cell in record["cells"] if (cell["source"], cell["model"]) == (pair["source"], model)]
     files = [folder.predictions(cell["cell"], name) for cell in sorted(cells, key=lambda cell: cell["seed"])]
     return [read_predictions(file) for file in files if file.is_file()]
@@ -178,7 +180,7 @@ def markdown(document: Mapping[str, Any]) -> str:
     )
     body = []
     for row in document["rows"]:
-        place = (row["source"], row["test"] + (" (internal)" if row["kind"] == "internal" else ""), row["model"])
+        place = (row["source"], row["test"] + KINDS.get(row["kind"], ""), row["model"])
         if "refused" in row:
             body.append((*place, "–", "–", "–", "–", "–", "–", "–", row["refused"]))
             continue

@@ -10,7 +10,9 @@ from typing import Any
 from brain_dist import __version__
 from brain_dist.benchmarking import page_text
 from brain_dist.benchmarking.folder import Folder
+from brain_dist.benchmarking.grid import PUBLISHED
 from brain_dist.benchmarking.matrix import MATRIX, notes, overlaps, shown
+from brain_dist.benchmarking.probe import read_probe
 from brain_dist.benchmarking.results import Benchmark, Part, read_benchmark
 from brain_dist.benchmarking.summary import HEADLINE, TITLES
 from brain_dist.benchmarking.wording import COSTS, best_first, interval_text, mean_text, rank_text
@@ -95,7 +97,7 @@ def render(benchmark: Benchmark, folder: Folder, findings: list[Any] | None) -> 
 
     record = benchmark.record
     matrix = json.loads((folder.out / MATRIX).read_text()) if (folder.out / MATRIX).is_file() else None
-    parts = [part for part in benchmark.parts if part.rows and part.test == "test"]
+    parts = [part for part in benchmark.parts if part.rows and part.test in ("test", PUBLISHED)]
     shortcuts = {source["name"]: page_text.shortcuts(source, folder) for source in record["sources"]}
     patients = _patients(record, folder)
     facts = Facts(
@@ -129,6 +131,7 @@ def render(benchmark: Benchmark, folder: Folder, findings: list[Any] | None) -> 
         },
         calibration=calibration,
         cross=matrix,
+        probe=read_probe(folder),
         cross_notes=notes(matrix) if matrix else [],
         overlaps=overlaps(matrix) if matrix else [],
         cross_headline=CROSS_HEADLINE,
@@ -137,7 +140,9 @@ def render(benchmark: Benchmark, folder: Folder, findings: list[Any] | None) -> 
         findings=findings,
         costs=benchmark.costs,
         cost_columns=COSTS,
-        limits=page_text.limits(benchmark, parts, matrix, shortcuts, calibration, patients),
+        limits=page_text.limits(
+            benchmark, [part for part in parts if part.test == "test"], matrix, shortcuts, calibration, patients
+        ),
         phantom=patients["phantom"],
         checklist={"items": items, "tally": tally(items)},
         version=__version__,

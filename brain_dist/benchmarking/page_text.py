@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from brain_dist.benchmarking.folder import Folder
+from brain_dist.benchmarking.grid import PUBLISHED
 from brain_dist.benchmarking.results import Benchmark, Part, Row
 from brain_dist.errors import Fault, UserError
 from brain_dist.pages.text import listing, percent
@@ -53,7 +54,8 @@ def place(part: Part, record: Mapping[str, Any]) -> str:
     left_out = next(source["leave_out"] for source in record["sources"] if source["name"] == part.source)
     if left_out:
         return f"Trained on {part.source}, tested on {left_out}"
-    return f"Trained and tested on {part.source}"
+    images = ", with the test images that training knew" if part.test == PUBLISHED else ""
+    return f"Trained and tested on {part.source}{images}"
 
 
 def worst_class(row: Row, part: Part) -> tuple[str, float | None]:

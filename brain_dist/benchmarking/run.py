@@ -8,13 +8,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from brain_dist.benchmarking.folder import Folder
-from brain_dist.benchmarking.grid import Grid, Source, plan
+from brain_dist.benchmarking.grid import OWN_TEST, PUBLISHED, Grid, Source, Test, plan
 from brain_dist.common.commands import ArgumentParser
 from brain_dist.common.text import nearest
 from brain_dist.config import Config, load
 from brain_dist.errors import EXIT_PREEMPTED, Fault, UserError
+from brain_dist.judging.predictions import reasons_text
+
+if TYPE_CHECKING:
+    from brain_dist.store.dataset import Dataset
 
 PROG = "brain-dist benchmark run"
 DESCRIPTION = (
@@ -189,7 +194,29 @@ def open_source(config: Config, folds: int | None, folder: Folder) -> tuple[Sour
     for split in ("train", "test", *(("val",) if config.train.best else ())):
         if not len(dataset.rows(split)):
             raise UserError(f"{dataset.root} has no {split} split; rebuild it with other --fractions")
-    return Source(dataset.name, dataset.version, dataset.classes, data), folds
+    return Source(
+        dataset.name, dataset.version, dataset.classes, data, own_tests(dataset, selected=bool(config.train.best))
+    ), folds
+
+
+def own_tests(dataset: Dataset, *, selected: bool) -> tuple[Test, ...]:
+    """The evaluations of the test split: twice if training knows some of it, without these images and as published.
+
+    ``selected`` is that of :func:`brain_dist.inference.known.known_within`.
+
+    Raises:
+        UserError: training knows every test image.
+    """
+    from brain_dist.inference.known import known_within
+
+    known = known_within(dataset, dataset.rows("test"), selected=selected)
+    if not any(known):
+        return OWN_TEST
+    if all(known):
+        raise UserError(
+            f"training knows every test image of {dataset.root}: {reasons_text(known)}; build it with --split grouped"
+        )
+    return (*OWN_TEST, Test(PUBLISHED, allow_known=True))
 
 
 def check_networks(variants: dict[str, Config], classes: int) -> None:

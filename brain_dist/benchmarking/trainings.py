@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Literal
 
 from brain_dist.benchmarking.folder import Folder
-from brain_dist.benchmarking.grid import Cell, Grid, Test
+from brain_dist.benchmarking.grid import OWN_TEST, Cell, Grid, Test
 from brain_dist.common.board import Board
 from brain_dist.common.children import last_error, stop_with_parent
 from brain_dist.errors import EXIT_PREEMPTED, EXIT_USER, UserError
@@ -90,7 +90,9 @@ def evaluation_options(cell: Cell, test: Test) -> list[str]:
     options = ["--split", "test", "--batch", str(config.train.micro_batch), "--device", config.run.device]
     options += ["--step", "best"] if config.train.best else []
     options += ["--cache-dir", config.data.cache_dir] if config.data.cache_dir else []
-    return [*options, *(["--shards", test.shards, "--name", test.name] if test.shards else [])]
+    options += ["--shards", test.shards] if test.shards else []
+    options += ["--allow-known"] if test.allow_known else []
+    return [*options, *([] if test in OWN_TEST else ["--name", test.name])]
 
 
 def cell_board(grid: Grid, folder: Folder) -> Board:

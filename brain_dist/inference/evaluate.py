@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +42,7 @@ def evaluate(
         split: train, val or test.
         step: optimiser steps of the checkpoint, "best", or None for the newest.
         shards: other shards than the run's own, which need a ``name``; or the run's own at another place.
-        allow_known: count images of ``shards`` that training knew in the headline.
+        allow_known: count images that training knew in the headline: of ``shards``, or of a published test split.
         name: name of the output files; None is the split.
         out: folder of the output files; None is ``predictions`` in the run's folder.
         micro_batch: images per rank and forward pass.
@@ -87,7 +88,8 @@ def evaluate(
         rows = loaded.rows(split)
         overlap: dict[str, Any] = {}
         watch.report_progress("comparing the images with those of the training", math.inf)
-        run_on_main(world, lambda: overlap.update(compare_with_training(loaded, rows, allow_known=allow_known)))
+        compare = partial(compare_with_training, loaded, rows, selected=step == "best", allow_known=allow_known)
+        run_on_main(world, lambda: overlap.update(compare()))
         predictions = loaded.predict(split, micro_batch=micro_batch, world=world, watch=watch)
         watch.report_progress("writing the predictions", LONGEST_STEP)
         if world.is_main:

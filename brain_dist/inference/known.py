@@ -1,4 +1,4 @@
-"""Which images of other shards a run's training already knew: the same pixels, near copies, the same patients."""
+"""Which test images a run's training already knew: the same pixels, near copies, the same patients."""
 
 from __future__ import annotations
 
@@ -19,12 +19,18 @@ SAME_PATIENT = "same patient"
 SAME_GROUP = "same group"  # the image's group has an image that training knew for another reason
 
 
-def compare_with_training(run: LoadedRun, rows: np.ndarray, *, allow_known: bool) -> dict[str, Any]:
-    """Compare the rows [N] of ``run.dataset`` with the images of the training, unless they are the same shards.
+def compare_with_training(run: LoadedRun, rows: np.ndarray, *, selected: bool, allow_known: bool) -> dict[str, Any]:
+    """Compare the rows [N] of ``run.dataset`` with the images of the training.
+
+    Args:
+        run: the run, with the shards to evaluate.
+        rows: rows of one split.
+        selected: whether the checkpoint was selected on the validation split, see :func:`known_within`.
+        allow_known: whether images that training knew count.
 
     Returns:
         ``known``, ``not_compared`` and ``allow_known`` of :class:`brain_dist.judging.predictions.Predictions`; empty
-        for the shards of the training.
+        for the shards of the training if its splits share no group.
 
     Raises:
         UserError: training knew all of the images, and ``allow_known`` is False.
@@ -34,19 +40,45 @@ def compare_with_training(run: LoadedRun, rows: np.ndarray, *, allow_known: bool
     from brain_dist.inference.run import open_own_data
 
     if run.dataset.version == run.trained_version:
-        return {}
-    try:
-        training = open_own_data(run.path, run.config.data.cache_dir)[1]
-    except UserError as error:
-        return {"not_compared": str(error), "allow_known": allow_known}
-    with show_progress() as progress:
-        known = known_images(training, run.dataset, rows, cpu_cores(), progress)
+        known = known_within(run.dataset, rows, selected=selected)
+        if not any(known):
+            return {}
+    else:
+        try:
+            training = open_own_data(run.path, run.config.data.cache_dir)[1]
+        except UserError as error:
+            return {"not_compared": str(error), "allow_known": allow_known}
+        with show_progress() as progress:
+            known = known_images(training, run.dataset, rows, cpu_cores(), progress)
     if not allow_known and all(known):
         raise UserError(
             f"training knew all {len(rows):,} images of {run.dataset.root} ({reasons_text(known)}), so they do not show"
             " how the network does on others; evaluate other shards, or give --allow-known"
         )
     return {"known": known, "allow_known": allow_known}
+
+
+def known_within(dataset: Dataset, rows: np.ndarray, *, selected: bool) -> np.ndarray:
+    """Why training knew images of its own shards: a published split (``--split original``) may divide groups.
+
+    Args:
+        dataset: the shards, with the fold selected.
+        rows: rows of one split [N].
+        selected: whether the checkpoint was selected on the validation split, whose images then count as known, too.
+
+    Returns:
+        str [N] (object array): SAME_PIXELS, SAME_PATIENT, SAME_GROUP (a near copy, or a copy of one), or "" if training
+        knew no image of the group. Images of the training and validation splits are not compared with their own split.
+    """
+    trained = [dataset.rows("train"), *([dataset.rows("val")] if selected else [])]
+    trained = np.setdiff1d(np.concatenate(trained), rows)
+    reasons = np.full(len(rows), "", dtype=object)
+    columns = (dataset.columns["group"], SAME_GROUP), (_patients(dataset), SAME_PATIENT), (
+        dataset.columns["pixel_hash"], SAME_PIXELS)  # fmt: skip
+    for column, reason in columns:  # the most specific reason last
+        known = set(column[trained]) - {None}
+        reasons[[value in known for value in column[rows]]] = reason
+    return reasons
 
 
 def known_images(training: Dataset, other: Dataset, rows: np.ndarray, workers: int, progress: Progress) -> np.ndarray:

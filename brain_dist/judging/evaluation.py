@@ -20,8 +20,8 @@ CLASS_METRICS = ("sensitivity", "specificity", "precision", "f1")  # columns of 
 def write_evaluation(path: Path, predictions: Predictions, expected_rows: np.ndarray) -> dict[str, Any]:
     """Write a predictions table to ``path`` and its metrics to a JSON file beside it; return the metrics.
 
-    The metrics are those of :attr:`Predictions.headline`. For other shards than the training's, ``other_shards`` tells
-    which images training knew, with the metrics of those ``known``, those ``unknown``, and ``all``.
+    The metrics are those of :attr:`Predictions.headline`. If the images were compared with those of the training,
+    ``training_knew`` has the metrics of those ``known``, those ``unknown``, and ``all``.
 
     Args:
         path: the table's file; its folder is created.
@@ -30,10 +30,10 @@ def write_evaluation(path: Path, predictions: Predictions, expected_rows: np.nda
     """
     metrics = predictions.headline.evaluate()
     if predictions.not_compared is not None:
-        metrics["other_shards"] = {"compared": False, "reason": predictions.not_compared}
+        metrics["training_knew"] = {"compared": False, "reason": predictions.not_compared}
     elif predictions.known is not None:
         masks = {"known": predictions.is_known, "unknown": ~predictions.is_known, "all": predictions.row >= 0}
-        metrics["other_shards"] = {
+        metrics["training_knew"] = {
             "compared": True,
             "allow_known": predictions.allow_known,
             "reasons": Counter(predictions.known[predictions.is_known]),

@@ -49,7 +49,7 @@ def _of_table(files: RunFiles) -> list[str]:
         "leaking": f"{found['n']:,} of {metrics['n']:,} test images share a patient or a copy with the training images,"
         " so the results are probably too high.",
         "unknown": f"whether test and training images share patients was not checked: {files.dataset_missing}.",
-        "compared": f"of these images of other shards, training knew {found['n']:,}; "
+        "compared": f"training knew {found['n']:,} of these images; "
         + ("they count in the results." if predictions.allow_known else "they are left out of the results."),
         "not compared": "whether these images of other shards are among the training images was not checked.",
     }

@@ -147,8 +147,8 @@ def separation(files: RunFiles) -> dict[str, Any]:
     """Whether evaluated images share patients or pictures with the training images.
 
     Returns:
-        ``kind``: "clean", "leaking", "unknown", "compared" (with other shards than those of the training), "not
-        compared" or "adopted"; ``n``: images that leak or that training knew. If compared, also their ``reasons``, and
+        ``kind``: "clean", "leaking", "unknown", "compared" (image by image), "not compared" (other shards) or
+        "adopted"; ``n``: images that leak or that training knew. If compared, also their ``reasons``, and
         the accuracy on ``known`` and ``unknown`` images (None if there are none).
     """
     predictions, table = files.predictions, files.table

@@ -31,7 +31,7 @@ def run(out: Path, shards: Path, *arguments: str, models: str = "test_convnext",
 
 
 def test_help_lists_options_and_settings() -> None:
-    assert "benchmark run|cross|table|page|costs" in in_process("benchmark", "--help").out
+    assert "benchmark run|cross|probe|table|page|costs" in in_process("benchmark", "--help").out
     printed = in_process("benchmark", "run", "--help").out
     assert "--models" in printed
     assert "--optim.lr" in printed

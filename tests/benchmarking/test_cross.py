@@ -21,7 +21,7 @@ from brain_dist.benchmarking.matrix import write_matrix
 from brain_dist.common.progress import no_progress
 from brain_dist.comparison.crossing import Judged, confounded, drop
 from brain_dist.config import load
-from brain_dist.inference.known import known_images
+from brain_dist.inference.known import known_images, known_within
 from brain_dist.inference.run import with_run_classes
 from brain_dist.judging.evaluation import write_evaluation
 from brain_dist.judging.predictions import Predictions, predictions_from_logits, read_predictions
@@ -73,26 +73,32 @@ def arguments(shards: list[Path], seeds: str) -> list[str]:
 @pytest.fixture(scope="module")
 def crossed(collections: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cross benchmark of two seeds whose networks guess: their predictions are drawn, nothing is trained."""
-    folder = Folder(tmp_path_factory.mktemp("crossed") / "out")
-    config = load(SETTINGS)
-    datasets = open_collections(",".join(map(str, collections.values())), config)
+    return drawn_benchmark(list(collections.values()), tmp_path_factory.mktemp("crossed") / "out")
+
+
+def drawn_benchmark(shards: list[Path], out: Path) -> Path:
+    """A cross benchmark with drawn predictions."""
+    folder, config = Folder(out), load(SETTINGS)
+    datasets = open_collections(",".join(map(str, shards)), config)
     sources, pairs = plan_pairs(datasets, config, folder)
     grid = plan(
         {"test_convnext": config}, [0, 1], None, sources, folder.out, 1, evaluations_of(sources, pairs, datasets)
     )
     folder.claim(grid, "cross")
-    found: dict[tuple[str, str], np.ndarray | None] = {}
+    known: dict[tuple[str, str], np.ndarray] = {}
     for cell in grid.cells:
         own = open_data(cell.config.data, folder.cells)
         for test in cell.tests:
             dataset = own if test.shards is None else with_run_classes(open_dataset(test.shards), own.classes)
             rows = dataset.rows("test")
             pair = (cell.source, test.name)
-            if pair not in found:
-                found[pair] = None if test.shards is None else known_images(own, dataset, rows, 1, no_progress)
+            if pair not in known and test.shards is None:
+                known[pair] = known_within(own, rows, selected=False)
+            elif pair not in known:
+                known[pair] = known_images(own, dataset, rows, 1, no_progress)
             table = drawn_predictions(dataset, rows, cell.seed)
             file = folder.predictions(cell.key, test.name)
-            write_evaluation(file, replace(table, known=found[pair]), rows)
+            write_evaluation(file, replace(table, known=known[pair], allow_known=test.allow_known), rows)
     write_plan(folder, datasets, pairs)
     write_matrix(folder)
     return folder.out
@@ -171,6 +177,34 @@ def test_two_and_four_classes_by_their_common_meaning(crossed: Path) -> None:
         assert row["drop"]["seeds"][number] == pytest.approx(inside - other)
 
 
+def test_a_published_split_is_judged_with_and_without_the_images_that_training_knew(
+    collections: dict[str, Path], tmp_path: Path
+) -> None:
+    images = collections["alpha"].parent / "images" / "a"
+    for name in FOUR:
+        for number, file in enumerate(sorted((images / name).iterdir())):
+            for part in ["Training"] * (number < 12) + ["Testing"] * (number % 3 == 0):  # two in three of them are new
+                path = tmp_path / "divided" / part / name / f"{part[:2]}{file.name}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, path)
+    options = ["--split", "original", "--fractions", "0.8,0.2,0", "--workers", "1"]
+    in_process("shard", "build", "--source", str(tmp_path / "divided"), "--out", str(tmp_path / "shards"), *options)
+    out = drawn_benchmark([tmp_path / "shards", collections["gamma"]], tmp_path / "out")
+    rows = [row for row in json.loads((out / "cross.json").read_text())["rows"] if row["source"] == "divided"]
+    clean, published, _ = rows
+    assert [row["kind"] for row in rows] == ["internal", "published", "external"]
+    tests = open_dataset(tmp_path / "shards").rows("test")
+    assert (published["images"], published["left_out"]) == (len(tests), {})
+    left_out = sum(clean["left_out"].values())
+    assert left_out >= 4 * 3  # each class has 12 in training, of which every third is tested, too, but for validation
+    assert clean["images"] == len(tests) - left_out > 0
+    assert "divided (its published test, with images that training knew)" in (out / "cross.md").read_text()
+    assert in_process("benchmark", "page", str(out)).code == 0
+    page = (out / "index.html").read_text()
+    assert "its published test split, with images that training knew" in page
+    assert "Trained and tested on divided, with the test images that training knew" in page
+
+
 @pytest.mark.slow
 def test_a_real_cross_benchmark_and_the_same_command_again(collections: dict[str, Path], tmp_path: Path) -> None:
     healthy = build_healthy(collections["alpha"].parent / "images" / "c", tmp_path)
@@ -186,6 +220,13 @@ def test_a_real_cross_benchmark_and_the_same_command_again(collections: dict[str
     assert row_of(out, "healthy", "alpha")["refused"] == "healthy has no training images: it is only tested on"
     assert "it is only tested on" in result.out
     assert sorted(row_of(out, "gamma", "alpha")["classes"]) == ["notumor", "tumor"]
+    printed = in_process("benchmark", "probe", str(out), "--limit", "40").out
+    probed = json.loads((out / "probe.json").read_text())["rows"]
+    assert {(row["source"], row["class"]) for row in probed} >= {("alpha", "notumor"), ("gamma", "tumor")}
+    assert all(0 <= row["balanced_accuracy"] <= 1 for row in probed if "refused" not in row)
+    assert "| trained on | model | class | source named right | chance |" in printed
+    in_process("benchmark", "page", str(out))
+    assert "Is the collection in the features?" in (out / "index.html").read_text()
     before = (out / "cross.json").read_bytes()
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/metrics.jsonl")}
     in_process("benchmark", "cross", str(out), *arguments(shards, "0"))

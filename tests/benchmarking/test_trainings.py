@@ -36,6 +36,10 @@ def test_the_selected_checkpoint_is_evaluated_and_finished_evaluations_stay(tmp_
     assert [words[-4:] for words in training_commands(several, folder)[1:]] == [
         ["--shards", "shards/other", "--name", "other"]
     ]
+    twice = dataclasses.replace(newest, tests=(*grid.OWN_TEST, grid.Test(grid.PUBLISHED, allow_known=True)))
+    assert [words[2:] for words in training_commands(twice, folder)[1:]] == [
+        [*options, "--allow-known", "--name", "published"]
+    ]
 
 
 @pytest.mark.parametrize("filling", [10, 100_000])

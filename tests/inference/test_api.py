@@ -11,6 +11,7 @@ import torch
 from helpers import TINY, command, verb
 
 import brain_dist
+from brain_dist.inference.features import penultimate_features
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,16 @@ def test_example_of_the_readme(run: Path, phantom_shards: Path) -> None:
     written = brain_dist.read_predictions(run / "predictions" / "test.parquet")
     np.testing.assert_allclose(written.prob, predictions.prob, atol=1e-6)
     assert written.evaluate()["accuracy"] == metrics["accuracy"]
+
+
+def test_features_are_what_the_classifier_sees(run: Path) -> None:
+    loaded = brain_dist.load_run(run)
+    rows = loaded.rows("test")[[5, 0, 17]]
+    features = torch.from_numpy(penultimate_features(loaded, rows, micro_batch=2))
+    with torch.no_grad():
+        expected = loaded.model(loaded.images(rows.tolist()))
+        logits = loaded.model.get_classifier()(features)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("loader", ["dali", "opencv", "torch"])

@@ -1,4 +1,4 @@
-"""Evaluation on other shards: images and patients that training knew are found and reported apart."""
+"""Evaluation on other shards and on a published split: images that training knew are found and reported apart."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance
 
 from brain_dist import report
 from brain_dist.common.progress import no_progress
-from brain_dist.inference.known import NEAR_COPY, SAME_GROUP, SAME_PATIENT, SAME_PIXELS, known_images
+from brain_dist.inference.known import NEAR_COPY, SAME_GROUP, SAME_PATIENT, SAME_PIXELS, known_images, known_within
 from brain_dist.judging.predictions import read_predictions
 from brain_dist.shard import main
 from brain_dist.store.dataset import Dataset, open_dataset
@@ -117,7 +117,7 @@ def test_the_headline_is_about_unknown_images(base: Path) -> None:
     assert metrics["n"] == unknown.sum() == len(predictions.headline)
     correct = predictions.predicted == predictions.label
     assert metrics["accuracy"] == pytest.approx(correct[unknown].mean())
-    shards = metrics["other_shards"]
+    shards = metrics["training_knew"]
     assert (shards["compared"], shards["allow_known"]) == (True, False)
     assert sum(shards["reasons"].values()) == shards["known"]["n"] == (~unknown).sum()
     assert shards["known"]["accuracy"] == pytest.approx(correct[~unknown].mean())
@@ -135,7 +135,7 @@ def test_known_images_count_on_request(base: Path) -> None:
     file = base / "run" / "predictions" / "allowed.parquet"
     assert metrics["n"] == len(read_predictions(file)) == len(open_dataset(base / "other").rows("test"))
     assert pq.read_schema(file).metadata[b"allow_known"] == b"true"
-    assert metrics["other_shards"]["allow_known"] is True
+    assert metrics["training_knew"]["allow_known"] is True
     assert "counted above (--allow-known)" in printed
     assert report.main([str(base / "run"), "--name", "allowed"]) == 0
     assert "They count in all numbers on this page" in (base / "run" / "report" / "index.html").read_text()
@@ -178,9 +178,86 @@ def test_missing_training_shards_are_reported(base: Path, tmp_path: Path) -> Non
     assert "warning: could not look for training images among the evaluated ones: " in result.err
     assert str(tmp_path / "gone") in result.err
     metrics = json.loads((tmp_path / "run" / "predictions" / "other.json").read_text())
-    assert metrics["other_shards"]["compared"] is False
+    assert metrics["training_knew"]["compared"] is False
     assert metrics["n"] == len(open_dataset(base / "other").rows("test"))
     assert report.main([str(tmp_path / "run"), "--name", "other"]) == 0
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert "which was not checked: " in page
     assert str(tmp_path / "gone") in page
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shards ``shards`` with a published split, some of whose test images training or validation know."""
+    base = tmp_path_factory.mktemp("published")
+    images, table = base / "images", ["id,patient"]
+
+    def add(part: str, label: int, name: str, image: Image.Image, patient: str) -> None:
+        path = images / part / CLASSES[label] / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+        table.append(f"{name},{patient}")
+
+    for label in range(4):
+        for part in ("train", "val"):
+            for number in range(4):
+                name = f"{part}{label}{number}"
+                add(part, label, name, draw(hash_of(name)), name)
+        add("test", label, f"pixels{label}", draw(hash_of(f"train{label}0")), "")
+        near = ImageEnhance.Brightness(draw(hash_of(f"train{label}1"))).enhance(0.7)
+        add("test", label, f"group{label}", near, "")
+        add("test", label, f"patient{label}", draw(7000 + label), f"train{label}2")
+        add("test", label, f"validated{label}", draw(7100 + label), f"val{label}0")
+        add("test", label, f"fresh{label}", draw(7200 + label), f"fresh{label}")
+    (images / "patients.csv").write_text("\n".join(table) + "\n")
+    options = ["--split", "original", "--workers", "1"]
+    assert main(["build", "--source", str(images), "--out", str(base / "shards"), *options]) == 0
+    return base
+
+
+def hash_of(name: str) -> int:
+    """A seed for the picture of this name."""
+    return int.from_bytes(name.encode()[-4:], "big") % 100_000
+
+
+def test_a_published_split_is_compared_with_its_training(published: Path) -> None:
+    dataset = open_dataset(published / "shards")
+    rows = dataset.rows("test")
+    names = [re.sub(r"\d", "", Path(source).stem) for source in dataset.columns["source"][rows]]
+    expected = {"pixels": SAME_PIXELS, "group": SAME_GROUP, "patient": SAME_PATIENT, "validated": "", "fresh": ""}
+    assert known_within(dataset, rows, selected=False).tolist() == [expected[name] for name in names]
+    expected["validated"] = SAME_PATIENT
+    assert known_within(dataset, rows, selected=True).tolist() == [expected[name] for name in names]
+    for split in ("train", "val"):
+        assert not any(known_within(dataset, dataset.rows(split), selected=True))
+
+
+def test_the_headline_of_a_published_split_is_about_unknown_images(published: Path) -> None:
+    steps = [
+        "--train.global_batch",
+        "8",
+        "--train.micro_batch",
+        "8",
+        "--train.epochs",
+        "1",
+        "--train.precision",
+        "fp32",
+    ]
+    place = ["--data.shards", str(published / "shards"), "--run.dir", str(published), "--run.name", "run"]
+    verb("train", *TINY, *steps, "--train.best", "accuracy", *place)
+    folder = published / "run" / "predictions"
+    numbers = {}
+    for name, options in {
+        "test": [],
+        "published": ["--name", "published", "--allow-known"],
+        "selected": ["--name", "selected", "--step", "best"],
+    }.items():
+        printed = verb("evaluate", str(published / "run"), *options).out
+        metrics = json.loads((folder / f"{name}.json").read_text())
+        numbers[name] = metrics["n"]
+        assert metrics["training_knew"]["all"]["n"] == 20
+        assert f"training knew {metrics['training_knew']['known']['n']} of 20 images" in printed
+    assert numbers == {"test": 8, "published": 20, "selected": 4}
+    assert report.main([str(published / "run"), "--name", "test"]) == 0
+    page = (published / "run" / "report" / "index.html").read_text()
+    assert "Training knew 12 of 20 images" in page
