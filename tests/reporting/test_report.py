@@ -517,7 +517,7 @@ def test_the_card_of_leaking_and_of_adopted_predictions(run: Path, capsys: pytes
     assert report.main([str(run)]) == 0
     limits = card_of(run)[1].split("## Limitations")[1]
     known = int((table.label == 0).sum())
-    assert f"of these images of other shards, training knew {known}; they are left out of the results" in limits
+    assert f"training knew {known} of these images; they are left out of the results" in limits
     assert "no images of glioma: nothing is known about these classes" in limits
     assert "(shortcut baselines) was not measured" in limits
     assert "auc_macro" not in card_of(run)[0].content
