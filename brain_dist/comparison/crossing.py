@@ -114,8 +114,9 @@ def select(tables: Sequence[Predictions], classes: Sequence[str], shared: Sequen
     first = tables[0]
     if any(not np.array_equal(table.row, first.row) for table in tables):
         raise UserError(f"the tables of {first.run} have other images than those of another seed; evaluate them again")
-    left_out = first.known is not None and not first.allow_known
-    reasons = Counter(first.known[first.is_known].tolist() if left_out else ())
+    reasons = Counter[str]()
+    if first.known is not None and not first.allow_known:
+        reasons.update(first.known[first.is_known].tolist())
     kept = [with_classes(table.headline, classes) for table in tables]
     label = kept[0].label
     order = [

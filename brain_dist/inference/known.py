@@ -70,8 +70,8 @@ def known_within(dataset: Dataset, rows: np.ndarray, *, selected: bool) -> np.nd
         str [N] (object array): SAME_PIXELS, SAME_PATIENT, SAME_GROUP (a near copy, or a copy of one), or "" if training
         knew no image of the group. Images of the training and validation splits are not compared with their own split.
     """
-    trained = [dataset.rows("train"), *([dataset.rows("val")] if selected else [])]
-    trained = np.setdiff1d(np.concatenate(trained), rows)
+    splits = ("train", "val") if selected else ("train",)
+    trained = np.setdiff1d(np.concatenate([dataset.rows(split) for split in splits]), rows)
     reasons = np.full(len(rows), "", dtype=object)
     columns = (dataset.columns["group"], SAME_GROUP), (_patients(dataset), SAME_PATIENT), (
         dataset.columns["pixel_hash"], SAME_PIXELS)  # fmt: skip
