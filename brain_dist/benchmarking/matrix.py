@@ -162,7 +162,9 @@ def markdown(document: Mapping[str, Any]) -> str:
     lines += [
         "Balanced accuracy in %, among the classes that both collections have: mean ± standard deviation over"
         f" {len(document['seeds'])} seeds (what another training could change), in brackets the 95 % interval over"
-        " patients and copies (what other patients could change). Test images that training knew are left out.", "",
+        " patients and copies (what other patients could change). Test images that training knew are left out."
+        " AUC within groups (in %): of slices with a tumour against slices without one of the same patient or"
+        " group, the mean over those that have both.", "",
     ]  # fmt: skip
     lines += [f"- {sentence}." for sentence in (*notes(document), *overlaps(document))]
     head = (
@@ -174,6 +176,7 @@ def markdown(document: Mapping[str, Any]) -> str:
         "among shared classes",
         "among all classes",
         "accuracy",
+        "AUC within groups",
         "internal − external",
         "worst class",
         "left out",
@@ -182,14 +185,15 @@ def markdown(document: Mapping[str, Any]) -> str:
     for row in document["rows"]:
         place = (row["source"], row["test"] + KINDS.get(row["kind"], ""), row["model"])
         if "refused" in row:
-            body.append((*place, "–", "–", "–", "–", "–", "–", "–", row["refused"]))
+            body.append((*place, *["–"] * 8, row["refused"]))
             continue
         left_out = ", ".join(f"{count:,} {reason}" for reason, count in row["left_out"].items()) or "none"
         worst = f"{row['worst_class']} {100 * row['sensitivity'][row['worst_class']]:.1f}"
         change = row.get("drop", {})
         body.append((
             *place, f"{row['images']:,}", ", ".join(row["classes"]), shown(row[HEADLINE]),
-            shown(row[f"{HEADLINE}_full"]), shown(row["accuracy"]), shown(change, signed=True), worst, left_out,
+            shown(row[f"{HEADLINE}_full"]), shown(row["accuracy"]), shown(row.get("within", {})),
+            shown(change, signed=True), worst, left_out,
         ))  # fmt: skip
     lines += ["", *_table(head, body)]
     if document["worst"]:

@@ -18,6 +18,7 @@ from brain_dist.judging.clusters import RESAMPLES, SEED, Resampled, number_clust
 from brain_dist.judging.predictions import Predictions
 from brain_dist.judging.refusal import Refusal, or_refusal
 from brain_dist.judging.weighted import WeightedMetrics
+from brain_dist.judging.within import mean_over_patients, within_patient_auc
 
 NO_TUMOUR, TUMOUR = "notumor", "tumor"
 NOT_TRAINED = "not trained on"  # ends the reason of images of a class that training did not have
@@ -144,7 +145,9 @@ def entry(judged: Judged) -> dict[str, Any]:
     Returns:
         ``images``, ``groups``, ``classes``, ``left_out``; ``M`` and ``M_full`` for each of :data:`METRICS`, among the
         shared classes and among all: ``value``, ``seeds``, ``sd`` (None with one seed), and the ``interval`` over
-        groups or why it is ``refused``; ``sensitivity`` by class, and the ``worst_class``.
+        groups or why it is ``refused``; ``sensitivity`` by class, and the ``worst_class``. If the classes are notumor
+        and tumor and a group has both, also ``within``: the mean area under the ROC curve of each group with both, as
+        ``M``, and the number of these ``groups``.
     """
     sensitivity = judged.sensitivities()
     defined = {name: value for name, value in sensitivity.items() if value is not None}
@@ -155,7 +158,23 @@ def entry(judged: Judged) -> dict[str, Any]:
     for name in METRICS:
         for suffix, all_classes in (("", False), ("_full", True)):
             row[name + suffix] = _summary(*judged.resampled(name, all_classes=all_classes, seed=SEED))
-    return row
+    return row | _within(judged)
+
+
+def _within(judged: Judged) -> dict[str, Any]:
+    """``within`` of :func:`entry`, or nothing."""
+    if set(judged.classes) != {NO_TUMOUR, TUMOUR}:
+        return {}
+    tumour = judged.classes.index(TUMOUR)
+    areas = [
+        within_patient_auc(prob[:, tumour], judged.label == tumour, judged.cluster)[0] for prob in judged.renormalised
+    ]
+    if not len(areas[0]):
+        return {}
+    values = np.stack(areas, axis=1)
+    drawn = mean_over_patients(values)
+    summary = _summary(drawn.mean(list(range(values.shape[1]))), drawn.estimate.tolist())
+    return {"within": {**summary, "groups": len(values)}}
 
 
 def drop(internal: Judged, external: Judged, name: str = HEADLINE) -> dict[str, Any]:
