@@ -6,10 +6,10 @@ several collections and tests on the others; ``table`` judges what is there, ``p
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from brain_dist.errors import UserError, leave
+from brain_dist.common.commands import call_subcommand
+from brain_dist.errors import leave
 
 USAGE = """\
 usage: brain-dist benchmark run|cross|probe|table|page|costs [...]
@@ -23,43 +23,23 @@ usage: brain-dist benchmark run|cross|probe|table|page|costs [...]
 
 all have --help
 """
+MODULES = {
+    "run": "benchmarking.run",
+    "cross": "benchmarking.cross",
+    "probe": "benchmarking.probe",
+    "table": "benchmarking.table",
+    "page": "benchmarking.page",
+    "costs": "benchmarking.measured",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Call ``run``, ``cross``, ``probe``, ``table``, ``page`` or ``costs``.
+    """Call a command.
 
     Raises:
         UserError: the command is unknown, or its arguments are invalid.
     """
-    command, *arguments = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
-    if command in ("-h", "--help"):
-        print(USAGE, end="")
-        return 0
-    if command == "run":
-        from brain_dist.benchmarking.run import main as run
-
-        return run(arguments)
-    if command == "table":
-        from brain_dist.benchmarking.table import main as table
-
-        return table(arguments)
-    if command == "cross":
-        from brain_dist.benchmarking.cross import main as cross
-
-        return cross(arguments)
-    if command == "probe":
-        from brain_dist.benchmarking.probe import main as probe
-
-        return probe(arguments)
-    if command == "page":
-        from brain_dist.benchmarking.page import main as page
-
-        return page(arguments)
-    if command == "costs":
-        from brain_dist.benchmarking.measured import main as costs
-
-        return costs(arguments)
-    raise UserError(f"benchmark {command}: unknown command; use run, cross, probe, table, page or costs")
+    return call_subcommand("benchmark", USAGE, MODULES, argv)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from brain_dist.errors import UserError, leave
+from brain_dist.common.commands import call_subcommand
+from brain_dist.errors import leave
 
 USAGE = """\
 usage: brain-dist scaling run|predict [...]
@@ -18,27 +18,19 @@ usage: brain-dist scaling run|predict [...]
 
 both have --help
 """
+MODULES = {
+    "run": "scalability.run",
+    "predict": "scalability.predict",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Call ``run`` or ``predict``.
+    """Call a command.
 
     Raises:
         UserError: the command is unknown, or its arguments are invalid.
     """
-    command, *arguments = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
-    if command in ("-h", "--help"):
-        print(USAGE, end="")
-        return 0
-    if command == "run":
-        from brain_dist.scalability.run import main as run
-
-        return run(arguments)
-    if command == "predict":
-        from brain_dist.scalability.predict import main as predict
-
-        return predict(arguments)
-    raise UserError(f"scaling {command}: unknown command; use run or predict")
+    return call_subcommand("scaling", USAGE, MODULES, argv)
 
 
 if __name__ == "__main__":

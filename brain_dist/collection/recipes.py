@@ -118,8 +118,8 @@ class RecipePart:
         slices = {key.rstrip("_"): value for key, value in asdict(self.slices or SliceRange()).items()}
         table = self.table and {key: value for key, value in asdict(self.table).items() if value is not None}
         content = {**asdict(self), "table": table, "window": self.window.as_dict(), "slices": slices}
-        later = ("exclude", "boxes", "masks", "channel")  # keys that earlier releases did not have
-        for mapping, key in (*((content, key) for key in later), (slices, "volume")):
+        rare = ("exclude", "boxes", "masks", "channel")  # left out if unused: datasets without them keep their version
+        for mapping, key in (*((content, key) for key in rare), (slices, "volume")):
             if mapping[key] is None:
                 del mapping[key]
         return content

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import UnionType
 from typing import Any, NoReturn, Protocol, get_args, get_origin, get_type_hints
@@ -29,6 +31,29 @@ class Command(Protocol):
     def run(self) -> int:
         """Run the command; returns the exit code."""
         ...
+
+
+def call_subcommand(verb: str, usage: str, modules: Mapping[str, str], argv: Sequence[str] | None) -> int:
+    """Call ``main`` of the module of a verb's subcommand, which is imported only then; without one print the usage.
+
+    Args:
+        verb: the verb, for the error.
+        usage: the help.
+        modules: name of each subcommand → its module below brain_dist.
+        argv: the subcommand and its arguments; None are those of the process.
+
+    Raises:
+        UserError: the subcommand is unknown; or as its ``main``.
+    """
+    command, *arguments = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
+    if command in ("-h", "--help"):
+        print(usage, end="")
+        return 0
+    if command not in modules:
+        raise UserError(
+            f"{verb}: unknown command '{command}'{nearest(command, modules)}; choose from {', '.join(modules)}"
+        )
+    return int(import_module(f"brain_dist.{modules[command]}").main(arguments))
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -29,12 +29,8 @@ def missing_entries(manifest: Manifest) -> list[str]:
         "audit": ("exact_redundant", "near_pairs", "near_pairs_mirrored", "images_with_label_conflict",
                   "largest_groups", *_LEAKS),
         "recipe": tuple(field.name for field in fields(Recipe)),
-        # earlier releases had neither keep_blank nor jpeg_quality; patients_from is only there if it was given
-        "options": tuple(
-            field.name
-            for field in fields(BuildOptions)
-            if field.name not in ("keep_blank", "jpeg_quality", "patients_from")
-        ),
+        # patients_from is only there if it was given
+        "options": tuple(field.name for field in fields(BuildOptions) if field.name != "patients_from"),
     }  # fmt: skip
     return [
         f"{MANIFEST}: {entry}.{key} is missing"

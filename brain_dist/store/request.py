@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from brain_dist.collection.examination import examine_records
-from brain_dist.collection.pixels import JPEG_QUALITY
 from brain_dist.collection.recipes import Recipe
 from brain_dist.collection.records import Record, source_name
 from brain_dist.common.files import sha256_bytes
@@ -34,7 +33,7 @@ def check_places(source: Path, out: Path) -> None:
 def request_entries(source: Path, recipe: Recipe, options: BuildOptions, records: list[Record]) -> dict[str, Any]:
     """The manifest's entries that describe the request, with types of JSON so that they can be compared."""
     stated = asdict(options)
-    if stated["patients_from"] is None:  # earlier releases did not have it
+    if stated["patients_from"] is None:  # datasets without it keep their version
         del stated["patients_from"]
     return {
         "name": recipe.name or source_name(source),
@@ -82,8 +81,7 @@ def existing_dataset(out: Path, request: dict[str, Any]) -> Dataset | None:
     for key, meaning in (("name", "recipe"), ("recipe", "recipe"), ("source_listing_sha256", "list of source files")):
         if getattr(manifest, key, None) != request[key]:
             raise UserError(f"--out {out} contains shards built from another {meaning}; {advice}")
-    # earlier releases kept blank images and had one quality
-    options = {"keep_blank": True, "jpeg_quality": JPEG_QUALITY, **getattr(manifest, "options", {})}
+    options = getattr(manifest, "options", {})
     for key, value in {"patients_from": None, **request["options"]}.items():
         if options.get(key) != value:
             flag = key.replace("_", "-")
