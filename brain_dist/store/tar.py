@@ -21,6 +21,7 @@ from brain_dist.store.manifest import ShardEntry
 
 IDX_VERSION = "v1.2"
 
+_EMPTY_HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
 
@@ -138,9 +139,13 @@ def _members(sample: Sample) -> dict[str, bytes]:
 
 
 def _header(name: str, size: int) -> bytes:
-    info = tarfile.TarInfo(name)
-    info.size = size
-    return info.tobuf(tarfile.USTAR_FORMAT)
+    """What :class:`tarfile.TarInfo` writes in USTAR format, several times faster; ``name`` has up to 100 characters."""
+    header = bytearray(_EMPTY_HEADER)
+    header[: len(name)] = name.encode("ascii")
+    header[124:136] = b"%011o\0" % size
+    header[148:156] = b" " * 8  # the checksum counts itself as spaces
+    header[148:155] = b"%06o\0" % sum(header)
+    return bytes(header)
 
 
 def idx_text(lines: Sequence[str]) -> str:
