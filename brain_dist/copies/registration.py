@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from itertools import product
 
 import numpy as np
 
@@ -186,8 +185,8 @@ def _hessian(across: np.ndarray, down: np.ndarray, points: np.ndarray) -> np.nda
     """float32 [M, 6, 6] of the affine parameters, from a template's gradients [M, P] in both directions."""
     squares = (points[:, None] * points[None]).reshape(9, -1).T
     hessian = np.empty((len(across), 2, 3, 2, 3), dtype=np.float32)
-    for (row, left), (column, right) in product(enumerate((across, down)), repeat=2):
-        hessian[:, row, :, column] = ((left * right) @ squares).reshape(-1, 3, 3)
+    for row, column, gradients in ((0, 0, across * across), (0, 1, across * down), (1, 1, down * down)):
+        hessian[:, row, :, column] = hessian[:, column, :, row] = (gradients @ squares).reshape(-1, 3, 3)
     flat = hessian.reshape(-1, 6, 6)
     # damping: without structure along one direction the step would be arbitrarily large
     diagonal = np.arange(6)
@@ -209,13 +208,15 @@ def _sampled(image: np.ndarray, affine: np.ndarray, points: np.ndarray) -> tuple
         coordinate *= side / 2
         coordinate -= 0.5
         np.clip(coordinate, 0, side - 1.001, out=coordinate)
-    column, row = x.astype(np.int32), y.astype(np.int32)
+    column, row = np.floor(x), np.floor(y)
     x -= column
     y -= row
-    index = row * side + column + np.arange(0, image.size, side * side, dtype=np.int32)[:, None]
+    row *= side
+    row += column  # at most 4,095: exact in float32
+    index = row.astype(np.intp) + np.arange(0, image.size, side * side)[:, None]
     flat, lines = image.reshape(-1), []
     for below in (0, side):
-        left, right = flat.take(index + below), flat.take(index + (below + 1))
+        left, right = flat[below:].take(index), flat[below + 1 :].take(index)
         right -= left
         right *= x
         left += right

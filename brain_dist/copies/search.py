@@ -124,14 +124,17 @@ def connected(count: int, links: ArrayLike) -> np.ndarray:
 
     ``links`` is an array of ints [L, 2] or a list of pairs.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     first, second = np.asarray(links, dtype=np.int64).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(first)), (first, second)), shape=(count, count))
-    _, component = connected_components(graph, directed=False)
-    _, smallest = np.unique(component, return_index=True)
-    return smallest[component]
+    smallest = np.arange(count)  # so far: an element of the component, which may itself have a smaller one
+    while True:
+        lower = np.minimum(smallest[first], smallest[second])
+        joined = smallest.copy()
+        for ends in (first, second):
+            np.minimum.at(joined, smallest[ends], lower)
+        joined = joined[joined]
+        if (joined == smallest).all():
+            return smallest
+        smallest = joined
 
 
 def counts(

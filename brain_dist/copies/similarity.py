@@ -170,11 +170,13 @@ def even_and_odd(fields: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _basis(thumbs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Main directions of the even and odd halves of up to 512 thumbnails.
+    """Main directions of the even and odd halves of 256 to 512 thumbnails, or of all if there are fewer.
 
-    Orthonormal float32 [2048, K] and [2048, L], K + L <= 256.
+    Orthonormal float32 [2048, K] and [2048, L], K + L <= 256. A larger sample takes longer, and saves comparisons at
+    full length, whose number grows with that of pairs.
     """
-    sample = structure(thumbs[:: max(1, len(thumbs) // 512)][:512])
+    size = min(max(256, len(thumbs) // 16), 512)
+    sample = structure(thumbs[:: max(1, len(thumbs) // size)][:size])
     halves = [half.astype(np.float64) for half in even_and_odd(sample.reshape(-1, *thumbs.shape[1:]))]
     # The right singular vectors of the sample from its small Gram matrix: forty times faster than a plain SVD.
     spectra = [np.linalg.eigh(half @ half.T) for half in halves]
