@@ -57,5 +57,4 @@ _._strip_protocol
 # deepspeed
 _.__compatible_ops__
 # the Python API
-_.read_lesions
-_.on_input
+_.evidence

@@ -87,8 +87,12 @@ class Predictions:
         """The predictions that count: without images that training knew, unless ``allow_known``."""
         if self.allow_known:
             return self
+        return self.take(np.flatnonzero(~self.is_known))
+
+    def take(self, positions: np.ndarray) -> Predictions:
+        """The predictions at these positions [M], in this order."""
         columns = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        return replace(self, **{name: value[~self.is_known] for name, value in columns.items()})
+        return replace(self, **{name: value[positions] for name, value in columns.items()})
 
     def evaluate(self, mask: np.ndarray | None = None) -> dict[str, Any]:
         """:func:`evaluate_predictions` of all samples, or of those selected by ``mask`` (bool [N])."""
