@@ -16,7 +16,7 @@ from brain_dist.copies.similarity import Halves, pairs_above
 
 COSINE_RANGE = (0.6, 0.82)  # limits of the cosine from which pairs are registered, see candidate_cosine
 BLOCK = 512  # images whose windows are compared at once, with
-_WHOLE_BLOCK = 512  # whole heads: small enough for the processor's cache
+_WHOLE_BLOCK = 256  # whole heads: small enough for the processor's cache
 _BUDGET = 3.0  # registered pairs of different pictures per image
 _CROPS = ((0.0, 0.0), (0.06, 0.06), (0.12, 0.12), (0.0, 0.1), (0.1, 0.0))  # of the two ends of an axis
 
