@@ -17,7 +17,6 @@ from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 from brain_dist.common.cores import cpu_cores
-from brain_dist.common.memory import keep_freed_memory
 from brain_dist.errors import UserError
 
 _MAX_SOCKET_FOLDER = 60  # bytes; multiprocessing appends about 35
@@ -37,7 +36,6 @@ def worker_pool(workers: int) -> Iterator[Run]:
     Raises:
         UserError: a worker process cannot be started, or was killed.
     """
-    keep_freed_memory()
     if workers <= 1:
         yield lambda function, items, chunk_size: map(function, items)
         return
@@ -108,7 +106,6 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Ite
 
 
 def _start_pool_worker() -> None:
-    keep_freed_memory()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # a pool that lost a worker ends the others by it
     exit_with_parent()
 

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brain_dist.common.memory import keep_freed_memory
 from brain_dist.errors import Fault, UserError
 from brain_dist.ranks.device import gpu_identity, is_out_of_memory, refuse_shared_gpus
 from brain_dist.ranks.rendezvous import LONGEST_STEP, SHORTEST_WAIT, connect, serve_store
@@ -60,7 +59,6 @@ def process_group(
     import torch.distributed as dist
 
     torch.set_num_threads(choose_threads(world, loading_threads).count)
-    keep_freed_memory()
     secret = _read_secret() if world.size > 1 else b""
     start_limit = max(timeout if watch else min(timeout, LONGEST_STEP), SHORTEST_WAIT)
     patience = datetime.timedelta(seconds=1.5 * max(timeout, LONGEST_STEP) + 60)
