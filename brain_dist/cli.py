@@ -19,6 +19,7 @@ COMMANDS = {
     "shortcut": "measure how well the label can be guessed without looking at the disease",
     "benchmark": "train and judge several models under the same conditions (run, table, costs)",
     "compare": "compare models on the same images, patient by patient",
+    "explain": "show what a run looked at, and measure these maps against known tumours",
     "report": "write one self-contained HTML page about a run",
     "profile": "measure where a training step spends its time, and what to change",
     "scaling": "measure or predict the speed of a training step on several nodes (run, predict)",

@@ -2,9 +2,9 @@
 
     python -m brain_dist.report runs/NAME
 
-All numbers come from the predictions table. The network is only used to show images as it saw them, with Grad-CAM. If
-the shards or the checkpoint no longer exist, the page has no images and says why. The card, MODEL_CARD.md, has Hugging
-Face's format; nothing is uploaded.
+All numbers come from the predictions table. The network is only used to show images as it saw them, with maps of what
+it looked at. If the shards or the checkpoint no longer exist, the page has no images and says why. The card,
+MODEL_CARD.md, has Hugging Face's format; nothing is uploaded.
 """
 
 from __future__ import annotations

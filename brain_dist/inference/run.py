@@ -183,7 +183,7 @@ def load_run(
         for tensor in model.state_dict().values():
             torch.distributed.broadcast(tensor, src=0)
     if groups:
-        # a hook, not a wrapper module: Grad-CAM still finds the layers of the network
+        # a hook, not a wrapper module: maps of the class still find the layers of the network
         model.register_forward_hook(lambda module, images, logits: merge_logits(logits, groups))
     target = torch.device(device)
     normalize = Normalize(settings.data, settings.model.in_chans, target, torch.float32)

@@ -30,6 +30,7 @@ class Facts:
         subgroups: whether there are results by age, sex, scanner or another attribute.
         errors: whether misclassified images are shown.
         pretrained: whether training began with other weights; None if unknown.
+        explained: whether maps of what the network looked at were measured against outlines of tumours.
     """
 
     trained_here: bool = True
@@ -42,6 +43,7 @@ class Facts:
     subgroups: bool = False
     errors: bool = False
     pretrained: bool | None = None
+    explained: bool = False
 
 
 @dataclass(frozen=True)
@@ -212,9 +214,9 @@ _ITEMS: tuple[tuple[str, str, str, Rule], ...] = (
         "",
         "explanations",
         _if(
-            "errors",
-            "Grad-CAM of the most confident errors, not checked against tumour outlines",
-            "not on this page; the report of each run has Grad-CAM",
+            "explained",
+            "maps measured against outlines of tumours, beside those of an untrained network",
+            "maps in the report of each run, not measured against outlines of tumours; `brain-dist explain` does that",
             PARTLY,
         ),
     ),

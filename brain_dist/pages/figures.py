@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Palette of Okabe and Ito, safe for all common kinds of colour vision. Line styles repeat the distinction.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
+OUTLINE = (86, 180, 233)  # the palette's light blue
 INK, MUTED, GRID = "#1f2a37", "#5b6b7c", "#dfe5ec"
 
 # without a writable home, matplotlib uses a temporary folder and warns of a slower start
@@ -90,3 +91,42 @@ def jpeg_url(pixels: np.ndarray, quality: int = 90) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def overlay(gray: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Blend a heat map float [H, W] in 0..1 over a gray image uint8 [H, W]; returns uint8 [H, W, 3].
+
+    Cold regions keep the image, hot regions turn from violet to orange. Only the middle of the inferno colour map is
+    used: its brightness alone shows the order, and its pale end would look gray on black.
+    """
+    import matplotlib
+
+    colour = matplotlib.colormaps["inferno"](0.3 + 0.5 * heat)[..., :3]
+    weight = 0.65 * heat[..., None]
+    mixed = (1 - weight) * (gray[..., None] / 255) + weight * colour
+    return np.round(255 * np.clip(mixed, 0, 1)).astype(np.uint8)
+
+
+def outlined(pixels: np.ndarray, mask: np.ndarray | None, side: int = 256) -> np.ndarray:
+    """Enlarge an image, uint8 [H, W] or [H, W, 3], by a whole number to at least ``side``, and outline a mask in it.
+
+    Args:
+        pixels: the image.
+        mask: bool [H, W], what to outline; None outlines nothing.
+        side: least number of pixels per side.
+
+    Returns:
+        uint8 [k · H, k · W, 3].
+    """
+    from PIL import Image
+    from scipy import ndimage
+
+    factor = -(-side // min(pixels.shape[:2]))
+    size = (factor * pixels.shape[1], factor * pixels.shape[0])
+    image = np.array(Image.fromarray(pixels).convert("RGB").resize(size, Image.Resampling.BILINEAR))
+    if mask is not None:
+        large = mask.repeat(factor, axis=0).repeat(factor, axis=1)
+        border = large & ~ndimage.binary_erosion(large, iterations=2, border_value=1)
+        image[ndimage.binary_dilation(border)] = 0  # a dark rim, visible on bright and on coloured pixels
+        image[border] = OUTLINE
+    return image

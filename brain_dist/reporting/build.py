@@ -93,9 +93,9 @@ def _slices(run: Path, files: RunFiles, positions: np.ndarray) -> tuple[dict[int
 def make_slices(loaded: LoadedRun, predictions: Predictions, positions: np.ndarray) -> dict[int, Slice]:
     """The images at these positions [M] of the predictions table, by row of the index.
 
-    ``heat`` is None if :func:`brain_dist.inference.gradcam.target_layer` does not support the network.
+    ``heat`` is None if there are no maps for the network.
     """
-    from brain_dist.inference.gradcam import gradcam
+    from brain_dist.explaining.methods import default_maps
 
     if len(positions) == 0:
         return {}
@@ -103,7 +103,7 @@ def make_slices(loaded: LoadedRun, predictions: Predictions, positions: np.ndarr
     inputs = loaded.images(rows)
     images = loaded.display(inputs)
     try:
-        maps = gradcam(loaded.model, inputs, predictions.predicted[positions].tolist())
+        method, maps = default_maps(loaded, inputs, predictions.predicted[positions].tolist(), rows)
     except UserError:
-        return {row: Slice(image, None) for row, image in zip(rows, images, strict=True)}
-    return {row: Slice(image, heat) for row, image, heat in zip(rows, images, maps, strict=True)}
+        return {row: Slice(image, None, "") for row, image in zip(rows, images, strict=True)}
+    return {row: Slice(image, heat, method) for row, image, heat in zip(rows, images, maps.heat, strict=True)}

@@ -12,11 +12,13 @@ from brain_dist.calibration.measures import null_errors, verdict
 from brain_dist.calibration.words import temperature_sentence
 from brain_dist.checkpoints.evaluations import Evaluations
 from brain_dist.collection.spellings import SPLITS
+from brain_dist.explaining import tables
+from brain_dist.explaining.methods import TITLES
 from brain_dist.judging.checklist import Facts, checklist, tally
 from brain_dist.judging.clusters import number_clusters
 from brain_dist.judging.patients import RULES, patient_results
 from brain_dist.judging.predictions import Predictions, reasons_text
-from brain_dist.pages.figures import jpeg_url
+from brain_dist.pages.figures import jpeg_url, overlay
 from brain_dist.pages.template import page_template
 from brain_dist.pages.text import display_name, listing
 from brain_dist.reporting import plots
@@ -35,10 +37,11 @@ PATIENT_RULES = {"majority": "majority of the slices", "mean": "mean probability
 
 
 class Slice(NamedTuple):
-    """An image as the network saw it, uint8 [H, W], and Grad-CAM of the predicted class, float [H, W] in 0..1."""
+    """An image as the network saw it, uint8 [H, W], and a method's map of the predicted class, float [H, W] in 0..1."""
 
     image: np.ndarray
     heat: np.ndarray | None
+    method: str
 
 
 def render(
@@ -81,7 +84,8 @@ def render(
         mistakes=[card(predictions, position, slices) for position in mistakes],
         hits=[card(predictions, position, slices) for position in hits],
         images_missing=images_missing,
-        has_maps=any(shown.heat is not None for shown in slices.values()),
+        shown_maps=shown_maps(files, slices),
+        explained=None if files.explanations is None else explained(files.explanations),
         by_dataset=by_dataset(predictions),
         others=[
             {"name": name, "n": len(other), "step": other.step, **headline(other.evaluate())}
@@ -95,6 +99,38 @@ def render(
         curves=plots.learning_curves(files.log),
         checklist=answered_checklist(files),
     )
+
+
+def shown_maps(files: RunFiles, slices: dict[int, Slice]) -> dict[str, Any] | None:
+    """What the page must say of the maps that it shows beside the images; None if there are none.
+
+    Returns:
+        ``title`` of the method; ``better`` than an untrained network: True, False or None if that is not known;
+        ``words``.
+    """
+    method = next((shown.method for shown in slices.values() if shown.heat is not None), None)
+    if method is None:
+        return None
+    verdict = (files.explanations or {}).get("verdicts", {}).get(method)
+    if verdict is not None:
+        return {"title": TITLES[method], **verdict}
+    words = f"whether {TITLES[method]} shows the tumour here was not measured; `brain-dist explain` does that"
+    return {"title": TITLES[method], "better": None, "words": words}
+
+
+def explained(summary: dict[str, Any]) -> dict[str, Any]:
+    """What ``brain-dist explain`` measured, for the template."""
+    headline = summary["measures"][summary["headline"]]
+    return {
+        **{key: summary[key] for key in ("images", "groups", "headline", "located", "verdicts")},
+        "rows": [
+            {"title": TITLES[method], "interval": tables.interval_text(value), **value}
+            for method, value in headline["methods"].items()
+        ],
+        "references": {name: tables.REFERENCES[name] for name in tables.reference_names(summary)},
+        "difference_text": tables.difference_text,
+        "notes": tables.notes(summary),
+    }
 
 
 def answered_checklist(files: RunFiles) -> dict[str, Any]:
@@ -112,6 +148,7 @@ def answered_checklist(files: RunFiles) -> dict[str, Any]:
             audit=files.dataset is not None,
             shortcuts=shortcut_comparison(files, 0.0) is not None,
             errors=True,
+            explained=files.explanations is not None and files.explanations["located"],
             pretrained=None if model is None else bool(model.get("pretrained") or model.get("weights")),
         )
     )
@@ -281,20 +318,6 @@ def card(predictions: Predictions, position: int, slices: dict[int, Slice]) -> d
         "overlay": None if shown is None or heat is None else jpeg_url(overlay(shown.image, heat)),
         "empty_map": heat is not None and not heat.any(),
     }
-
-
-def overlay(gray: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Blend a heat map float [H, W] in 0..1 over a gray image uint8 [H, W]; returns uint8 [H, W, 3].
-
-    Cold regions keep the image, hot regions turn from violet to orange. Only the middle of the inferno colour map is
-    used: its brightness alone shows the order, and its pale end would look gray on black.
-    """
-    import matplotlib
-
-    colour = matplotlib.colormaps["inferno"](0.3 + 0.5 * heat)[..., :3]
-    weight = 0.65 * heat[..., None]
-    mixed = (1 - weight) * (gray[..., None] / 255) + weight * colour
-    return np.round(255 * np.clip(mixed, 0, 1)).astype(np.uint8)
 
 
 def data_counts(files: RunFiles) -> dict[str, Any] | None:

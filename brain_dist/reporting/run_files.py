@@ -9,6 +9,7 @@ from typing import Any
 
 from brain_dist.calibration.record import Calibration, read_calibration
 from brain_dist.errors import UserError
+from brain_dist.explaining.record import read_summary
 from brain_dist.judging.predictions import SHORTCUTS, Predictions, read_predictions
 from brain_dist.store.dataset import Dataset, open_dataset
 
@@ -28,6 +29,7 @@ class RunFiles:
         environment: content of environment.json, or None.
         shortcut: content of predictions/shortcut.json, or None.
         calibration: content of calibration.json, or None.
+        explanations: what ``brain-dist explain`` measured on these predictions, or None.
         dataset: the shards of the predictions, or None if they are not available.
         dataset_missing: why ``dataset`` is None.
     """
@@ -42,6 +44,7 @@ class RunFiles:
     environment: dict[str, Any] | None
     shortcut: dict[str, Any] | None
     calibration: Calibration | None
+    explanations: dict[str, Any] | None
     dataset: Dataset | None
     dataset_missing: str
 
@@ -72,9 +75,18 @@ def read_run_files(folder: Path, name: str, predictions: Path | None = None) -> 
         environment=_read_json(folder / "environment.json"),
         shortcut=_read_json(predictions / f"{SHORTCUTS}.json"),
         calibration=read_calibration(folder),
+        explanations=_read_explanations(folder, name, table),
         dataset=dataset,
         dataset_missing=missing,
     )
+
+
+def _read_explanations(folder: Path, name: str, table: Predictions) -> dict[str, Any] | None:
+    """The measured explanations, if they are about the same checkpoint and the same shards."""
+    summary = read_summary(folder, name)
+    if summary is None or (summary["step"], summary["dataset_version"]) != (table.step, table.dataset_version):
+        return None
+    return summary
 
 
 def _open_dataset(predictions: Predictions) -> tuple[Dataset | None, str]:

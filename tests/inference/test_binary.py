@@ -16,7 +16,7 @@ from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 from brain_dist import report
 from brain_dist.config import read
 from brain_dist.errors import UserError
-from brain_dist.inference.gradcam import gradcam
+from brain_dist.explaining.cams import cam_maps
 from brain_dist.inference.run import LoadedRun, load_run
 from brain_dist.judging.evaluation import write_evaluation
 from brain_dist.judging.predictions import Predictions, read_predictions
@@ -126,7 +126,7 @@ def test_gradcam_works_for_the_merged_class(base: Path) -> None:
     assert loaded.trained_classes == ("glioma", "meningioma", "notumor", "pituitary")
     images = torch.randn(4, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     assert loaded.model(images).shape == (4, 2)
-    maps = [gradcam(loaded.model, images, [target] * 4) for target in (0, 1)]
+    maps = [cam_maps(loaded.model, images, [target] * 4, "gradcam") for target in (0, 1)]
     assert max(each.max() for each in maps) > 0.9
     assert not np.array_equal(*maps)
 

@@ -444,7 +444,7 @@ def test_numbers_are_not_rounded_to_0_or_1() -> None:
     assert [number(value) for value in (None, 0.9996, 1.0, 0.5)] == ["–", ">\u00a00.999", "1.000", "0.500"]
 
 
-@pytest.mark.parametrize("name", ["report", "shortcut", "adopt", "calibrate"])
+@pytest.mark.parametrize("name", ["report", "shortcut", "adopt", "calibrate", "explain"])
 def test_help_needs_no_heavy_import(name: str) -> None:
     code = (
         f"import sys, brain_dist.{name} as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\n"
