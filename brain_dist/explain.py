@@ -37,10 +37,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="(default: auto)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of all files (default: the run's)")
+    parser.add_argument(
+        "--evidence", action="store_true",
+        help="also make the evidence test: what the network says without the tumour, of all these images",
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
+    with_evidence = arguments.__dict__.pop("evidence")
     from brain_dist.explaining.build import explain
 
     explain(**vars(arguments))
+    if with_evidence:
+        from brain_dist.explaining.evidence import evidence
+
+        for run in arguments.runs:
+            several = arguments.out is not None and len(arguments.runs) > 1
+            out = arguments.out / run.resolve().name if several else arguments.out
+            evidence(
+                run, out, name=arguments.name, shards=arguments.shards, micro_batch=arguments.micro_batch,
+                device=arguments.device,
+            )  # fmt: skip
     return 0
 
 

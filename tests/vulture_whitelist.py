@@ -56,5 +56,3 @@ _.protocol
 _._strip_protocol
 # deepspeed
 _.__compatible_ops__
-# the Python API
-_.evidence

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import TINY, verb
+from helpers import TINY, in_process, verb
 
 from brain_dist import load_run
 from brain_dist.errors import UserError
@@ -120,6 +120,9 @@ def test_it_writes_tables_and_counts_what_is_left_out(run: Path, opened, tmp_pat
     assert text == markdown(summary)
     assert f"{used.sum()} of {len(used)} images have a control" in text
     assert "images without a known tumour" in capsys.readouterr().out
+    words = ["--methods", "layercam", "--limit", "2", "--device", "cpu", "--out", str(tmp_path / "verb"), "--evidence"]
+    assert "have a control" in in_process("explain", str(run), *words).out
+    assert json.loads((tmp_path / "verb" / "test-evidence.json").read_text())["all"] == summary["all"]
     again = evidence(run, tmp_path / "again", name="test", device="cpu", micro_batch=5)
     np.testing.assert_allclose(again.prob, result.prob, atol=1e-5)
 
