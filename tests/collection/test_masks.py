@@ -98,8 +98,10 @@ def test_masks_beside_the_images_give_their_classes(tmp_path: Path) -> None:
     records, warnings = find_records(read_recipe(Path("tcga_lgg_slices")), tmp_path)
     assert [record.label for record in records] == [0, 1, 0, 1] * 2
     assert any("4 images with an empty mask are labelled notumor: a slice without" in text for text in warnings)
-    with pytest.raises(UserError, match=f"the folder kaggle_3m is missing.*use --source {tmp_path}$"):
-        find_records(read_recipe(Path("tcga_lgg")), tmp_path.parent)
+    archive = tmp_path / "archive"
+    write_lgg(archive / "inside", patients=1, slices=1)
+    with pytest.raises(UserError, match=f"the folder kaggle_3m is missing.*use --source {archive / 'inside'}$"):
+        find_records(read_recipe(Path("tcga_lgg")), archive)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"expected in --source: kaggle_3m/… with masks …_mask\.\*$"):
         find_records(read_recipe(Path("tcga_lgg")), tmp_path / "empty")

@@ -37,7 +37,9 @@ def small_network(name: str, size: int) -> torch.nn.Module:
     return timm.create_model(name, num_classes=4, **options).eval()
 
 
-@pytest.mark.parametrize(("name", "layer"), [("resnet18", "layer4"), ("tf_efficientnet_lite0", "bn2")])
+@pytest.mark.parametrize(
+    ("name", "layer"), [("resnet18", "layer4"), pytest.param("tf_efficientnet_lite0", "bn2", marks=pytest.mark.slow)]
+)
 def test_equals_the_class_activation_map_of_a_pooled_linear_classifier(name: str, layer: str) -> None:
     """With global average pooling and one linear layer, Grad-CAM is CAM (Zhou et al. 2016): relu(sum_k w_ck A_k).
 

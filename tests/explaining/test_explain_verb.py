@@ -23,6 +23,7 @@ from brain_dist.inference.run import load_run
 from brain_dist.judging.predictions import read_predictions, table_bytes
 
 METHODS = "layercam,gradcam,gradientshap"
+pytestmark = pytest.mark.slow  # explaining two runs takes 40 s
 
 
 @pytest.fixture(scope="module")
