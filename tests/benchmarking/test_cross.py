@@ -350,6 +350,7 @@ def test_a_page_without_a_benchmark_or_an_audit_is_a_one_line_error(crossed: Pat
     assert "audit.json cannot be read; write it with `brain-dist shard audit" in error
 
 
+@pytest.mark.slow
 def test_the_page_fits_a_phone(crossed: Path, tmp_path: Path) -> None:
     in_process("benchmark", "page", str(crossed))
     probe = """<script>addEventListener("load", () => parent.postMessage(JSON.stringify({

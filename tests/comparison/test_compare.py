@@ -391,6 +391,7 @@ class Page(HTMLParser):
         self.text += data
 
 
+@pytest.mark.slow
 def test_names_with_markup_in_a_browser(runs: dict[str, Path], tmp_path: Path) -> None:
     """Names of models, classes and collections are shown as they are, in tables and in figures."""
     strange = "<script>alert(1)</script>$x_{"

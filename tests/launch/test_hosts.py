@@ -76,6 +76,7 @@ def training(shards: Path, folder: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_stop_on_two_hosts_and_resume(ssh: str, phantom_shards: Path, tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text(TWO_HOSTS)
     (port,) = free_ports(1)

@@ -41,7 +41,7 @@ def steps_done(folder: Path) -> int:
     return len(read_metrics(folder / "run" / "metrics.jsonl"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGHUP, pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 def test_ranks_save_and_end_if_their_launcher_is_hung_up_interrupted_or_killed(
     number: signal.Signals, phantom_shards: Path, tmp_path: Path
 ) -> None:
@@ -56,7 +56,9 @@ def test_ranks_save_and_end_if_their_launcher_is_hung_up_interrupted_or_killed(
     assert complete_steps(tmp_path / "run" / "checkpoints")[-1] == steps
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [*(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGTERM)), signal.SIGKILL]
+)
 def test_loading_processes_serve_their_rank_until_it_ends(
     number: signal.Signals, phantom_shards: Path, tmp_path: Path
 ) -> None:
@@ -190,6 +192,7 @@ def test_ctrl_c_ends_a_command_with_worker_processes_with_one_line(tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_training_does_not_end_with_the_reader_of_its_output(phantom_shards: Path, tmp_path: Path) -> None:
     train = start("brain_dist.train", *training(phantom_shards, tmp_path, "--train.epochs", "5"))
     assert train.stdout is not None

@@ -99,6 +99,7 @@ def _kill(needle: str, count: int) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_killed_case_is_reported_and_only_that_case_runs_again(
     phantom_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -209,6 +209,7 @@ def test_signal_to_one_rank_stops_all(phantom_shards: Path, runs: Path) -> None:
     assert result.code == 75, result.err
 
 
+@pytest.mark.slow
 def test_launcher_restarts_after_a_killed_rank_and_the_result_is_the_same(
     phantom_shards: Path, runs: Path, uninterrupted: Path
 ) -> None:
