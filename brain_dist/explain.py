@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="gradcam, gradcam++, layercam, hirescam, gradientshap (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--name", default="test", help="predictions whose images are explained (default: test)")
-    parser.add_argument("--shards", help="their shards, if they are no longer where they were evaluated")
+    parser.add_argument("--shards", help="the shards of these predictions, if they were moved since the evaluation")
     parser.add_argument(
         "--limit", type=int, default=200, metavar="N",
         help="most images, of as many patients as possible (default: %(default)s)",

@@ -79,7 +79,7 @@ def control_region(pixels: Pixels, lesion: Mask, midline: float) -> Mask | str:
         midline: where the head's midline is, in pixels from the left edge.
 
     Returns:
-        bool [H, W], or why there is no such region: ``overlap`` with the lesion, or ``outside`` the head.
+        bool [H, W], or the reason why it is missing: ``overlap`` with the lesion, or ``outside`` the head.
     """
     region = mirror(lesion, midline)
     if (region & lesion).any():

@@ -21,13 +21,13 @@ from brain_dist.errors import Fault, UserError
 from brain_dist.explaining.erasing import control_region, erase, grow
 from brain_dist.explaining.evidence_summary import summarise
 from brain_dist.explaining.evidence_wording import markdown, print_summary
+from brain_dist.explaining.record import FOLDER
 from brain_dist.judging.predictions import Predictions, read_predictions
 
 if TYPE_CHECKING:
     from brain_dist.inference.run import LoadedRun
 
 MARGIN = 0.03  # of the input's side, around the lesion
-FOLDER = "explanations"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Evidence:
         table: the predictions of these images; their labels and groups count, not their probabilities.
         exact: bool [N], whether a mask is known, not only boxes.
         area: float64 [N], erased share of the network's input.
-        control: str [N]: ``used``, or why there is no control, see
+        control: str [N]: ``used``, or the reason why the control is missing, see
             :func:`~brain_dist.explaining.erasing.control_region`.
         prob: float32 [N, 3, K], probabilities for the original, without the tumour, and for the control; NaN without
             one.
@@ -199,7 +199,7 @@ def _variants(image: np.ndarray, target: _Target) -> tuple[np.ndarray, list[floa
 
     Returns:
         uint8 [3, C, H, W], or [2, C, H, W] without a control; by how many gray values erasing changed the lesion and
-        the control; ``used``, or why there is no control.
+        the control; ``used``, or the reason why the control is missing.
     """
 
     def erased(mask: np.ndarray) -> tuple[np.ndarray, float]:

@@ -56,7 +56,7 @@ def choose_images(
         and the number of images whose tumour lies outside the network's input, which are left out.
 
     Raises:
-        UserError: the limit is not positive, or there are no images.
+        UserError: the limit is not positive, or the predictions are empty.
     """
     if limit < 1:
         raise UserError(f"--limit {limit}: must be ≥ 1")

@@ -80,7 +80,7 @@ def measure(
         methods: methods of :data:`~brain_dist.explaining.methods.TITLES`.
         seed: seed of all draws.
         micro_batch: images per forward pass.
-        progress: told of the stages.
+        progress: called with (stage, done, total).
 
     Raises:
         UserError: timm does not list the stages of the network, or the images of the training are missing.

@@ -103,12 +103,12 @@ def verdict(measure: dict[str, Any], name: str, method: str) -> dict[str, Any]:
     interval = difference["interval"]
     numbers = f"{name} {result['value']:.2f}, of an untrained network {measure['untrained'][method]['value']:.2f}"
     if interval is None:
-        words = f"{title} may be no better than an untrained network: {difference['refused']}; {numbers}"
+        words = f"{title} may not be better than an untrained network: {difference['refused']}; {numbers}"
         return {"better": None, "words": words}
     numbers += f" (difference {difference['value']:+.2f}, 95 % interval {interval[0]:+.2f} to {interval[1]:+.2f})"
     if min(measure["better"] * limit for limit in interval) > 0:
         return {"better": True, "words": f"{title} is better than an untrained network: {numbers}"}
-    return {"better": False, "words": f"{title} is no better than an untrained network: {numbers}"}
+    return {"better": False, "words": f"{title} is not better than an untrained network: {numbers}"}
 
 
 def _completeness(errors: dict[str, np.ndarray] | None) -> dict[str, float] | None:

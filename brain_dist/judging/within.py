@@ -40,7 +40,7 @@ def mean_over_patients(values: np.ndarray, resamples: int = RESAMPLES, seed: int
     """The mean of one value a patient, float [P] or float [P, M], resampled over the patients.
 
     Raises:
-        Refusal: there are no patients.
+        Refusal: ``values`` is empty.
     """
     if not len(values):
         raise Refusal("no patient has slices of both kinds")

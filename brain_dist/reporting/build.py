@@ -93,7 +93,7 @@ def _slices(run: Path, files: RunFiles, positions: np.ndarray) -> tuple[dict[int
 def make_slices(loaded: LoadedRun, predictions: Predictions, positions: np.ndarray) -> dict[int, Slice]:
     """The images at these positions [M] of the predictions table, by row of the index.
 
-    ``heat`` is None if there are no maps for the network.
+    ``heat`` is None if maps of this network cannot be made.
     """
     from brain_dist.explaining.methods import default_maps
 
