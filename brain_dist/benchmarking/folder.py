@@ -1,13 +1,14 @@
 """The folder of a benchmark: benchmark.json, the runs of its cells, the costs of its models, and its tables.
 
-=====================================  ==================================================================
+=====================================  ======================================================================
 ``benchmark.json``                     the grid, see :meth:`brain_dist.benchmarking.grid.Grid.record`
 ``cells/KEY.yaml``, ``cells/KEY.log``  the settings of a cell, and what its commands printed
 ``cells/KEY/``                         the run of a cell, with its predictions
+``rates.json``                         the grid of the learning rates that were tried; runs in ``cells/``, too
 ``costs/MODEL.json``                   measured costs of a model
 ``table.parquet``, ``cells.parquet``   results; the same cells give the same bytes
 ``costs.parquet``, ``table.md``        measured costs; everything in one page
-=====================================  ==================================================================
+=====================================  ======================================================================
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ LOCK_TIME = 60.0  # seconds; a training that was interrupted may still save
 
 @dataclass(frozen=True)
 class Folder:
-    """The folder ``out`` of a benchmark."""
+    """The folder ``out`` of a benchmark; ``record_file`` is where its grid is."""
 
     out: Path
+    record_file: str = RECORD
 
     @property
     def cells(self) -> Path:
@@ -73,7 +75,7 @@ class Folder:
         Raises:
             UserError: the file is missing or damaged.
         """
-        file = self.out / RECORD
+        file = self.out / self.record_file
         if not file.is_file():
             raise UserError(f"{file} does not exist; start the benchmark with `brain-dist benchmark run {self.out}`")
         try:
@@ -94,11 +96,11 @@ class Folder:
             UserError: the folder holds cells of other shards or conditions, or is not writable.
         """
         record = json.loads(json.dumps({"command": command, **grid.record()}))
-        if (self.out / RECORD).is_file():
+        if (self.out / self.record_file).is_file():
             _require_same(self.record(), record, self.out)
         check_writable(self.out, "choose another folder")
         self.cells.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.out / RECORD, json.dumps(record, indent=1) + "\n")
+        write_atomically(self.out / self.record_file, json.dumps(record, indent=1) + "\n")
         for cell in grid.cells:
             self.settings(cell.key).write_text(dump(cell.config), encoding="utf-8")
 

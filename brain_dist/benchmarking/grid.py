@@ -29,11 +29,13 @@ class Test:
         name: name of the predictions.
         shards: other shards than the training's; None is the test split of the training's own.
         allow_known: whether images that training knew count.
+        split: split of the shards.
     """
 
     name: str = "test"
     shards: str | None = None
     allow_known: bool = False
+    split: str = "test"
 
 
 OWN_TEST = (Test(),)
@@ -98,6 +100,7 @@ class Grid:
         processes: ranks of a training; None if SLURM decides.
         sources: training shards.
         cells: the cells, in the order in which they run.
+        trials: model → learning rate → its metric on validation images, if rates were chosen by trial.
     """
 
     models: tuple[str, ...]
@@ -106,6 +109,7 @@ class Grid:
     processes: int | None
     sources: tuple[Source, ...]
     cells: tuple[Cell, ...]
+    trials: Mapping[str, Mapping[float, float | None]] | None = None
 
     def record(self) -> dict[str, Any]:
         """The grid as benchmark.json holds it."""
@@ -116,6 +120,7 @@ class Grid:
             "folds": None if self.folds == (None,) else len(self.folds),
             "processes": self.processes,
             "learning_rates": {cell.model: cell.config.optim.lr for cell in self.cells},
+            "learning_rate_trials": self.trials,
             "sources": [
                 {
                     "name": source.name,

@@ -13,6 +13,7 @@ from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.grid import PUBLISHED
 from brain_dist.benchmarking.matrix import MATRIX, notes, overlaps, shown
 from brain_dist.benchmarking.probe import read_probe
+from brain_dist.benchmarking.rates import recorded_trials, trials_text
 from brain_dist.benchmarking.results import Benchmark, Part, read_benchmark
 from brain_dist.benchmarking.summary import HEADLINE, TITLES
 from brain_dist.benchmarking.wording import COSTS, best_first, interval_text, mean_text, rank_text
@@ -118,6 +119,7 @@ def render(benchmark: Benchmark, folder: Folder, findings: list[Any] | None) -> 
         parts=parts,
         best_first=best_first,
         worst_class=page_text.worst_class,
+        trials={model: trials_text(tried) for model, tried in recorded_trials(record).items()},
         place=lambda part: page_text.place(part, record),
         mean_text=mean_text,
         interval_text=interval_text,

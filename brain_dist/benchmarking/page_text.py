@@ -8,6 +8,7 @@ from typing import Any
 
 from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.grid import PUBLISHED
+from brain_dist.benchmarking.rates import rates_sentence
 from brain_dist.benchmarking.results import Benchmark, Part, Row
 from brain_dist.errors import Fault, UserError
 from brain_dist.pages.text import listing, percent
@@ -79,12 +80,7 @@ def limits(
         lines += _order(part)
     if len(record["seeds"]) < 2:
         lines.append("One training of each model: how much another seed would change the numbers is not known.")
-    rates = set(record["learning_rates"].values())
-    lines.append(
-        f"All models have the learning rate {next(iter(rates)):g}: a model that another one suits is at a disadvantage."
-        if len(rates) == 1
-        else "Learning rates were declared for each model; how they were found is not recorded here."
-    )
+    lines.append(rates_sentence(record))
     without = patients["images"] - patients["known"]
     if without:
         lines.append(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.grid import OWN_TEST, PUBLISHED, Grid, Source, Test, plan
+from brain_dist.benchmarking.rates import best_rates, parse_rates, plan_trials, read_trials, run_trials
 from brain_dist.common.commands import ArgumentParser
 from brain_dist.common.text import nearest
 from brain_dist.config import Config, load
@@ -62,7 +63,13 @@ def main(argv: Sequence[str]) -> int:
         Fault: a cell failed; the table of the others is written.
     """
     about = "Train and evaluate several models under the same conditions."
-    arguments, settings = argument_parser().parse_with_settings(argv, lambda: load(["--help"], PROG, about))
+    parser = argument_parser()
+    parser.add_argument(
+        "--rates", metavar="X,Y",
+        help="choose every model's learning rate from this list: one training each with the first seed, judged by"
+        " train.best on the validation split",
+    )  # fmt: skip
+    arguments, settings = parser.parse_with_settings(argv, lambda: load(["--help"], PROG, about))
     if arguments.processes is not None and arguments.processes < 1:
         raise UserError(f"--processes {arguments.processes}: must be ≥ 1")
     variants = read_variants(arguments.models, arguments.lr, settings)
@@ -70,8 +77,17 @@ def main(argv: Sequence[str]) -> int:
     source, folds = open_source(next(iter(variants.values())), arguments.folds, folder)
     check_networks(variants, len(source.classes))
     processes = None if arguments.slurm else arguments.processes or default_processes(variants)
+    command, trials = shlex.join(["brain-dist", "benchmark", "run", *argv]), None
+    if arguments.rates is not None:
+        rates = parse_rates(arguments.rates, variants, arguments.lr, folds)
+        candidates = plan_trials(variants, rates, seeds(arguments.seeds)[0], source, folder, processes)
+        code = run_trials(candidates, folder, command, slurm=arguments.slurm)
+        if code is not None:
+            return code
+        trials = read_trials(candidates, variants, rates, folder)
+        variants = best_rates(trials, variants)
     grid = plan(variants, seeds(arguments.seeds), folds, [source], folder.out, processes)
-    return run_grid(grid, folder, shlex.join(["brain-dist", "benchmark", "run", *argv]), slurm=arguments.slurm)
+    return run_grid(replace(grid, trials=trials), folder, command, slurm=arguments.slurm)
 
 
 def run_grid(grid: Grid, folder: Folder, command: str, *, slurm: bool) -> int:

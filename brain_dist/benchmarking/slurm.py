@@ -41,11 +41,11 @@ def require_slurm(folder: Folder) -> None:
         )
 
 
-def submit_cells(grid: Grid, folder: Folder) -> str | None:
+def submit_cells(grid: Grid, folder: Folder, *, costs: bool = True) -> str | None:
     """Submit the cells that are not finished; returns the job's number, or None if all are finished.
 
-    The file ``cells/KEY.sh`` has the commands of a task, which use the functions of launch/slurm.sh. The first task of
-    a model also measures its costs.
+    The file ``cells/KEY.sh`` has the commands of a task, which use the functions of launch/slurm.sh. With ``costs``,
+    the first task of a model also measures its costs.
 
     Raises:
         UserError: SLURM rejects the job.
@@ -56,7 +56,7 @@ def submit_cells(grid: Grid, folder: Folder) -> str | None:
     measured = {model for model in grid.models if folder.costs(model).is_file()}
     for cell in cells:
         commands = [f"on_gpus {shlex.join(words)}" for words in training_commands(cell, folder)]
-        if cell.model not in measured:
+        if costs and cell.model not in measured:
             measured.add(cell.model)
             commands.append(f"on_one {shlex.join(['benchmark', 'costs', str(folder.out), '--model', cell.model])}")
         (folder.cells / f"{cell.key}.sh").write_text(" &&\n  ".join(commands) + "\n", encoding="utf-8")

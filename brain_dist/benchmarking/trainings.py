@@ -87,7 +87,7 @@ def training_commands(cell: Cell, folder: Folder) -> list[list[str]]:
 def evaluation_options(cell: Cell, test: Test) -> list[str]:
     """Options of ``brain-dist evaluate`` for one evaluation of a cell: the best checkpoint if one was selected."""
     config = cell.config
-    options = ["--split", "test", "--batch", str(config.train.micro_batch), "--device", config.run.device]
+    options = ["--split", test.split, "--batch", str(config.train.micro_batch), "--device", config.run.device]
     options += ["--step", "best"] if config.train.best else []
     options += ["--cache-dir", config.data.cache_dir] if config.data.cache_dir else []
     options += ["--shards", test.shards] if test.shards else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from brain_dist.benchmarking.rates import rates_sentence, recorded_trials, trials_text
 from brain_dist.benchmarking.results import Benchmark, Part, Row
 from brain_dist.benchmarking.summary import CLASS_METRICS, HEADLINE, TITLES
 from brain_dist.judging.weighted import METRICS
@@ -78,6 +79,9 @@ def markdown(benchmark: Benchmark) -> str:
     lines = ["# Benchmark", "", f"    {record['command']}", ""]
     lines += [f"{len(record['models'])} models × {len(record['seeds'])} seeds{folds}, under the same conditions:"
               " settings differ in `model.*` and the learning rate only.", ""]  # fmt: skip
+    if trials := recorded_trials(record):
+        lines += [f"- {rates_sentence(record)}"]
+        lines += [f"  - {model}: {trials_text(tried)}" for model, tried in trials.items()]
     lines += [f"- {note}" for note in benchmark.notes]
     if benchmark.missing:
         lines += [
