@@ -12,6 +12,7 @@ from brain_dist.config import Config
 from brain_dist.networks.create import create_network
 from brain_dist.profiling.calibration import SMALLEST_CPU_SHARE, calibrate
 from brain_dist.profiling.power import measure_power
+from brain_dist.profiling.rapl import ProcessorEnergy
 from brain_dist.profiling.stopwatch import Stopwatch
 from brain_dist.ranks.device import is_out_of_memory, peak_memory
 
@@ -22,6 +23,7 @@ WARMUP = 10  # forward passes before a measurement, or fewer if they take longer
 REPEATS = 100  # measured forward passes, or fewer if they take longer than SECONDS, but at least FEWEST
 FEWEST = 5
 SECONDS = 3.0
+ENERGY_SECONDS = 2.0
 LONGEST = 1.0  # seconds of a forward pass beyond which larger batches are not tried
 LARGEST_BATCH = 256
 GAIN = 1.03  # a larger batch counts as better if its rate is larger by this factor
@@ -39,9 +41,9 @@ def measure_costs(config: Config, classes: int, device: torch.device) -> dict[st
         ``parameters``; ``gmacs``: 10⁹ multiply-accumulates of one image's forward pass, by torch's flop counter;
         ``latency_ms`` and ``latency_p95_ms`` of a batch of one image; ``best_batch``, the size with the most images a
         second, with ``batch_ms``, ``batch_p95_ms`` and ``images_per_s``; ``peak_memory_mb`` at that batch: of tensors
-        on a GPU, of the process on a CPU; ``joules_per_image`` by NVML, None if it cannot be measured; ``size``,
-        ``precision``, ``device``, ``threads``, ``torch``; ``cpu_share``: see
-        :func:`brain_dist.profiling.calibration.calibrate`; ``busy``: whether other work disturbed the measurement.
+        on a GPU, of the process on a CPU; ``joules_per_image``: of the GPU by NVML, of the processor by RAPL (with what
+        other programs use), None if it cannot be measured; ``size``, ``precision``, ``device``, ``threads``,
+        ``torch``; ``cpu_share``: see :func:`brain_dist.profiling.calibration.calibrate`; ``busy``: whether other work disturbed the measurement.
     """
     import torch
 
@@ -140,15 +142,20 @@ def _best_batch(model: torch.nn.Module, images: Callable[[int], torch.Tensor], d
 
 
 def _energy(model: torch.nn.Module, images: torch.Tensor, device: torch.device) -> float | None:
-    """Joules per image while the model predicts ``images`` [B, C, H, W] again and again; None without NVML."""
-    watch, batches = Stopwatch(device), 0
+    """Joules per image while the model predicts ``images`` [B, C, H, W] again and again; None if not measurable."""
+    watch, processor = Stopwatch(device), ProcessorEnergy()
+    if device.type != "cuda" and processor.joules() is None:
+        return None
+    batches = 0
     with measure_power(device) as power:
-        start = watch.now()
-        while device.type == "cuda" and watch.now() - start < 2:
+        start, processor = watch.now(), ProcessorEnergy()
+        while watch.now() - start < ENERGY_SECONDS:
             model(images)
             batches += 1
-        seconds = watch.now() - start
-    return power["watts"] * seconds / (batches * len(images)) if power.get("watts") else None
+        seconds, joules = watch.now() - start, processor.joules()
+    if device.type == "cuda":
+        joules = power["watts"] * seconds if power.get("watts") else None
+    return None if joules is None else joules / (batches * len(images))
 
 
 def cpu_name() -> str:
