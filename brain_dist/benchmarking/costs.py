@@ -43,7 +43,8 @@ def measure_costs(config: Config, classes: int, device: torch.device) -> dict[st
         second, with ``batch_ms``, ``batch_p95_ms`` and ``images_per_s``; ``peak_memory_mb`` at that batch: of tensors
         on a GPU, of the process on a CPU; ``joules_per_image``: of the GPU by NVML, of the processor by RAPL (with what
         other programs use), None if it cannot be measured; ``size``, ``precision``, ``device``, ``threads``,
-        ``torch``; ``cpu_share``: see :func:`brain_dist.profiling.calibration.calibrate`; ``busy``: whether other work disturbed the measurement.
+        ``torch``; ``cpu_share``: see :func:`brain_dist.profiling.calibration.calibrate`; ``busy``: whether other
+        work disturbed the measurement.
     """
     import torch
 
