@@ -16,6 +16,7 @@ from brain_dist.explaining.measure import Measured, agreement, measure
 from brain_dist.explaining.methods import check_methods
 from brain_dist.explaining.page import render
 from brain_dist.explaining.record import FOLDER, PAGE
+from brain_dist.explaining.shap import SAMPLES
 from brain_dist.explaining.summary import agree, summarise
 from brain_dist.explaining.tables import markdown, print_summary, rows_parquet
 from brain_dist.judging.predictions import Predictions, read_predictions
@@ -32,6 +33,7 @@ def explain(
     shards: str | None = None,
     limit: int = 200,
     out: Path | None = None,
+    samples: int = SAMPLES,
     seed: int = 0,
     micro_batch: int = 32,
     device: str = "auto",
@@ -47,6 +49,7 @@ def explain(
         shards: where the shards of the predictions are now; None is where they were.
         limit: most images; they are of as many patients as possible.
         out: folder of all files; None is the run's. With several runs it gets a folder for each.
+        samples: samples of GradientSHAP per image.
         seed: seed of all draws.
         micro_batch: images per forward pass.
         device: auto, cpu or cuda.
@@ -61,8 +64,9 @@ def explain(
     from brain_dist.ranks.world import discover
 
     chosen = check_methods(methods)
-    if micro_batch < 1:
-        raise UserError(f"--batch {micro_batch}: must be ≥ 1")
+    for option, number in (("--batch", micro_batch), ("--samples", samples)):
+        if number < 1:
+            raise UserError(f"{option} {number}: must be ≥ 1")
     places = _places(runs, out)
     target = choose_device(discover({}), device)
     if target.type == "cuda":  # the same command gives the same bytes
@@ -75,7 +79,8 @@ def explain(
     rows = table.row[positions]
     with show_progress() as progress:
         results = [
-            _measure(loaded, other, rows, masks, chosen, seed, micro_batch, progress) for loaded, other in opened
+            _measure(loaded, other, rows, masks, chosen, samples, seed, micro_batch, progress)
+            for loaded, other in opened
         ]
     names = [str(run) for run in runs]
     for number, (place, measured) in enumerate(zip(places, results, strict=True)):
@@ -148,7 +153,7 @@ def _check_comparable(run: Path, loaded: LoadedRun, other: Predictions, first: L
 
 def _measure(
     loaded: LoadedRun, table: Predictions, rows: np.ndarray, masks: list[np.ndarray] | None, methods: list[str],
-    seed: int, micro_batch: int, progress: Progress,
+    samples: int, seed: int, micro_batch: int, progress: Progress,
 ) -> Measured:  # fmt: skip
     """:func:`measure` of these rows of a predictions table."""
     from brain_dist.ranks.group import clear_faults
@@ -156,7 +161,9 @@ def _measure(
     part = table.take(np.searchsorted(table.row, rows))
     stacked = None if masks is None else np.stack(masks)
     with clear_faults(f"lower --batch {micro_batch}"):
-        return measure(loaded, part, stacked, methods, seed=seed, micro_batch=micro_batch, progress=progress)
+        return measure(
+            loaded, part, stacked, methods, samples=samples, seed=seed, micro_batch=micro_batch, progress=progress
+        )
 
 
 def _write(place: tuple[Path, Path], name: str, measured: Measured, summary: dict[str, Any]) -> Path:

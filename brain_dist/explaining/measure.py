@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 CHUNK = 16  # images that are explained at once
 CASCADE_IMAGES = 16
 UNTRAINED = "untrained"
+OF_IMAGE = {"brightness": references.brightness, "edges": references.edges}
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def measure(
     masks: np.ndarray | None,
     methods: list[str],
     *,
+    samples: int,
     seed: int,
     micro_batch: int,
     progress: Progress,
@@ -78,6 +80,7 @@ def measure(
         table: the predictions of N images.
         masks: their tumours, bool [N, size, size], or None.
         methods: methods of :data:`~brain_dist.explaining.methods.TITLES`.
+        samples: samples of GradientSHAP per image.
         seed: seed of all draws.
         micro_batch: images per forward pass.
         progress: called with (stage, done, total).
@@ -87,13 +90,13 @@ def measure(
     """
     size = run.config.data.size
     baselines = training_images(run, BASELINES, seed) if SHAP in methods else None
-    settings = Settings(baselines, seed, micro_batch=micro_batch)
+    settings = Settings(baselines, seed, samples, micro_batch)
     networks = {"trained": run.model, UNTRAINED: untrained_network(run)}
     for network in networks.values():
         network.requires_grad_(False)
     constant = _constant_references(run, masks is not None)
     sources = [(method, network) for network in networks for method in methods]
-    sources += [(name, "reference") for name in (*constant, "edges")]
+    sources += [(name, "reference") for name in (*constant, *OF_IMAGE)]
     measures = [*(LOCATION if masks is not None else ()), *perturbation.MEASURES]
     maps, images, values, errors = [], [], [], []
     for start in range(0, len(table), CHUNK):
@@ -107,7 +110,8 @@ def measure(
             if network in networks
         ]
         for i in range(len(rows)):
-            heats = np.stack([*(each.heat[i] for each in explained), *constant.values(), references.edges(shown[i])])
+            of_image = [of(shown[i]) for of in OF_IMAGE.values()]
+            heats = np.stack([*(each.heat[i] for each in explained), *constant.values(), *of_image])
             location: list[list[float]] = [[] for _ in heats]
             if masks is not None:
                 location = [[of(heat, masks[start + i]) for of in LOCATION.values()] for heat in heats]
@@ -124,7 +128,7 @@ def measure(
 
     def explain(method: str, positions: np.ndarray) -> Callable[[Any], np.ndarray]:
         rows, inputs = table.row[positions].tolist(), run.images(table.row[positions].tolist())
-        label, fewer = table.label[positions].tolist(), replace(settings, samples=SHOWN_SAMPLES)
+        label, fewer = table.label[positions].tolist(), replace(settings, samples=min(samples, SHOWN_SAMPLES))
         return lambda model: make_maps(model, inputs, label, rows, method, fewer).heat
 
     positions, cascades = spread(table.group, CASCADE_IMAGES), {}
@@ -138,7 +142,7 @@ def measure(
         table=table,
         masks=masks,
         images=np.concatenate(images),
-        methods={method: describe(run.model, size, method) for method in methods},
+        methods={method: describe(run.model, size, method, samples) for method in methods},
         maps=of_method,
         sources=sources,
         measures=measures,

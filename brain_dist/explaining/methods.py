@@ -113,19 +113,26 @@ def default_maps(run: LoadedRun, images: torch.Tensor, targets: Sequence[int], r
     return method, make_maps(run.model, images, targets, rows, method, settings)
 
 
-def describe(model: Any, size: int, method: str) -> str:
+def describe(model: Any, size: int, method: str, samples: int) -> str:
     """What a method's maps are made from, such as "stages.2, 4 × 4 cells"."""
     if method == SHAP:
-        return f"every pixel, {SAMPLES} samples"
+        return f"every pixel, {samples} samples"
     layer = choose_layer(model, size, method)
     return f"{layer.name}, {size // layer.reduction} × {size // layer.reduction} cells"
 
 
-def untrained_network(run: LoadedRun) -> torch.nn.Module:
-    """A network like the run's with the weights that another seed gives before the first step, on the same device."""
+def untrained_network(run: LoadedRun, number: int = 1) -> torch.nn.Module:
+    """A network like the run's with the weights that another seed gives before the first step, on the same device.
+
+    Args:
+        run: the run.
+        number: what is added to the seed of the run, at least 1.
+    """
     from brain_dist.networks.create import create_network
 
-    other = create_network(run.config.model, len(run.trained_classes), seed=run.config.run.seed + 1, load_weights=False)
+    other = create_network(
+        run.config.model, len(run.trained_classes), seed=run.config.run.seed + number, load_weights=False
+    )
     model = copy.deepcopy(run.model)  # with the hook that joins classes, if there is one
     model.load_state_dict(other.state_dict())
     return model

@@ -31,6 +31,7 @@ REFERENCES = {
     "uniform": "no preference: the share of the image that the tumour covers",
     "centre": "a Gaussian about the middle of the image, with a standard deviation of a quarter of its side",
     "mean_tumour": "where the tumours of the training images are",
+    "brightness": "the gray values of the image, smoothed as GradientSHAP’s maps are",
     "edges": "Sobel’s gradient of the image",
     "untrained": "the same method on the same network with random weights",
 }

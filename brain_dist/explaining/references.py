@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from brain_dist.explaining.shap import SMOOTHING
+
 # Key → name in tables
-TITLES = {"uniform": "uniform", "centre": "centre", "mean_tumour": "mean tumour", "edges": "edges"}
+TITLES = {
+    "uniform": "uniform",
+    "centre": "centre",
+    "mean_tumour": "mean tumour",
+    "brightness": "brightness",
+    "edges": "edges",
+}
 
 
 def uniform(size: int) -> np.ndarray:
@@ -23,6 +31,17 @@ def centre(size: int) -> np.ndarray:
 def mean_tumour(masks: np.ndarray) -> np.ndarray:
     """The share of training tumours, bool [M, H, W], that cover each pixel: float32 [H, W]."""
     return masks.mean(axis=0, dtype=np.float64).astype(np.float32)
+
+
+def brightness(image: np.ndarray) -> np.ndarray:
+    """The gray values of an image [H, W], float32 [H, W], averaged by the same Gaussian as GradientSHAP's maps.
+
+    It is nearly what GradientSHAP shows of a network whose gradient is the same everywhere: the method multiplies the
+    gradient by the difference from other images, and tumours that take up contrast agent are bright.
+    """
+    from scipy import ndimage
+
+    return ndimage.gaussian_filter(image.astype(np.float32), SMOOTHING * image.shape[-1])
 
 
 def edges(image: np.ndarray) -> np.ndarray:

@@ -22,13 +22,15 @@ from brain_dist.explaining.tables import difference_text
 from brain_dist.inference.run import load_run
 from brain_dist.judging.predictions import read_predictions, table_bytes
 
-METHODS = "layercam,gradcam,gradientshap"
-pytestmark = pytest.mark.slow  # explaining two runs takes 40 s
+METHODS = "layercam,gradientshap"
+ALL = "layercam,gradcam,gradientshap"
+LIMIT = 10  # images, of as many patients: fewer have no intervals
+SAMPLES = 50
 
 
 @pytest.fixture(scope="module")
 def base(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards whose tumours are known, and a run on them with a copy of it, evaluated and explained."""
+    """Shards whose tumours are known, and a run on them, evaluated and explained."""
     base = tmp_path_factory.mktemp("explained")
     source = ["--recipe", str(ROOT / "shards/datasets/phantom.yaml"), "--source", str(phantom_shards.parent / "images")]
     in_process("shard", "build", *source, "--out", str(base / "shards"), "--fractions", "0.6,0.1,0.3")
@@ -36,9 +38,19 @@ def base(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     paths = ["--data.shards", str(base / "shards"), "--run.dir", str(base)]
     verb("train", *TINY, *batch, *paths, "--run.name", "run0", "--train.precision", "fp32")
     in_process("evaluate", str(base / "run0"), "--device", "cpu")
-    shutil.copytree(base / "run0", base / "run1")
-    in_process("explain", str(base / "run0"), str(base / "run1"), "--methods", METHODS, "--limit", "10")
+    in_process("explain", str(base / "run0"), "--methods", METHODS, "--limit", str(LIMIT), "--samples", str(SAMPLES))
     return base
+
+
+@pytest.fixture(scope="module")
+def pair(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run and a copy of it, explained together by more methods."""
+    pair = tmp_path_factory.mktemp("pair")
+    for name in ("run0", "run1"):
+        shutil.copytree(base / "run0", pair / name)
+    settings = ["--methods", ALL, "--limit", str(LIMIT), "--samples", str(SAMPLES)]
+    in_process("explain", str(pair / "run0"), str(pair / "run1"), *settings)
+    return pair
 
 
 @pytest.fixture
@@ -61,8 +73,8 @@ def test_the_table_has_every_image_map_and_measure(base: Path) -> None:
     maps |= {(name, "reference") for name in references.TITLES}
     assert set(zip(table["map"], table["network"], strict=True)) == maps
     assert set(table["measure"]) == {*LOCATION, "insertion", "deletion"}
-    assert len(table) == 10 * len(maps) * 6
-    assert table["key"].nunique() == table["patient"].nunique() == 10, "one image of each patient before a second one"
+    assert len(table) == LIMIT * len(maps) * 6
+    assert table["key"].nunique() == table["patient"].nunique() == LIMIT, "one of each patient before a second one"
     assert table["value"].between(0, 1).all()
 
 
@@ -85,7 +97,7 @@ def test_the_summary_s_means_are_those_of_the_table(base: Path) -> None:
     summary = summary_of(base / "run0")
     table = pq.read_table(base / "run0" / "explanations" / "test.parquet").to_pandas()
     means = table.groupby(["measure", "map", "network"])["value"].mean()
-    assert (summary["images"], summary["groups"], summary["located"]) == (10, 10, True)
+    assert (summary["images"], summary["groups"], summary["located"]) == (LIMIT, LIMIT, True)
     for measure, result in summary["measures"].items():
         assert result["better"] == (-1 if measure == "deletion" else 1)
         for method, value in result["methods"].items():
@@ -96,13 +108,26 @@ def test_the_summary_s_means_are_those_of_the_table(base: Path) -> None:
             if value["interval"] is not None:
                 low, high = value["interval"]
                 assert low <= value["value"] <= high
-    assert set(summary["verdicts"]) == set(METHODS.split(","))
+    assert list(summary["verdicts"]) == METHODS.split(",")
     assert summary["completeness"]["median_error"] < 0.1
-    assert summary["agreement"]["layercam"]["runs"].keys() == {str(base / "run1")}
+    assert summary["methods"]["gradientshap"] == f"every pixel, {SAMPLES} samples"
+    assert [len(result["steps"]) for result in summary["cascade"].values()] == [5, 5]
+
+
+@pytest.mark.slow
+def test_runs_that_are_explained_together_are_compared(base: Path, pair: Path) -> None:
+    summary = summary_of(pair / "run0")
+    assert list(summary["agreement"]) == list(summary["verdicts"]) == ALL.split(",")
+    assert summary["agreement"]["layercam"]["runs"].keys() == {str(pair / "run1")}
     assert summary["agreement"]["gradientshap"]["value"] == pytest.approx(1), "the copy has the same maps"
-    assert [len(result["steps"]) for result in summary["cascade"].values()] == [5, 5, 5]
+    alone = summary_of(base / "run0")
+    assert alone["agreement"] == {}
+    for measure, result in alone["measures"].items():
+        for method, value in result["methods"].items():
+            assert value["value"] == pytest.approx(summary["measures"][measure]["methods"][method]["value"])
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_bytes(base: Path, tmp_path: Path) -> None:
     for out in ("first", "second"):
         options = ["--methods", "layercam,gradientshap", "--limit", "3", "--out", str(tmp_path / out)]
@@ -115,13 +140,14 @@ def test_the_same_command_gives_the_same_bytes(base: Path, tmp_path: Path) -> No
     assert "GradientSHAP's completeness error is" in result.out
 
 
-def test_what_a_map_does_not_depend_on_is_said_where_it_is_shown(base: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_what_a_map_does_not_depend_on_is_said_where_it_is_shown(pair: Path, tmp_path: Path) -> None:
     """Each verdict, and each map that random weights do not change, is on the page, in the report and in the table."""
-    page = (base / "run0" / "report" / "explanations.html").read_text()
-    in_process("report", str(base / "run0"))
-    report = (base / "run0" / "report" / "index.html").read_text()
-    markdown = (base / "run0" / "explanations" / "test.md").read_text()
-    summary = summary_of(base / "run0")
+    page = (pair / "run0" / "report" / "explanations.html").read_text()
+    in_process("report", str(pair / "run0"))
+    report = (pair / "run0" / "report" / "index.html").read_text()
+    markdown = (pair / "run0" / "explanations" / "test.md").read_text()
+    summary = summary_of(pair / "run0")
     for method, verdict in summary["verdicts"].items():
         for text in (page, report, markdown):
             assert verdict["words"] in text.replace("&#39;", "'")
@@ -129,10 +155,11 @@ def test_what_a_map_does_not_depend_on_is_said_where_it_is_shown(base: Path, tmp
         assert (f"{TITLES[method]} {note}" in markdown) == (not summary["cascade"][method]["depends"])
     assert "://" not in page  # self-contained
     assert "Synthetic images." in page
-    dom = browser(base / "run0" / "report" / "explanations.html", tmp_path, "--dump-dom")
+    dom = browser(pair / "run0" / "report" / "explanations.html", tmp_path, "--dump-dom")
     assert dom.count("<img") == page.count("<img") > 12
 
 
+@pytest.mark.slow
 def test_the_report_says_whether_its_own_maps_were_measured(base: Path, run: Path) -> None:
     in_process("report", str(run))
     assert 'id="explained"' in report_of(run)
@@ -149,6 +176,7 @@ def test_the_report_says_whether_its_own_maps_were_measured(base: Path, run: Pat
         assert 'id="explained"' not in report_of(run)
 
 
+@pytest.mark.slow
 def test_shards_without_outlines_are_explained_without_a_verdict_about_tumours(
     base: Path, phantom_shards: Path, run: Path
 ) -> None:
@@ -178,6 +206,7 @@ def test_refusals(base: Path, run: Path) -> None:
     assert "'gradcam' is named twice" in error(str(run), "--methods", "gradcam,gradcam")
     assert "--limit 0: must be ≥ 1" in error(str(run), "--limit", "0")
     assert "--batch 0: must be ≥ 1" in error(str(run), "--batch", "0")
+    assert "--samples 0: must be ≥ 1" in error(str(run), "--samples", "0")
     assert "absent.parquet does not exist" in error(str(run), "--name", "absent")
     assert "a run is named twice" in error(str(run), str(run))
     assert "two runs have the same name" in error(str(run), str(base / "run0"), "--out", str(run / "out"))
@@ -188,7 +217,7 @@ def test_refusals(base: Path, run: Path) -> None:
     path.write_bytes(table_bytes(replace(table, adopted="x.csv"), table.row))
     assert "were adopted from a file" in error(str(run))
     path.write_bytes(table_bytes(table.take(np.arange(3)), table.row[:3]))
-    assert "has predictions of other images than" in error(str(base / "run1"), str(run))
+    assert "has predictions of other images than" in error(str(base / "run0"), str(run))
     (run / "explanations" / "test.json").write_text('{"schema": 7}')
     path.write_bytes(table_bytes(table, table.row))
     result = in_process("report", str(run), expect=2)

@@ -48,6 +48,12 @@ def test_references() -> None:
     np.testing.assert_allclose(mean[:2, 1:3], [[2 / 3, 1 / 3]] * 2, rtol=1e-6)
     step = np.zeros((6, 6), dtype=np.uint8)
     step[:, 3:] = 100
+    spot = np.zeros((128, 128), dtype=np.uint8)
+    spot[40, 70] = 255
+    bright = references.brightness(spot)
+    assert np.unravel_index(bright.argmax(), spot.shape) == (40, 70)
+    assert bright.sum() == pytest.approx(255, rel=1e-3)
+    assert bright[40, 70] == pytest.approx(255 / (8 * np.pi), rel=0.01)  # a standard deviation of 2 pixels
     np.testing.assert_array_equal(references.edges(step), np.tile([0, 0, 400, 400, 0, 0], (6, 1)))
 
 
