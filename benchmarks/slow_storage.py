@@ -12,11 +12,10 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.support.common import training_shards
@@ -82,12 +81,10 @@ def waiting_times(dataset: Dataset, delay: float, pause: float, steps: int, *, a
     return waits[WARMUP:]
 
 
-def read_when_needed(
-    shards: reader.ShardReader, batches: Iterable[tuple[Any, np.ndarray]]
-) -> Generator[tuple[Any, list[bytes]], None, None]:
+def read_when_needed(read: Callable[[Any], Any], batches: Iterable[Any]) -> Generator[tuple[Any, Any], None, None]:
     """What ``read_ahead`` does, without threads."""
-    for item, rows in batches:
-        yield item, [shards.read(row) for row in rows.tolist()]
+    for item in batches:
+        yield item, read(item)
 
 
 if __name__ == "__main__":

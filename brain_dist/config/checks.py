@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from brain_dist.common.text import in_words
 from brain_dist.errors import UserError
@@ -31,6 +31,13 @@ class Range:
         if self.high == LARGEST:
             return "finite" if self.low == -LARGEST else f"≥ {self.low}"
         return f"in {self.ends[0]}{self.low}, {self.high}{self.ends[1]}"
+
+
+Count = Annotated[int, Range(0)]
+PositiveCount = Annotated[int, Range(1)]
+BatchSize = Annotated[int, Range(1, 1_000_000, "[]")]
+Probability = Annotated[float, Range(0, 1, "[]")]
+Fraction = Annotated[float, Range(0, 1, "[)")]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from brain_dist.config import sections
+from brain_dist.config.augmentation import AugmentConfig
 from brain_dist.errors import UserError
 
 
@@ -14,7 +15,7 @@ class Config:
 
     run: sections.RunConfig = field(default_factory=sections.RunConfig)
     data: sections.DataConfig = field(default_factory=sections.DataConfig)
-    augment: sections.AugmentConfig = field(default_factory=sections.AugmentConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: sections.ModelConfig = field(default_factory=sections.ModelConfig)
     optim: sections.OptimConfig = field(default_factory=sections.OptimConfig)
     train: sections.TrainConfig = field(default_factory=sections.TrainConfig)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from brain_dist.config.checks import Range, Section, require
+from brain_dist.config.checks import BatchSize, Count, Fraction, PositiveCount, Range, Section, require
 from brain_dist.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "amp"]
-Balance = Literal["none", "weights", "sampling"]
+Balance = Literal["none", "weights", "sampling", "collections"]
 # Metrics of the validation split that an evaluation during training computes
 Metric = Literal[
     "loss",
@@ -26,12 +26,6 @@ Metric = Literal[
     "auc_macro",
     "kappa",
 ]
-
-Count = Annotated[int, Range(0)]
-PositiveCount = Annotated[int, Range(1)]
-BatchSize = Annotated[int, Range(1, 1_000_000, "[]")]
-Probability = Annotated[float, Range(0, 1, "[]")]
-Fraction = Annotated[float, Range(0, 1, "[)")]
 
 
 @dataclass(frozen=True)
@@ -91,6 +85,8 @@ class DataConfig(Section):
         size: Height and width of the network's input in pixels, in [32, 4096].
         color: `gray` decodes one channel; the device repeats it if the network takes three. `rgb` decodes three.
         head_crop: Crop every image to the box around the head, so that borders carry no information.
+        stretch: Stretch the gray levels of every image, in training and in use, so that the darkest and the brightest
+            percent of its tissue become black and white. Changes of brightness and contrast then have little effect.
         threads: Decoding threads (`dali`, `opencv`) or worker processes (`torch`) per rank, in [1, 1024].
         prefetch: Number of batches prepared in advance, in [1, 1024].
         window: Shards whose samples are shuffled together, ≥ 0; 0 is all of them. Use a window for data larger than
@@ -110,6 +106,7 @@ class DataConfig(Section):
     size: Annotated[int, Range(32, 4096, "[]")] = 224
     color: Literal["gray", "rgb"] = "gray"
     head_crop: bool = False
+    stretch: bool = False
     threads: Annotated[int, Range(1, 1024, "[]")] = 2
     prefetch: Annotated[int, Range(1, 1024, "[]")] = 2
     window: Count = 0
@@ -130,40 +127,6 @@ class DataConfig(Section):
             raise UserError(f"data.leave_out={self.leave_out} needs data.sources; it must be the name of one of them")
         if self.fold is not None and self.sources:
             raise UserError(f"data.fold={self.fold} needs data.shards; data.sources have no folds")
-
-
-@dataclass(frozen=True)
-class AugmentConfig(Section):
-    """Random augmentation of training images.
-
-    Args:
-        scale: Smallest and largest area of the random crop as a fraction of the image, or of the box around the head
-            with `data.head_crop`; both in (0, 1].
-        ratio: Smallest and largest aspect ratio of the random crop relative to the image; both in [0.01, 100].
-        flip: Probability of a left-right flip, in [0, 1].
-        rotate: Largest rotation in either direction in degrees, in [0, 180].
-        brightness: Largest relative change of brightness, in [0, 1). 0.2 means a factor of 0.8 to 1.2.
-        contrast: Largest relative change of contrast about mid-gray, in [0, 1).
-        erase: Probability of blacking out a random box (random erasing), in [0, 1].
-        mixup: Parameter alpha of mixup's Beta distribution, in [0, 100]; 0 turns mixup off.
-        cutmix: Parameter alpha of CutMix's Beta distribution, in [0, 100]; 0 turns CutMix off. With both on, a pair of
-            images gets either with equal probability.
-    """
-
-    scale: Annotated[tuple[float, float], Range(0, 1, "(]")] = (0.7, 1.0)
-    ratio: Annotated[tuple[float, float], Range(0.01, 100, "[]")] = (0.8, 1.25)
-    flip: Probability = 0.5
-    rotate: Annotated[float, Range(0, 180, "[]")] = 15.0
-    brightness: Fraction = 0.2
-    contrast: Fraction = 0.2
-    erase: Probability = 0.0
-    mixup: Annotated[float, Range(0, 100, "[]")] = 0.0
-    cutmix: Annotated[float, Range(0, 100, "[]")] = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
-            require(low <= high, f"augment.{name}", (low, high), "must be [smallest, largest]")
 
 
 @dataclass(frozen=True)
@@ -260,7 +223,7 @@ class TrainConfig(Section):
             3 also weights.
         balance: How classes of unequal size are made to count equally. `none` does nothing. `weights` weights the loss.
             `sampling` visits samples of small classes several times per epoch, each time with different augmentation,
-            and leaves out some samples of large classes.
+            and leaves out some samples of large classes. `collections` does so for the classes of each collection.
         deepspeed: JSON file of further DeepSpeed settings (offload, buckets, communication); examples are in
             configs/deepspeed/.
         eval_every: Epochs between evaluations of the validation split, ≥ 0; 0 evaluates only at the end.

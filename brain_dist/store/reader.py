@@ -7,7 +7,7 @@ import os
 import resource
 import zlib
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from brain_dist.errors import Fault
 from brain_dist.store.dataset import Dataset, open_dataset
 
 Item = TypeVar("Item")
+Images = TypeVar("Images")
 _AHEAD = 4  # batches that are read in advance, each by one thread
 
 
@@ -109,30 +110,24 @@ class ShardReader:
         return functools.lru_cache(maxsize=size)(functools.partial(_OpenFile, self._root, self._sources))
 
 
-def read_ahead(
-    reader: ShardReader, batches: Iterable[tuple[Item, np.ndarray]]
-) -> Generator[tuple[Item, list[bytes]], None, None]:
+def read_ahead(read: Callable[[Item], Images], batches: Iterable[Item]) -> Generator[tuple[Item, Images], None, None]:
     """Read the images of batches on threads, up to four batches ahead, so that the caller rarely waits for storage.
 
     The threads end with the iterator; it holds the encoded images of five batches at most.
 
     Args:
-        reader: reads the images, and checks them.
-        batches: what to yield with each batch, and its rows, int64 [B].
+        read: reads the images of a batch, and checks them.
+        batches: what to read, and to yield with the images.
 
     Raises:
         Fault: an image of the batch that is next cannot be read or is damaged.
     """
-
-    def read(rows: np.ndarray) -> list[bytes]:
-        return [reader.read(row) for row in rows.tolist()]
-
     batches = iter(batches)
-    ahead: deque[tuple[Item, Future[list[bytes]]]] = deque()
+    ahead: deque[tuple[Item, Future[Images]]] = deque()
     pool = ThreadPoolExecutor(_AHEAD, "reading")
     try:
         while True:
-            ahead.extend((item, pool.submit(read, rows)) for item, rows in islice(batches, _AHEAD + 1 - len(ahead)))
+            ahead.extend((item, pool.submit(read, item)) for item in islice(batches, _AHEAD + 1 - len(ahead)))
             if not ahead:
                 return
             item, images = ahead.popleft()

@@ -2,7 +2,9 @@
 
 1. :mod:`~brain_dist.stream.plan` decides which rows each rank loads in each step, as :class:`~.plan.MicroBatch`.
    :mod:`~brain_dist.stream.balance` makes classes of unequal size count equally.
-2. :mod:`~brain_dist.stream.augment` decides how each image is augmented. Both together are a :class:`~.batch.Job`.
+2. :mod:`~brain_dist.stream.augment` decides how each image is augmented, :mod:`~brain_dist.stream.style` how it looks,
+   and :mod:`~brain_dist.stream.transplants` which tissue it gets from another image. All together are a
+   :class:`~.batch.Job`. :mod:`~brain_dist.stream.composing` carries out transplants, on the encoded images.
 3. A loader carries out jobs in their order and makes no random decision. ``data.loader`` names it:
    :mod:`~brain_dist.stream.opencv_loader` (CPU), :mod:`~brain_dist.stream.dali_loader` (GPU) or
    :mod:`~brain_dist.stream.torch_loader` (reference). :mod:`~brain_dist.stream.pixels` defines the pixels of them all.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from brain_dist.stream.augment import Decisions
 from brain_dist.stream.plan import MicroBatch
+from brain_dist.stream.style import Style, apply_style, stretch
+from brain_dist.stream.transplants import Transplant
 
 if TYPE_CHECKING:
     import torch
@@ -16,10 +19,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """One micro-batch to load: which rows, and what to do to each image."""
+    """One micro-batch to load: which rows, and what to do to each image.
+
+    Attributes:
+        micro: the planned micro-batch.
+        decisions: the augmentation of each image.
+        transplants: place in the micro-batch → what is done to that image before.
+        style: the random look of each image, or None.
+        stretched: whether gray levels are stretched at the end (``data.stretch``).
+    """
 
     micro: MicroBatch
     decisions: Decisions
+    transplants: Mapping[int, Transplant] = field(default_factory=dict)
+    style: Style | None = None
+    stretched: bool = False
+
+    def batch(self, image: torch.Tensor, labels: np.ndarray) -> Batch:
+        """The batch of the loaded images uint8 [B, C, H, W], whose look is finished here, on their device.
+
+        ``labels`` are those of all rows of the index, integers [N]; an image with a transplant has the label of that.
+        """
+        if self.style is not None:
+            image = apply_style(self.style, image)
+        if self.stretched:
+            image = stretch(image)
+        return Batch.of(image, self.micro, labels, {place: each.label for place, each in self.transplants.items()})
 
 
 @dataclass(frozen=True)
@@ -44,22 +69,28 @@ class Batch:
     micro: MicroBatch
 
     @classmethod
-    def of(cls, image: torch.Tensor, micro: MicroBatch, labels: np.ndarray) -> Batch:
+    def of(
+        cls, image: torch.Tensor, micro: MicroBatch, labels: np.ndarray, changed: Mapping[int, int] | None = None
+    ) -> Batch:
         """Add to ``image`` what the plan says about it, on its device.
 
         Args:
             image: uint8 [B, C, H, W].
             micro: the planned micro-batch.
             labels: integers [N], labels of all rows of the index.
+            changed: place in the micro-batch → another label.
         """
         import torch
 
         def to_device(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(image.device, non_blocking=True)
 
+        label = labels[micro.rows].astype(np.int64)
+        for place, other in (changed or {}).items():
+            label[place] = other
         return cls(
             image=image,
-            label=to_device(labels[micro.rows].astype(np.int64)),
+            label=to_device(label),
             row=to_device(micro.rows),
             valid=to_device(micro.valid),
             weight=to_device(micro.weight),

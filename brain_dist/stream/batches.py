@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brain_dist.config import AugmentConfig, Config, DataConfig
+from brain_dist.config import AugmentConfig, Balance, Config, DataConfig
 from brain_dist.ranks.world import World
 from brain_dist.store.dataset import Dataset
 from brain_dist.stream.augment import Frames, decide, no_augmentation
 from brain_dist.stream.batch import Batch, Job
 from brain_dist.stream.normalize import Normalize
 from brain_dist.stream.plan import MicroBatch, TrainingPlan, evaluation_micro_batches
+from brain_dist.stream.style import draw_style
+from brain_dist.stream.transplants import Transplants, wanted
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +33,7 @@ def training_batches(
     plan = TrainingPlan(
         rows=rows,
         shard=np.unique(dataset.columns["shard"][rows], return_inverse=True)[1],
-        label=dataset.columns["label"][rows].astype(np.int64),
+        label=_balanced_classes(dataset, rows, train.balance),
         seed=seed,
         epochs=train.epochs,
         global_batch=train.global_batch,
@@ -42,6 +44,15 @@ def training_batches(
     micro_batches = plan.micro_batches(world.rank, world.size, first_step)
     jobs = training_jobs(dataset, config.data, config.augment, micro_batches, seed=seed)
     return open_loader(config.data, dataset, jobs, augmented=True, micro_batch=train.micro_batch, device=device)
+
+
+def _balanced_classes(dataset: Dataset, rows: np.ndarray, balance: Balance) -> np.ndarray:
+    """What counts equally: the class of each row, or its class and collection; int64 [N]."""
+    label = dataset.columns["label"][rows].astype(np.int64)
+    if balance != "collections":
+        return label
+    _, collection = np.unique(dataset.columns["dataset"][rows].astype(str), return_inverse=True)
+    return collection * len(dataset.classes) + label
 
 
 def evaluation_batches(
@@ -96,28 +107,36 @@ def batches(
 def training_jobs(
     dataset: Dataset, config: DataConfig, augment: AugmentConfig, plan: Iterable[MicroBatch], *, seed: int
 ) -> Iterator[Job]:
-    """Jobs with augmentation drawn from (seed, epoch, row).
+    """Jobs with augmentation and transplants drawn from (seed, epoch, row).
 
     The decisions of about ``_BLOCK`` samples are drawn at once, for as many micro-batches as that is.
+
+    Raises:
+        UserError: transplants are wanted, and the shards lack what they need.
     """
     frames = Frames.of(dataset.columns, head=config.head_crop)
+    transplants = Transplants(dataset, augment) if wanted(augment) else None
     micro_batches = iter(plan)
     for first in micro_batches:
         block = [first, *islice(micro_batches, _BLOCK // len(first.rows))]
         rows, visit = (np.concatenate([getattr(micro, name) for micro in block]) for name in ("rows", "visit"))
         epoch = np.repeat([micro.epoch for micro in block], [len(micro.rows) for micro in block])
         decisions = decide(augment, frames, rows, seed=seed, epoch=epoch, visit=visit)
+        drawn = transplants.draw(rows, seed=seed, epoch=epoch, visit=visit) if transplants else [None] * len(rows)
+        style = draw_style(augment, rows, seed=seed, epoch=epoch, visit=visit)
         stop = 0
         for micro in block:
             start, stop = stop, stop + len(micro.rows)
-            yield Job(micro, decisions.part(start, stop))
+            own = {place: each for place, each in enumerate(drawn[start:stop]) if each is not None}
+            look = None if style is None else style.part(start, stop)
+            yield Job(micro, decisions.part(start, stop), own, look, config.stretch)
 
 
 def evaluation_jobs(dataset: Dataset, config: DataConfig, plan: Iterable[MicroBatch]) -> Iterator[Job]:
     """Jobs without augmentation."""
     frames = Frames.of(dataset.columns, head=config.head_crop)
     for micro in plan:
-        yield Job(micro, no_augmentation(frames, micro.rows))
+        yield Job(micro, no_augmentation(frames, micro.rows), stretched=config.stretch)
 
 
 def open_loader(
@@ -176,4 +195,4 @@ def _synthetic_batches(
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
     for job in jobs:
-        yield Batch.of(image, job.micro, dataset.columns["label"])
+        yield job.batch(image, dataset.columns["label"])

@@ -17,10 +17,11 @@ import numpy as np
 
 from brain_dist.config import DataConfig
 from brain_dist.store.dataset import Dataset
-from brain_dist.store.reader import ShardReader, read_ahead
+from brain_dist.store.reader import read_ahead
 from brain_dist.stream.augment import Frames, pixel_boxes
 from brain_dist.stream.batch import Batch, Job
-from brain_dist.stream.pixels import Sampling, max_reduction
+from brain_dist.stream.decoding import EncodedImages
+from brain_dist.stream.pixels import max_reduction
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +60,7 @@ def batches(
             # The next run may overwrite DALI's buffer, so the images are copied
             image = torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
             image = image.clone(memory_format=torch.preserve_format)
-            yield Batch.of(image, source.pending.popleft().micro, dataset.columns["label"])
+            yield source.pending.popleft().batch(image, dataset.columns["label"])
     finally:
         source.samples.close()
 
@@ -68,28 +69,27 @@ class _JobSource:
     """DALI's external source: returns the bytes and arguments of the next job, and queues the job in ``pending``."""
 
     def __init__(self, dataset: Dataset, jobs: Iterator[Job], config: DataConfig, *, augmented: bool) -> None:
-        self.samples = read_ahead(ShardReader(dataset), ((job, job.micro.rows) for job in jobs))
+        encoded = EncodedImages(dataset, config.size, color=config.color == "rgb")
+        self.samples = read_ahead(encoded.read, jobs)
         self.size = config.size
         self.augmented = augmented
-        self.sides = np.stack([dataset.columns["width"], dataset.columns["height"]], axis=1)
         frames = Frames.of(dataset.columns, head=config.head_crop)
         self.halvings = max_reduction(frames, config.size).bit_length() - 1
         self.pending: deque[Job] = deque()
 
     def __call__(self) -> tuple[Any, ...]:
-        job, images = next(self.samples)  # StopIteration ends the pipeline, after the batches that it has begun
+        job, encoded = next(self.samples)  # StopIteration ends the pipeline, after the batches that it has begun
         self.pending.append(job)
-        rows, decisions = job.micro.rows, job.decisions
-        encoded = [np.frombuffer(image, dtype=np.uint8) for image in images]
-        sampling = Sampling.of(decisions, self.size)
+        decisions, sampling = job.decisions, encoded.sampling
+        images = [np.frombuffer(image, dtype=np.uint8) for image in encoded.images]
         reduction = sampling.reduction[:, None]
         start = sampling.region[:, :2] * reduction
-        extent = np.minimum(sampling.region[:, 2:] * reduction, self.sides[rows]) - start
+        extent = np.minimum(sampling.region[:, 2:] * reduction, encoded.sides) - start
         arguments = [start, extent, *_halve(extent, reduction, self.halvings), sampling.matrix.astype(np.float32)]
         if self.augmented:
             erase = pixel_boxes(decisions.erase, self.size).astype(np.float32)
             arguments += [decisions.gain, decisions.shift, erase[:, :2], erase[:, 2:] - erase[:, :2]]
-        return encoded, *(np.ascontiguousarray(argument) for argument in arguments)
+        return images, *(np.ascontiguousarray(argument) for argument in arguments)
 
 
 def _halve(extent: np.ndarray, reduction: np.ndarray, halvings: int) -> list[np.ndarray]:

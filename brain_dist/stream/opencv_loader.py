@@ -19,22 +19,16 @@ import numpy.typing as npt
 from brain_dist.config import DataConfig
 from brain_dist.errors import Fault
 from brain_dist.store.dataset import Dataset
-from brain_dist.store.reader import ShardReader, read_ahead
+from brain_dist.store.reader import read_ahead
 from brain_dist.stream.augment import pixel_boxes
 from brain_dist.stream.batch import Batch, Job
-from brain_dist.stream.pixels import JPEG_REDUCTION, Sampling, brightness_tables
+from brain_dist.stream.decoding import Encoded, EncodedImages, decode_reduced
+from brain_dist.stream.pixels import brightness_tables
 
 if TYPE_CHECKING:
     import torch
 
 Pixels = npt.NDArray[np.uint8]
-
-_REDUCED = {
-    1: 0,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-}
 
 
 def batches(
@@ -47,7 +41,7 @@ def batches(
     """
     cv2.setNumThreads(1)  # threads divide the images of a batch, not the rows of an image
     images = _Images(dataset, config, augmented=augmented)
-    samples = read_ahead(images.reader, ((job, job.micro.rows) for job in jobs))
+    samples = read_ahead(images.encoded.read, jobs)
     pool = ThreadPoolExecutor(config.threads, "images")
     pending: deque[_PendingBatch] = deque()
     try:
@@ -61,7 +55,7 @@ def batches(
             image = batch.finish().to(device, non_blocking=True)
             if config.color == "rgb":  # gray images get their other channels here, on the device
                 image = image.expand(-1, 3, -1, -1)
-            yield Batch.of(image, batch.job.micro, dataset.columns["label"])
+            yield batch.job.batch(image, dataset.columns["label"])
     finally:
         samples.close()
         pool.shutdown(cancel_futures=True)
@@ -85,7 +79,7 @@ class _PendingBatch:
     def start(
         cls,
         job: Job,
-        encoded: list[bytes],
+        encoded: Encoded,
         images: _Images,
         pool: ThreadPoolExecutor,
         config: DataConfig,
@@ -118,25 +112,31 @@ class _Images:
     """Loads images of a dataset; used by several threads at once."""
 
     def __init__(self, dataset: Dataset, config: DataConfig, *, augmented: bool) -> None:
-        self.reader = ShardReader(dataset)
-        self.width, self.height = dataset.columns["width"], dataset.columns["height"]
-        self.size = config.size
+        self.size, self.color = config.size, config.color == "rgb"
+        self.encoded = EncodedImages(dataset, config.size, color=self.color)
         self.augmented = augmented
-        # ANYCOLOR keeps gray images gray, and returns others in the order BGR
-        self.flags = cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_ANYCOLOR if config.color == "rgb" else 0)
 
-    def plan(self, job: Job, encoded: list[bytes], planes: Pixels) -> Callable[[list[int]], dict[int, Pixels]]:
+    def plan(self, job: Job, encoded: Encoded, planes: Pixels) -> Callable[[list[int]], dict[int, Pixels]]:
         """A function that loads the images at some places of a job: gray into ``planes``; it returns colour images."""
-        sampling, decisions = Sampling.of(job.decisions, self.size), job.decisions
-        rows, reductions, regions = job.micro.rows.tolist(), sampling.reduction.tolist(), sampling.region.tolist()
-        matrices = sampling.centred_matrix()
+        sampling, decisions = encoded.sampling, job.decisions
+        reductions, regions, matrices = sampling.reduction.tolist(), sampling.region.tolist(), sampling.centred_matrix()
         if self.augmented:
             tables, boxes = brightness_tables(decisions), pixel_boxes(decisions.erase, self.size).tolist()
+
+        def decode(place: int) -> Pixels:
+            """The region of a reduced image, uint8 [h, w] or [h, w, 3] (BGR)."""
+            image = decode_reduced(encoded.images[place], reductions[place], color=self.color)
+            width, height = -(-encoded.sides[place] // reductions[place])
+            if image is None or image.shape[:2] != (height, width):
+                where = self.encoded.reader.place(int(job.micro.rows[place]))
+                raise Fault(f"{where}: OpenCV cannot decode the image; build the shard again")
+            left, top, right, bottom = regions[place]
+            return image[top:bottom, left:right]
 
         def load(places: list[int]) -> dict[int, Pixels]:
             colours = {}
             for place in places:
-                source = self._decode(rows[place], encoded[place], reductions[place], regions[place])
+                source = decode(place)
                 target = planes[place] if source.ndim == 2 else np.empty((self.size, self.size, 3), dtype=np.uint8)
                 cv2.warpAffine(
                     source,
@@ -156,25 +156,3 @@ class _Images:
             return colours
 
         return load
-
-    def _decode(self, row: int, encoded: bytes, reduction: int, region: list[int]) -> Pixels:
-        """The region of a reduced image, uint8 [h, w] or [h, w, 3] (BGR)."""
-        jpeg = encoded.startswith(b"\xff\xd8")  # of other formats, OpenCV reduces by another rule
-        decoded = min(reduction, JPEG_REDUCTION) if jpeg else 1
-        image = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), self.flags | _REDUCED[decoded])
-        shape = -(-int(self.height[row]) // decoded), -(-int(self.width[row]) // decoded)
-        if image is None or image.shape[:2] != shape:
-            raise Fault(f"{self.reader.place(row)}: OpenCV cannot decode the image; build the shard again")
-        left, top, right, bottom = region
-        return _reduce(image, reduction // decoded)[top:bottom, left:right]  # type: ignore[arg-type]
-
-
-def _reduce(image: Pixels, factor: int) -> Pixels:
-    """Means of ``factor`` × ``factor`` pixels, the last row and column repeated if the size is not a multiple."""
-    if factor == 1:
-        return image
-    below, right = -image.shape[0] % factor, -image.shape[1] % factor
-    if below or right:
-        image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE)  # type: ignore[assignment]
-    size = image.shape[1] // factor, image.shape[0] // factor
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]

@@ -21,7 +21,7 @@ the reduced image covers r·i to r·(i+1) of the stored one, whatever the rounde
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +67,12 @@ class Sampling:
         matrix = self.matrix.copy()
         matrix[:, :, 2] += 0.5 * matrix[:, :, :2].sum(axis=2) - 0.5
         return matrix
+
+
+def of_reduced_images(sampling: Sampling, sides: Ints, reduced: npt.NDArray[np.bool_]) -> tuple[Sampling, Ints]:
+    """Sampling and sides [B, 2] where the images marked in ``reduced``, bool [B], come at 1/reduction of their size."""
+    step = np.where(reduced, sampling.reduction, np.int32(1))
+    return replace(sampling, reduction=sampling.reduction // step), -(-sides // step[:, None])
 
 
 def max_reduction(frames: Frames, size: int) -> int:

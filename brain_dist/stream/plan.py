@@ -60,13 +60,14 @@ class TrainingPlan:
     Attributes:
         rows: int64 [N], rows of the training split.
         shard: int64 [N], number of the shard that stores each row.
-        label: int64 [N], class of each row.
+        label: int64 [N], class of each row; with balance="collections" a number for its class and collection.
         seed: seed of the run.
         epochs: passes over the training split.
         global_batch: samples of one optimiser step, over all ranks and micro-steps.
         micro_batch: samples that one rank loads at once.
         window: shuffling window in shards, see :func:`epoch_order`.
-        balance: "weights" or "sampling" makes the classes count equally, see :mod:`brain_dist.stream.balance`.
+        balance: "weights", "sampling" or "collections" makes the classes count equally, see
+            :mod:`brain_dist.stream.balance`.
 
     Raises:
         UserError: ``rows`` is empty.
@@ -123,7 +124,7 @@ class TrainingPlan:
     def _epoch_visits(self, epoch: int) -> Rows:
         """All visits of an epoch in their order, int64 [N]."""
         visits, shard = self.rows, self.shard
-        if self.balance == "sampling":
+        if self.balance in ("sampling", "collections"):
             visits, index = balanced_visits(self.rows, self.label, seed=self.seed, epoch=epoch)
             shard = self.shard[index]
         return epoch_order(visits, shard, seed=self.seed, epoch=epoch, window=self.window)

@@ -15,10 +15,10 @@ from brain_dist.common.workers import exit_with_parent, start_worker_server
 from brain_dist.config import DataConfig
 from brain_dist.errors import Fault
 from brain_dist.store.dataset import Dataset
-from brain_dist.store.reader import ShardReader
 from brain_dist.stream.augment import Decisions, pixel_boxes
 from brain_dist.stream.batch import Batch, Job
-from brain_dist.stream.pixels import JPEG_REDUCTION, Sampling, brightness_tables
+from brain_dist.stream.decoding import EncodedImages
+from brain_dist.stream.pixels import JPEG_REDUCTION, brightness_tables
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ def batches(
         for image in loader:
             if isinstance(image, Fault):
                 raise image
-            yield Batch.of(image.to(device, non_blocking=True), pending.popleft().micro, dataset.columns["label"])
+            yield pending.popleft().batch(image.to(device, non_blocking=True), dataset.columns["label"])
     except (RuntimeError, OSError) as error:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None
         if not full and not str(error).startswith("DataLoader worker"):
@@ -85,7 +85,7 @@ class _Images:
     """Map a job to its images, uint8 [B, C, H, W]. Picklable, because each worker process has a copy."""
 
     def __init__(self, dataset: Dataset, config: DataConfig, *, augmented: bool) -> None:
-        self.reader = ShardReader(dataset)
+        self.encoded = EncodedImages(dataset, config.size, color=config.color == "rgb")
         self.size = config.size
         self.mode = "L" if config.color == "gray" else "RGB"
         self.augmented = augmented
@@ -93,26 +93,27 @@ class _Images:
     def __getitem__(self, job: Job) -> torch.Tensor | Fault:
         import torch
 
-        sampling = Sampling.of(job.decisions, self.size)
         try:
-            reduced = [
-                self._decode(row, reduction, region)
-                for row, reduction, region in zip(
-                    job.micro.rows.tolist(), sampling.reduction.tolist(), sampling.region.tolist(), strict=True
-                )
-            ]
+            encoded = self.encoded.read(job)
         except Fault as error:  # torch would add a traceback to its text
             return error
+        sampling = encoded.sampling
+        reduced = [
+            self._decode(image, reduction, region)
+            for image, reduction, region in zip(
+                encoded.images, sampling.reduction.tolist(), sampling.region.tolist(), strict=True
+            )
+        ]
         image = torch.stack([_sample(*pair, self.size) for pair in zip(reduced, sampling.matrix, strict=True)])
         return _augment(image, job.decisions) if self.augmented else image
 
-    def _decode(self, row: int, reduction: int, region: list[int]) -> torch.Tensor:
+    def _decode(self, encoded: bytes, reduction: int, region: list[int]) -> torch.Tensor:
         """The region of a reduced image: float32 [C, h, w]."""
         import torch
         from PIL import Image
         from torch.nn.functional import avg_pool2d, pad
 
-        with Image.open(io.BytesIO(self.reader.read(row)), formats=("JPEG", "PNG")) as file:
+        with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as file:
             width, height = file.size
             decoded = min(reduction, JPEG_REDUCTION) if file.format == "JPEG" else 1
             file.draft(self.mode, (width // decoded, height // decoded))  # decode a JPEG at 1/decoded
