@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from brain_dist.benchmarking.ablation import write_ablation
 from brain_dist.benchmarking.folder import Folder
-from brain_dist.benchmarking.grid import PUBLISHED, Source, Test, plan
+from brain_dist.benchmarking.grid import OF_METHOD, OF_MODEL, PUBLISHED, Source, Test, plan
 from brain_dist.benchmarking.matrix import PLAN, write_matrix
 from brain_dist.benchmarking.run import (
     argument_parser,
@@ -24,6 +25,7 @@ from brain_dist.benchmarking.run import (
     seeds,
 )
 from brain_dist.collection.spellings import SPLITS
+from brain_dist.common.text import nearest
 from brain_dist.comparison.crossing import NO_TUMOUR, TUMOUR, confounded, trained_classes
 from brain_dist.config import Config, load
 from brain_dist.errors import Fault, UserError
@@ -68,24 +70,36 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--sources", metavar="A,B", required=True, help="shard folders, two or more; not built as folds"
     )
+    parser.add_argument(
+        "--methods", metavar="A,B",
+        help="YAML files of methods of training the one model of --models, such as those in configs/external; they may"
+        " differ in augment.*, data.stretch, data.head_crop, train.balance and optim.ema only. The first one is what"
+        " the others are compared with",
+    )  # fmt: skip
+    parser.add_argument(
+        "--train", metavar="A,B",
+        help="train on these only: names of collections, or \"all but NAME\" (default: each, and all but each)",
+    )  # fmt: skip
     about = "Train models on each collection and test them on the others."
     arguments, settings = parser.parse_with_settings(argv, lambda: load(["--help"], PROG, about))
     if arguments.folds is not None:
         raise UserError("--folds does not fit cross, which tests on whole collections; use `benchmark run` for folds")
     if arguments.processes is not None and arguments.processes < 1:
         raise UserError(f"--processes {arguments.processes}: must be ≥ 1")
-    variants = read_variants(arguments.models, arguments.lr, settings)
+    variants = read_variants(arguments.models, arguments.lr, settings, arguments.methods)
     config = next(iter(variants.values()))
     folder = Folder(arguments.out)
     datasets = open_collections(arguments.sources, config)
-    sources, pairs = plan_pairs(datasets, config, folder)
+    chosen = None if arguments.train is None else [name for name in arguments.train.split(",") if name]
+    sources, pairs = plan_pairs(datasets, config, folder, chosen)
     if not sources:
         raise UserError("none of the collections can be trained on: each needs training images of two classes or more")
     check_networks(variants, max(len(source.classes) for source in sources))
     processes = None if arguments.slurm else arguments.processes or default_processes(variants)
     grid = plan(
-        variants, seeds(arguments.seeds), None, sources, folder.out, processes, evaluations_of(sources, pairs, datasets)
-    )
+        variants, seeds(arguments.seeds), None, sources, folder.out, processes,
+        evaluations_of(sources, pairs, datasets), OF_METHOD if arguments.methods else OF_MODEL,
+    )  # fmt: skip
     command = shlex.join(["brain-dist", "benchmark", "cross", *argv])
     try:
         code = run_grid(grid, folder, command, slurm=arguments.slurm)
@@ -100,6 +114,7 @@ def main(argv: Sequence[str]) -> int:
 def _write_results(folder: Folder, datasets: Mapping[str, Dataset], pairs: Sequence[Pair]) -> None:
     write_plan(folder, datasets, pairs)
     write_matrix(folder)
+    write_ablation(folder)
 
 
 def evaluations_of(
@@ -145,11 +160,29 @@ def open_collections(listed: str, config: Config) -> dict[str, Dataset]:
     return datasets
 
 
-def plan_pairs(datasets: Mapping[str, Dataset], config: Config, folder: Folder) -> tuple[list[Source], list[Pair]]:
-    """The training sources, and what is tested of each, or why not."""
+def plan_pairs(
+    datasets: Mapping[str, Dataset], config: Config, folder: Folder, chosen: Sequence[str] | None = None
+) -> tuple[list[Source], list[Pair]]:
+    """The training sources, and what is tested of each, or why not.
+
+    Args:
+        datasets: the collections by name.
+        config: the settings of a training.
+        folder: the benchmark's folder, where joined collections are kept.
+        chosen: names of the sources to train on; None is all.
+
+    Raises:
+        UserError: a chosen source does not exist.
+    """
+    names = [*datasets, *(f"all but {name}" for name in datasets if len(datasets) > 2)]
+    for name in chosen or ():
+        if name not in names:
+            raise UserError(f"--train {name}{nearest(name, names)}: must be one of {', '.join(names)}")
     sources: list[Source] = []
     pairs: list[Pair] = []
     for name, dataset in datasets.items():
+        if chosen is not None and name not in chosen:
+            continue
         reason = why_untrainable(dataset, config)
         shared = trained_classes(training_counts(dataset), dataset.classes)
         pairs.append(Pair(name, name, "internal", tuple(shared), reason))
@@ -164,6 +197,8 @@ def plan_pairs(datasets: Mapping[str, Dataset], config: Config, folder: Folder) 
                 pairs.append(Pair(name, other, "external", (), reason) if reason else _external(dataset, tested))
     if len(datasets) > 2:
         for name in datasets:
+            if chosen is not None and f"all but {name}" not in chosen:
+                continue
             source, pair = _without(name, datasets, config, folder)
             sources += [source] if source else []
             pairs.append(pair)
@@ -222,6 +257,12 @@ def _external(trained: Dataset, tested: Dataset) -> Pair:
 def _without(name: str, datasets: Mapping[str, Dataset], config: Config, folder: Folder) -> tuple[Source | None, Pair]:
     """Training on all collections but one, which is the test."""
     title = f"all but {name}"
+    trainable = [other for other, each in datasets.items() if other != name and any(training_counts(each).values())]
+    if len(trainable) == 1:
+        return None, Pair(
+            title, name, "left out", (),
+            f"{trainable[0]} is the only other collection with training images: see the row trained on it",
+        )  # fmt: skip
     data = replace(
         config.data,
         shards="",

@@ -18,6 +18,13 @@ from brain_dist.errors import UserError
 
 # What may differ between models, and what differs between the cells of a model
 OF_MODEL = ("model.", "optim.lr")
+OF_METHOD = (
+    "augment.",
+    "data.stretch",
+    "data.head_crop",
+    "train.balance",
+    "optim.ema",
+)  # between methods, see methods.py
 OF_CELL = ("run.seed", "run.name", "run.dir", "data.fold", "data.shards", "data.sources", "data.leave_out")
 
 
@@ -101,6 +108,8 @@ class Grid:
         sources: training shards.
         cells: the cells, in the order in which they run.
         trials: model → learning rate → its metric on validation images, if rates were chosen by trial.
+        differ: the settings in which the models may differ: :data:`OF_MODEL`, or :data:`OF_METHOD` if what the table
+            calls models are methods of training one network.
     """
 
     models: tuple[str, ...]
@@ -110,11 +119,17 @@ class Grid:
     sources: tuple[Source, ...]
     cells: tuple[Cell, ...]
     trials: Mapping[str, Mapping[float, float | None]] | None = None
+    differ: tuple[str, ...] = OF_MODEL
 
     def record(self) -> dict[str, Any]:
         """The grid as benchmark.json holds it."""
         settings = flattened(to_dict(self.cells[0].config))
+        methods: dict[str, Any] = {}
+        if self.differ == OF_METHOD:
+            methods["methods"] = {cell.model: _method(cell.config) for cell in self.cells}
+            methods["differ"] = [f"{name}*" if name.endswith(".") else name for name in self.differ]
         return {
+            **methods,
             "models": list(self.models),
             "seeds": list(self.seeds),
             "folds": None if self.folds == (None,) else len(self.folds),
@@ -131,7 +146,7 @@ class Grid:
                 }
                 for source in self.sources
             ],
-            "common": {key: value for key, value in settings.items() if not key.startswith((*OF_MODEL, *OF_CELL))},
+            "common": {key: value for key, value in settings.items() if not key.startswith((*self.differ, *OF_CELL))},
             "cells": [
                 {
                     "cell": cell.key, "model": cell.model, "seed": cell.seed, "fold": cell.fold, "source": cell.source,
@@ -150,6 +165,7 @@ def plan(
     out: Path,
     processes: int | None = 1,
     tests: Mapping[str, tuple[Test, ...]] | None = None,
+    differ: tuple[str, ...] = OF_MODEL,
 ) -> Grid:
     """All cells: seeds outermost, so that an unfinished benchmark has every model at the same number of seeds.
 
@@ -161,9 +177,10 @@ def plan(
         out: folder of the benchmark.
         processes: ranks of a training; None if SLURM decides.
         tests: name of a source → the evaluations of its cells; None is :attr:`Source.tests`.
+        differ: the settings in which the models may differ, see :attr:`Grid.differ`.
 
     Raises:
-        UserError: the settings of two models differ in more than :data:`OF_MODEL`, or a setting would give networks
+        UserError: the settings of two models differ in more than ``differ``, or a setting would give networks
             different conditions.
     """
     fold_numbers: tuple[int | None, ...] = (None,) if folds is None else tuple(range(folds))
@@ -182,8 +199,13 @@ def plan(
                     cells.append(
                         Cell(key, model, seed, fold, source.name, config, (tests or {}).get(source.name, source.tests))
                     )
-    require_unified(cells)
-    return Grid(tuple(variants), tuple(seeds), fold_numbers, processes, tuple(sources), tuple(cells))
+    require_unified(cells, differ)
+    return Grid(tuple(variants), tuple(seeds), fold_numbers, processes, tuple(sources), tuple(cells), differ=differ)
+
+
+def _method(config: Config) -> dict[str, Any]:
+    """The settings of a method that are not the default."""
+    return {key: value for key, _, value in differences(Config(), config) if key.startswith(OF_METHOD)}
 
 
 def cell_title(model: str, seed: int, fold: int | None) -> str:
@@ -204,10 +226,10 @@ def cell_key(config: Config, version: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def require_unified(cells: Sequence[Cell]) -> None:
+def require_unified(cells: Sequence[Cell], differ: tuple[str, ...] = OF_MODEL) -> None:
     """Check that all cells have the same conditions.
 
-    Models may differ in ``model.*`` and ``optim.lr``, cells of one model in their seed, fold and shards.
+    Models may differ in ``differ``, cells of one model in their seed, fold and shards.
 
     Raises:
         UserError: another setting differs, or the precision would depend on the network.
@@ -221,14 +243,17 @@ def require_unified(cells: Sequence[Cell]) -> None:
     first_of_model: dict[str, Cell] = {}
     for cell in cells:
         same = first_of_model.setdefault(cell.model, cell)
-        for reference, allowed in ((first, (*OF_MODEL, *OF_CELL)), (same, OF_CELL)):
+        for reference, allowed in ((first, (*differ, *OF_CELL)), (same, OF_CELL)):
             for key, value, other in differences(reference.config, cell.config):
                 if not key.startswith(allowed):
                     a, b = (f"{each.model} with seed {each.seed}" if reference is same else each.model
                             for each in (reference, cell))  # fmt: skip
+                    kind = "models" if differ == OF_MODEL else "methods"
+                    names = [f"{name}*" if name.endswith(".") else name for name in differ]
                     raise UserError(
-                        f"the conditions are not unified: {key} is {value} for {a} and {other} for {b}; models may"
-                        " differ in model.* and optim.lr only, so set it for all of them, in --config or as a flag"
+                        f"the conditions are not unified: {key} is {value} for {a} and {other} for {b}; {kind} may"
+                        f" differ in {', '.join(names[:-1])} and {names[-1]} only, so set it for all of them, in"
+                        " --config or as a flag"
                     )
 
 

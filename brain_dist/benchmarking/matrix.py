@@ -86,13 +86,13 @@ def _judge(pair: Mapping[str, Any], model: str, record: Mapping[str, Any], folde
     """Results of one model in one cell of the matrix, or why there are none."""
     if pair["refused"]:
         return {"refused": pair["refused"]}
-    outside = _tables(pair, model, record, folder)
+    outside = tables_of(pair, model, record, folder)
     if not outside:
         return {"refused": "no seed is finished"}
     judged = select(outside, outside[0].classes, pair["shared"])
     row = entry(judged)
     if pair["kind"] == "external":
-        internal = _tables({**pair, "kind": "internal"}, model, record, folder)
+        internal = tables_of({**pair, "kind": "internal"}, model, record, folder)
         row["drop"] = _drop(internal, outside, judged, pair)
     return row
 
@@ -117,7 +117,7 @@ def _drop(internal: list[Predictions], outside: list[Predictions], judged: Judge
     }
 
 
-def _tables(pair: Mapping[str, Any], model: str, record: Mapping[str, Any], folder: Folder) -> list[Predictions]:
+def tables_of(pair: Mapping[str, Any], model: str, record: Mapping[str, Any], folder: Folder) -> list[Predictions]:
     """The tables of a model in one cell of the matrix, one for each finished seed."""
     name = {"external": pair["test"], PUBLISHED: PUBLISHED}.get(pair["kind"], "test")
     cells = [cell for cell in record["cells"] if (cell["source"], cell["model"]) == (pair["source"], model)]

@@ -150,16 +150,20 @@ def run_grid(grid: Grid, folder: Folder, command: str, *, slurm: bool) -> int:
     return 0
 
 
-def read_variants(models: str, rates: Sequence[str], settings: Sequence[str]) -> dict[str, Config]:
-    """What the table calls each model → the settings of its trainings.
+def read_variants(
+    models: str, rates: Sequence[str], settings: Sequence[str], methods: str | None = None
+) -> dict[str, Config]:
+    """What the table calls each model, or each method, → the settings of its trainings.
 
     Args:
         models: value of ``--models``.
         rates: values of ``--lr``.
         settings: the settings of all models, as words of a command line.
+        methods: YAML files of methods, separated by commas: each is a variant of the one model.
 
     Raises:
-        UserError: a setting is invalid, two models have one name, or a rate is for no model.
+        UserError: a setting is invalid, two models or methods have one name, a rate is for no model, or there are
+            methods and several models.
     """
     words: dict[str, list[str]] = {}
     for entry in filter(None, models.split(",")):
@@ -175,7 +179,21 @@ def read_variants(models: str, rates: Sequence[str], settings: Sequence[str]) ->
         if not equals or name not in words:
             raise UserError(f"--lr {rate}{nearest(name, words)}: must be MODEL=X, with one of {', '.join(words)}")
         words[name] += ["--optim.lr", value]
+    if methods is not None:
+        words = _of_methods(methods, words)
     return {name: load([*settings, *own, "--run.resume", "auto"], PROG) for name, own in words.items()}
+
+
+def _of_methods(methods: str, words: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Name of each method → the words of the one model, and the method's file."""
+    if len(words) != 1:
+        raise UserError(f"--methods compares trainings of one model; --models names {', '.join(words)}")
+    files = [entry for entry in methods.split(",") if entry]
+    names = [Path(entry).stem for entry in files]
+    if len(set(names)) < len(names) or not names:
+        raise UserError(f"--methods {methods}: must be YAML files with different names, which are the methods' names")
+    (own,) = words.values()
+    return {name: [*own, "--config", file] for name, file in zip(names, files, strict=True)}
 
 
 def seeds(text: str) -> list[int]:

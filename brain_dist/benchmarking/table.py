@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from brain_dist.benchmarking.ablation import write_ablation
 from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.results import Benchmark, Row, read_benchmark
 from brain_dist.common.commands import ArgumentParser
@@ -24,7 +25,9 @@ def main(argv: Sequence[str]) -> int:
     """
     parser = ArgumentParser("brain-dist benchmark table", description=__doc__.partition(": ")[2])
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the benchmark")
-    write_table(Folder(parser.parse_args(list(argv)).out))
+    folder = Folder(parser.parse_args(list(argv)).out)
+    write_table(folder)
+    write_ablation(folder)
     return 0
 
 

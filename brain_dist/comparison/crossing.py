@@ -163,18 +163,61 @@ def entry(judged: Judged) -> dict[str, Any]:
 
 def _within(judged: Judged) -> dict[str, Any]:
     """``within`` of :func:`entry`, or nothing."""
-    if set(judged.classes) != {NO_TUMOUR, TUMOUR}:
+    values = _areas(judged)
+    if not len(values):
         return {}
+    drawn = mean_over_patients(values)
+    summary = _summary(drawn.mean(list(range(values.shape[1]))), drawn.estimate.tolist())
+    return {"within": {**summary, "groups": len(values)}}
+
+
+def _areas(judged: Judged) -> np.ndarray:
+    """The area under the ROC curve of each group with both classes, float64 [G, seeds]; empty if none has both."""
+    if set(judged.classes) != {NO_TUMOUR, TUMOUR}:
+        return np.empty((0, len(judged.full)))
     tumour = judged.classes.index(TUMOUR)
     areas = [
         within_patient_auc(prob[:, tumour], judged.label == tumour, judged.cluster)[0] for prob in judged.renormalised
     ]
-    if not len(areas[0]):
+    return np.stack(areas, axis=1)
+
+
+def tumour_auc(judged: Judged) -> dict[str, Any]:
+    """The area under the ROC curve of tumour against no tumour, as ``M`` of :func:`entry`; empty if that is undefined.
+
+    The score of an image is the sum of the probabilities of its tumour classes.
+    """
+    if NO_TUMOUR not in judged.classes or len(set((judged.label == judged.classes.index(NO_TUMOUR)).tolist())) < 2:
         return {}
-    values = np.stack(areas, axis=1)
-    drawn = mean_over_patients(values)
-    summary = _summary(drawn.mean(list(range(values.shape[1]))), drawn.estimate.tolist())
-    return {"within": {**summary, "groups": len(values)}}
+    without = judged.classes.index(NO_TUMOUR)
+    free = judged.full[:, :, without] / judged.full.sum(axis=2)
+    binary = Judged(
+        (NO_TUMOUR, TUMOUR), (judged.label != without).astype(np.int64), judged.cluster,
+        np.stack([free, 1 - free], axis=2), {},
+    )  # fmt: skip
+    drawn, seeds = binary.resampled("auc_macro", all_classes=True, seed=SEED, resamples=RESAMPLES // 10)
+    return _summary(drawn, seeds)
+
+
+def gain(judged: Judged, baseline: Judged, name: str = HEADLINE) -> dict[str, Any]:
+    """How much better a model is than another one on the same images, as ``M`` of :func:`entry`.
+
+    Both results are resampled with the same weights of the groups: the difference is paired. ``within`` is the gain of
+    the mean area under the ROC curve within groups; it is missing where :func:`entry` has no such value.
+
+    Raises:
+        UserError: the two have other images, or other numbers of seeds.
+    """
+    if not np.array_equal(judged.label, baseline.label) or judged.full.shape != baseline.full.shape:
+        raise UserError("a gain needs predictions of the same images with the same number of seeds")
+    (own, seeds), (other, others) = (each.resampled(name, all_classes=False, seed=SEED) for each in (judged, baseline))
+    difference = Resampled(own.estimate - other.estimate, own.values - other.values, own.jackknife - other.jackknife)
+    row = _summary(difference, [a - b for a, b in zip(seeds, others, strict=True)])
+    areas = [_areas(each) for each in (judged, baseline)]
+    if not len(areas[0]):
+        return row
+    drawn = mean_over_patients(areas[0] - areas[1])
+    return row | {"within": _summary(drawn.mean(list(range(len(judged.full)))), drawn.estimate.tolist())}
 
 
 def drop(internal: Judged, external: Judged, name: str = HEADLINE) -> dict[str, Any]:

@@ -39,9 +39,10 @@ PUBLISHED = {
     "tcga_lgg": 1373,  # slices with a tumour
     "tcga_lgg_flair": 1373,
     "tcga_lgg_slices": 3929,
+    "tcga_lgg_slices_flair": 3929,
 }
 EXAMPLES = {"folder_per_class", "csv_table", "dicom", "nifti"}
-BINARY = {"br35h", "brain_mri_253", "tcga_lgg", "tcga_lgg_flair", "tcga_lgg_slices"}
+BINARY = {"br35h", "brain_mri_253", "tcga_lgg", "tcga_lgg_flair", "tcga_lgg_slices", "tcga_lgg_slices_flair"}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

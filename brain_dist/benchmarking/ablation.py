@@ -1,0 +1,113 @@
+"""The ablation of ``benchmark cross --methods``: ablation.md, one row for each method, beside the first one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from brain_dist.benchmarking.folder import Folder
+from brain_dist.benchmarking.grid import PUBLISHED
+from brain_dist.benchmarking.matrix import KINDS, MATRIX, read_plan, shown, tables_of
+from brain_dist.benchmarking.probe import read_probe
+from brain_dist.common.files import write_atomically
+from brain_dist.comparison.crossing import HEADLINE, Judged, gain, select, tumour_auc
+from brain_dist.errors import UserError
+
+ABLATION = "ablation.md"
+
+
+def write_ablation(folder: Folder) -> None:
+    """Write ablation.md and print it, if the folder is a cross benchmark of methods.
+
+    Raises:
+        UserError: a table is damaged.
+    """
+    record = folder.record()
+    if "methods" not in record or not (folder.out / MATRIX).is_file():
+        return
+    from brain_dist.common.progress import show_activity
+
+    with show_activity("comparing methods"):
+        text = markdown(record, ablation(folder, record), read_probe(folder))
+    write_atomically(folder.out / ABLATION, text)
+    print(text)
+    print(folder.out / ABLATION)
+
+
+def ablation(folder: Folder, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of cross.json, each with ``tumour_auc`` and, but for the first method, its ``gain`` over that."""
+    planned = {(pair["source"], pair["test"], pair["kind"]): pair for pair in read_plan(folder)["pairs"]}
+    rows = json.loads((folder.out / MATRIX).read_text())["rows"]
+    baselines: dict[tuple[str, str, str], Judged] = {}
+    for row in rows:
+        place = row["source"], row["test"], row["kind"]
+        if "refused" in row or row["kind"] == PUBLISHED:
+            continue
+        tables = tables_of(planned[place], row["model"], record, folder)
+        judged = select(tables, tables[0].classes, planned[place]["shared"])
+        row["tumour_auc"] = tumour_auc(judged)
+        if row["model"] == record["models"][0]:
+            baselines[place] = judged
+        elif place in baselines:
+            row["gain"] = _gain(judged, baselines[place])
+    return list(rows)
+
+
+def _gain(judged: Judged, baseline: Judged) -> dict[str, Any]:
+    try:
+        return gain(judged, baseline)
+    except UserError as error:  # a seed is missing
+        return {"refused": str(error)}
+
+
+def markdown(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], probe: Sequence[Mapping[str, Any]]) -> str:
+    """The content of ablation.md."""
+    first = record["models"][0]
+    lines = [
+        "# Ablation: one row for each method", "",
+        f"In %: mean ± standard deviation over {len(record['seeds'])} seeds, in brackets the 95 % interval over"
+        f" patients and copies. Gain: the difference to `{first}` on the same images, paired by patient.", "",
+        f"| method | settings that differ from the default: {', '.join(record['differ'])} |", "|---|---|",
+        *(f"| {name} | {_settings(settings)} |" for name, settings in record["methods"].items()),
+    ]  # fmt: skip
+    for source, test, kind in dict.fromkeys((row["source"], row["test"], row["kind"]) for row in rows):
+        here = [row for row in rows if (row["source"], row["test"], row["kind"]) == (source, test, kind)]
+        lines += ["", f"## Trained on {source}, tested on {test}{KINDS.get(kind, '')}", ""]
+        if all("refused" in row for row in here):
+            lines.append(f"{here[0]['refused']}.")
+            continue
+        lines += _table(here)
+    if probe:
+        lines += ["", "## How well the collection can be read from the features", ""]
+        lines += ["| trained on | method | class | source named right | chance |", "|---|---|---|--:|--:|"]
+        for line in probe:
+            value = line.get("refused") or shown(dict(line))
+            chance = f"{100 * line['chance']:.1f}" if "chance" in line else "–"
+            lines.append(f"| {line['source']} | {line['model']} | {line['class']} | {value} | {chance} |")
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The methods of one test."""
+    within = any("within" in row for row in rows)
+    head = ["method", *(["AUC within patients", "gain"] if within else []), "tumour against none, AUC",
+            "balanced accuracy", "gain", "worst class", "images"]  # fmt: skip
+    lines = [f"| {' | '.join(head)} |", f"|---{'|--:' * (len(head) - 1)}|"]
+    for row in rows:
+        if "refused" in row:
+            lines.append(f"| {row['model']} | {row['refused']}{' |' * (len(head) - 1)}")
+            continue
+        change = row.get("gain", {})
+        worst = f"{row['worst_class']} {100 * row['sensitivity'][row['worst_class']]:.1f}"
+        inside = [shown(row.get("within", {})), shown(change.get("within", {}), signed=True)] if within else []
+        cells = [row["model"], *inside, shown(row.get("tumour_auc", {})), shown(row[HEADLINE]),
+                 shown(change, signed=True), worst, f"{row['images']:,}"]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    """Settings in words."""
+    words = (f"`{name}: {json.dumps(value)}`" for name, value in settings.items())
+    return ", ".join(words) or "–"
