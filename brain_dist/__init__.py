@@ -4,6 +4,7 @@ In Python::
 
     dataset = brain_dist.open_dataset("shards/built/NAME")      # manifest and index of a shard folder
     for batch in brain_dist.batches(dataset, "train"): ...      # images [B, C, H, W] and labels [B]
+    brain_dist.load("runs/NAME").predict("slice.jpg")           # any image files
     predictions = brain_dist.load_run("runs/NAME").predict()    # of the test split
     predictions = brain_dist.read_predictions("runs/NAME/predictions/test.parquet")
     metrics = predictions.evaluate()
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 # imported when first used, so that `import brain_dist` and `--help` stay fast
 _MODULES = {
     "batches": "brain_dist.stream.batches",
+    "load": "brain_dist.prediction.predictor",
     "load_run": "brain_dist.inference.run",
     "open_dataset": "brain_dist.store.dataset",
     "read_predictions": "brain_dist.judging.predictions",

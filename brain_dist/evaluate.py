@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from brain_dist.common.commands import ArgumentParser
-from brain_dist.errors import UserError, leave
+from brain_dist.common.commands import ArgumentParser, checkpoint_step
+from brain_dist.errors import leave
 from brain_dist.inference.evaluate import evaluate
 from brain_dist.ranks.world import command_line
 
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser("brain-dist evaluate", description=__doc__.split("\n\n")[0])
     parser.add_argument("run", type=Path, help="the run's folder, such as runs/NAME")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="which split (default: test)")
-    parser.add_argument("--step", type=_step, help="step of the checkpoint, or best (default: the newest)")
+    parser.add_argument("--step", type=checkpoint_step, help="step of the checkpoint, or best (default: the newest)")
     parser.add_argument(
         "--shards",
         help="other shards than the run's own, with --name, for external validation; or where its own are now",
@@ -54,12 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     evaluate(**vars(parser.parse_args(command_line(argv))))
     return 0
-
-
-def _step(text: str) -> int | str:
-    if text != "best" and not text.isdecimal():
-        raise UserError(f"--step {text}: must be a number of optimiser steps, or best")
-    return text if text == "best" else int(text)
 
 
 if __name__ == "__main__":

@@ -36,8 +36,9 @@ GRACE = 10.0  # seconds from the first failure to SIGTERM for the other processe
 SAVE_TIME = 120.0  # seconds that processes get to save after the connection to launch/hosts.py closed
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-# Exit codes: success, user error, stopped after a clean save, or asked to stop when there was nothing to save
-NOT_RESTARTED = (0, 2, 75, *(128 + number for number in FORWARDED))
+# Exit codes: success, user error, some files unreadable, stopped after a clean save, or asked to stop before there was
+# anything to save
+NOT_RESTARTED = (0, 2, 3, 75, *(128 + number for number in FORWARDED))
 
 Processes = list[subprocess.Popen[Any]]
 

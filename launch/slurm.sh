@@ -92,7 +92,7 @@ finish() {
     stop_requested=1
   fi
   case $code in
-    0 | 2) exit "$code" ;; # success, or a user error that another attempt would repeat
+    0 | 2 | 3) exit "$code" ;; # success, or a user error or unreadable files, which another attempt would repeat
     75) reason="stopped after a clean save" ;;
     *)
       if ((stop_requested)); then

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fork_server import ForkServer
-from helpers import ROOT, fork_server, in_process
+from helpers import ROOT, TINY, fork_server, in_process, verb
 
 from brain_dist.common.locks import locked
 
@@ -82,6 +82,20 @@ def small_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from soak import build_phantom_shards
 
     return build_once(tmp_path_factory, "small", build_phantom_shards) / "shards"
+
+
+@pytest.fixture(scope="session")
+def trained_run(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A calibrated run on phantoms, whose images are cropped to the head."""
+
+    def build(folder: Path) -> None:
+        batch = ["--train.global_batch", "24", "--train.micro_batch", "24", "--train.epochs", "1", "--optim.lr", "3e-3"]
+        output = ["--data.shards", str(phantom_shards), "--run.dir", str(folder), "--run.name", "run"]
+        verb("train", *TINY, *batch, *output, "--data.head_crop", "true", "--train.precision", "fp32")
+        verb("evaluate", str(folder / "run"), "--split", "val")
+        in_process("calibrate", str(folder / "run"), "--alpha", "0.3")
+
+    return build_once(tmp_path_factory, "predicting", build) / "run"
 
 
 @pytest.fixture(scope="session")

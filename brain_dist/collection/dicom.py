@@ -56,6 +56,12 @@ def read_contents(file: BinaryIO, part: RecipePart) -> Contents:
     return Contents(slices, volume=frames > 1, **{key: str(value) for key, value in texts.items() if value})
 
 
+def read_modality(file: BinaryIO) -> str | None:
+    """The file's ``Modality``, such as MR or CT; None if it states none."""
+    value = _value(_read(file, stop_before_pixels=True, specific_tags=["Modality", "Rows", "Columns"]), "Modality")
+    return None if value is None else str(value)
+
+
 def read_pixels(file: BinaryIO, part: RecipePart) -> SlicePixels:
     """The gray pixels of any frame, after rescale, window and MONOCHROME1's inversion."""
     from pydicom.pixels import apply_rescale, pixel_array

@@ -75,7 +75,9 @@ def _open_volume(file: BinaryIO, slices: SliceRange) -> tuple[Any, Any]:
     if len(shape) < 3 or any(length != 1 for length in shape[4:]):
         raise BadImage(f"contains {' x '.join(map(str, shape))} values; expected one volume of three dimensions")
     if volumes > 1 and slices.volume is None:
-        raise BadImage(f"contains {volumes} volumes; choose one with `slices: {{volume: 0}}` in the recipe")
+        raise BadImage(
+            f"contains {volumes} volumes; choose one with `slices: {{volume: 0}}` in a recipe, or save it alone"
+        )
     if (slices.volume or 0) >= volumes:
         raise BadImage(f"contains {volumes} volumes, but the recipe chooses volume {slices.volume}, counted from 0")
     if math.prod(shape[:3]) > MAX_VOXELS:

@@ -77,6 +77,24 @@ class MeasuredImage:
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
+class StoredImage(NamedTuple):
+    """An image as a shard stores it.
+
+    Attributes:
+        pixels: uint8 [H, W], its gray pixels as a reader decodes them (a JPEG with its loss).
+        mode: Pillow's mode of the source file, or the type of its values.
+        ext: ``jpg`` or ``png``, the format of the stored bytes.
+        encoded: the stored bytes.
+        own: whether these are the file's own bytes.
+    """
+
+    pixels: np.ndarray
+    mode: str
+    ext: str
+    encoded: bytes
+    own: bool
+
+
 class Smaller(NamedTuple):
     """How large images are made smaller.
 
@@ -127,7 +145,7 @@ def examine(
         BadImage: ``data`` is not exactly one complete image of a usable size, or has no such channel.
     """
     if channel is None:
-        return _measure(*_decode(data, window), smaller)
+        return _measure(store_image(data, smaller, window))
     image, upright, mode = decode_image(data)
     names = image.getbands()
     if channel >= len(names) or mode in _WIDE_MODES or mode == "P":
@@ -135,37 +153,60 @@ def examine(
     bands = [np.asarray(band) for band in upright.split()]
     chosen = bands[channel]
     same = [n for n, band in enumerate(bands) if n != channel and np.ptp(band) and np.array_equal(band, chosen)]
-    measured = _measure(chosen, mode, "png", None, smaller)
+    measured = _measure(store_values(chosen, mode, smaller))
     return replace(measured, attributes={"same_channels": same} if same else {})
 
 
 def examine_values(pixels: np.ndarray, mode: str, smaller: Smaller | None = None) -> MeasuredImage:
     """Measure a slice uint8 [H, W] that has no encoding, to be stored as gray PNG; ``mode`` is its source's type."""
-    return _measure(pixels, mode, "png", None, smaller)
+    return _measure(store_values(pixels, mode, smaller))
 
 
-def _measure(pixels: np.ndarray, mode: str, ext: str, encoded: bytes | None, smaller: Smaller | None) -> MeasuredImage:
-    """Encode gray pixels uint8 [H, W] unless their encoding can be kept, and measure what is stored."""
-    payload = None
+def store_image(data: bytes, smaller: Smaller | None = None, window: Window = DEFAULT_WINDOW) -> StoredImage:
+    """An encoded image as a shard stores it.
+
+    Args:
+        data: bytes of the file.
+        smaller: how a large image is made smaller; None keeps the size.
+        window: maps 16-bit and float values to gray.
+
+    Raises:
+        BadImage: ``data`` is not exactly one complete image of a usable size.
+    """
+    return _store(*_decode(data, window), smaller)
+
+
+def store_values(pixels: np.ndarray, mode: str, smaller: Smaller | None = None) -> StoredImage:
+    """A slice uint8 [H, W] that has no encoding, as a shard stores it: as gray PNG."""
+    return _store(pixels, mode, "png", None, smaller)
+
+
+def _store(pixels: np.ndarray, mode: str, ext: str, encoded: bytes | None, smaller: Smaller | None) -> StoredImage:
+    """Encode gray pixels uint8 [H, W] unless their encoding can be kept."""
     if smaller is not None and max(pixels.shape) > smaller.max_side:
         gray = Image.fromarray(pixels)
         gray.thumbnail((smaller.max_side, smaller.max_side), Image.Resampling.LANCZOS, reducing_gap=None)
         pixels, payload = _encode(gray, ext, smaller.jpeg_quality)
-    elif encoded is None:
-        ext = "png"
-        pixels, payload = _encode(Image.fromarray(pixels), ext)
-    stored = payload if encoded is None or payload is not None else encoded
-    assert stored is not None
+        return StoredImage(pixels, mode, ext, payload, own=False)
+    if encoded is None:
+        pixels, payload = _encode(Image.fromarray(pixels), "png")
+        return StoredImage(pixels, mode, "png", payload, own=False)
+    return StoredImage(pixels, mode, ext, encoded, own=True)
+
+
+def _measure(stored: StoredImage) -> MeasuredImage:
+    """What is measured on a stored image."""
+    pixels = stored.pixels
     head, thumbs = head_and_thumbnails(pixels)
     height, width = pixels.shape
     return MeasuredImage(
-        ext=ext,
-        payload=payload,
-        size=len(stored),
-        crc32=zlib.crc32(stored),
+        ext=stored.ext,
+        payload=None if stored.own else stored.encoded,
+        size=len(stored.encoded),
+        crc32=zlib.crc32(stored.encoded),
         width=width,
         height=height,
-        mode=mode,
+        mode=stored.mode,
         pixel_hash=pixel_hash(pixels),
         phash=perceptual_hash(thumbs[0]),
         head=head,

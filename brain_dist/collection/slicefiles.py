@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -17,8 +18,11 @@ from brain_dist.collection.pixels import (
     Contents,
     MeasuredImage,
     Smaller,
+    StoredImage,
     examine,
     examine_values,
+    store_image,
+    store_values,
 )
 from brain_dist.collection.recipes import RecipePart
 
@@ -60,11 +64,59 @@ def examine_file(
         return
     for frame in frames:
         try:
-            with _errors_as_bad_image():
+            with errors_as_bad_image():
                 gray, dtype = pixels(frame)
             yield examine_values(gray, dtype, smaller)
         except BadImage as error:
             yield str(error)
+
+
+def stored_slices(
+    data: bytes,
+    part: RecipePart,
+    choose: Callable[[list[int | None]], list[int | None]],
+    smaller: Smaller | None = None,
+) -> list[tuple[int | None, StoredImage | str]]:
+    """The slices of a file as a build would store them.
+
+    Args:
+        data: bytes of the file.
+        part: its format and how its values become gray.
+        choose: of the numbers of all slices, those that are wanted.
+        smaller: see :func:`brain_dist.collection.pixels.examine`.
+
+    Returns:
+        For each slice its number (None if the file has only one) and its image, or the reason why it cannot be used.
+
+    Raises:
+        BadImage: the file as a whole cannot be used.
+    """
+    with errors_as_bad_image():
+        if part.format == "images":
+            return [(None, store_image(data, smaller, part.window))]
+        reader = _READERS[part.format]
+        frames = [frame for frame, _ in reader.read_contents(file_of(data), part).slices]
+        pixels = reader.read_pixels(file_of(data), part)
+    slices: list[tuple[int | None, StoredImage | str]] = []
+    for frame in choose(frames):
+        try:
+            with errors_as_bad_image():
+                gray, dtype = pixels(frame)
+            slices.append((frame, store_values(gray, dtype, smaller)))
+        except BadImage as error:
+            slices.append((frame, str(error)))
+    return slices
+
+
+class _NamedBytes(io.BytesIO):
+    """Bytes as a file with a name, which pydicom asks for."""
+
+    name = "bytes"
+
+
+def file_of(data: bytes) -> BinaryIO:
+    """Bytes as an open file, from which readers may also peek."""
+    return io.BufferedReader(_NamedBytes(data))
 
 
 def read_own_mask(path: Path, part: RecipePart) -> np.ndarray | None:
@@ -82,7 +134,7 @@ def read_own_mask(path: Path, part: RecipePart) -> np.ndarray | None:
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """The open file; whatever is wrong with it or the disk is raised as :class:`BadImage`."""
-    with _errors_as_bad_image():
+    with errors_as_bad_image():
         if not path.is_file():
             raise BadImage("is not a file, or is a broken link")
         with path.open("rb") as file:
@@ -92,7 +144,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _errors_as_bad_image() -> Iterator[None]:
+def errors_as_bad_image() -> Iterator[None]:
     """Turn what a library raises on damaged bytes, which may be any exception, into :class:`BadImage`."""
     try:
         with warnings.catch_warnings():

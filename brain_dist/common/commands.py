@@ -88,6 +88,17 @@ class ArgumentParser(argparse.ArgumentParser):
         return options, settings
 
 
+def checkpoint_step(text: str) -> int | str:
+    """The value of `--step`: a number of optimiser steps, or "best".
+
+    Raises:
+        UserError: anything else.
+    """
+    if text != "best" and not text.isdecimal():
+        raise UserError(f"--step {text}: must be a number of optimiser steps, or best")
+    return text if text == "best" else int(text)
+
+
 def new_parser(advice: str, **settings: Any) -> Any:
     """A ``jsonargparse.ArgumentParser`` whose errors are a :class:`UserError` of one line; without abbreviations.
 

@@ -160,7 +160,7 @@ def load_run(
 
     path, world = Path(path), world or discover({})
     settings = config.read(path / "config.yaml")
-    environment = _read_environment(path)
+    environment = read_environment(path)
     classes = tuple(environment["classes"])
     version = environment["dataset_version"]
     if shards:
@@ -177,7 +177,7 @@ def load_run(
     groups = class_groups(classes, dataset)
     model = create_network(settings.model, len(classes), seed=0, load_weights=False)
     steps: list[int] = []
-    run_on_main(world, lambda: steps.append(_load_checkpoint(model, path, settings, step, weights)))
+    run_on_main(world, lambda: steps.append(load_checkpoint(model, path, settings, step, weights)))
     loaded_step = gather_objects(steps, world)[0][0]
     if world.size > 1:
         for tensor in model.state_dict().values():
@@ -205,8 +205,12 @@ def _choose_step(path: Path, settings: Config, step: int | str | None) -> int:
     return steps[-1] if step is None else int(step)
 
 
-def _read_environment(path: Path) -> dict[str, Any]:
-    """What training recorded in environment.json."""
+def read_environment(path: Path) -> dict[str, Any]:
+    """What training recorded in environment.json, in the run's folder.
+
+    Raises:
+        UserError: there is no such file.
+    """
     file = path / "environment.json"
     if not file.is_file():
         raise UserError(f"{file} does not exist; is {path} the folder of a run?")
@@ -230,7 +234,7 @@ def open_own_data(path: Path, cache_dir: str | None) -> tuple[DataConfig, Datase
     from brain_dist.store.access import open_data
 
     data = dataclasses.replace(config.read(path / "config.yaml").data, cache_dir=cache_dir)
-    environment = _read_environment(path)
+    environment = read_environment(path)
     places = [data]  # its paths may be relative to the folder of the training
     if "shards" in environment:
         places.append(dataclasses.replace(data, shards=environment["shards"], sources=(), leave_out=None))
@@ -264,8 +268,20 @@ def _open_other(settings: Config, version: str, shards: str, cache_dir: str | No
     return dataclasses.replace(settings, data=data), dataset
 
 
-def _load_checkpoint(model: torch.nn.Module, path: Path, settings: Config, step: int | str | None, weights: str) -> int:
-    """Load verified weights of the checkpoint that ``step`` names into ``model``; returns its number of steps."""
+def load_checkpoint(model: torch.nn.Module, path: Path, settings: Config, step: int | str | None, weights: str) -> int:
+    """Load verified weights into ``model``, and return the number of steps of their checkpoint.
+
+    Args:
+        model: the network to fill.
+        path: the run's folder.
+        settings: its configuration.
+        step: see :func:`load_run`.
+        weights: see :func:`load_run`.
+
+    Raises:
+        UserError: there is no such checkpoint.
+        Fault: it is damaged.
+    """
     from brain_dist.checkpoints.layout import checkpoint_folder, intact_weights
     from brain_dist.networks.weights import read_weights
 

@@ -13,6 +13,7 @@ from brain_dist.calibration.tables import read_fit_table, read_judged_tables, sh
 from brain_dist.calibration.words import coverage_sentence, error_sentence, refusals, temperature_sentence
 from brain_dist.common.files import check_writable, write_together
 from brain_dist.errors import Fault, UserError
+from brain_dist.inference.network import write_contract
 from brain_dist.judging.predictions import Predictions
 from brain_dist.reporting.calibration import render_calibration
 from brain_dist.store.dataset import Dataset, open_dataset
@@ -52,6 +53,8 @@ def calibrate(run: Path, *, fit: str, judge: list[str] | None, alpha: float, by:
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         write_together({run / FILE: calibration_json(calibration, judged), page: html})
+        if (run / "config.yaml").is_file():  # not for adopted predictions
+            write_contract(run)
     except OSError as error:
         raise Fault(f"{run} cannot be written ({error.strerror}); free some space") from None
     _print(fit, calibration, judged, left_out)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from brain_dist.config import DataConfig
 from brain_dist.errors import Fault
@@ -23,12 +22,11 @@ from brain_dist.store.reader import read_ahead
 from brain_dist.stream.augment import pixel_boxes
 from brain_dist.stream.batch import Batch, Job
 from brain_dist.stream.decoding import Encoded, EncodedImages, decode_reduced
+from brain_dist.stream.image import Pixels, sample
 from brain_dist.stream.pixels import brightness_tables
 
 if TYPE_CHECKING:
     import torch
-
-Pixels = npt.NDArray[np.uint8]
 
 
 def batches(
@@ -138,15 +136,7 @@ class _Images:
             for place in places:
                 source = decode(place)
                 target = planes[place] if source.ndim == 2 else np.empty((self.size, self.size, 3), dtype=np.uint8)
-                cv2.warpAffine(
-                    source,
-                    matrices[place],
-                    (self.size, self.size),
-                    dst=target,
-                    flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                    borderMode=cv2.BORDER_CONSTANT,
-                    borderValue=0,
-                )
+                sample(source, matrices[place], target)
                 if self.augmented:
                     cv2.LUT(target, tables[place], dst=target)
                     left, top, right, bottom = boxes[place]

@@ -1,4 +1,4 @@
-"""The run's folder: its lock, config.yaml, environment.json, and the summary that is printed at the start."""
+"""The run's folder: its lock, config.yaml, environment.json, preprocess.json, and the summary printed at the start."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from brain_dist.errors import UserError
 from brain_dist.ranks.group import run_on_main
 from brain_dist.ranks.threads import Threads
 from brain_dist.ranks.world import World
+from brain_dist.stream.contract import FILE, Contract
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +71,7 @@ def write_run_files(
     config: Config, dataset: Dataset, world: World, device: torch.device, parameters: int, command: Sequence[str],
     choices: Choices,
 ) -> None:  # fmt: skip
-    """Write config.yaml and environment.json.
+    """Write config.yaml, environment.json and preprocess.json.
 
     Args:
         config: the resolved configuration.
@@ -104,6 +105,8 @@ def write_run_files(
     path.mkdir(parents=True, exist_ok=True)
     write_atomically(path / "config.yaml", dump(config))
     write_atomically(path / "environment.json", json.dumps(environment, indent=1) + "\n")
+    contract = Contract.of(config, dataset.classes, dataset.version, dataset)
+    write_atomically(path / FILE, contract.to_json())
 
 
 def describe_run(

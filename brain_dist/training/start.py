@@ -17,6 +17,7 @@ from brain_dist.checkpoints.layout import weights_file
 from brain_dist.common.progress import show_activity
 from brain_dist.config import Config, ModelConfig
 from brain_dist.errors import EXIT_PREEMPTED, Fault, UserError
+from brain_dist.inference.network import write_contract
 from brain_dist.networks.create import create_network
 from brain_dist.ranks.device import choose_device, enable_determinism
 from brain_dist.ranks.group import clear_faults, gather_objects, process_group, run_on_main
@@ -69,6 +70,8 @@ def run_training(config: Config, stop_request: StopRequest, command: Sequence[st
             trainer = _prepare(config, dataset, world, device, watch, stop_request, command)
             starting.close()
             code = trainer.run() if trainer else 0
+            if code == 0:
+                run_on_main(world, lambda: write_contract(config.run.path))
             if code == EXIT_PREEMPTED:
                 # leave together: srun ends all ranks when the first one leaves, but the main rank may still log to W&B
                 watch.report_progress("leaving")

@@ -126,7 +126,14 @@ def chain(jobs: Jobs, phantom_shards: Path) -> dict[str, str]:
         options=(f"--dependency=afterok:{train}",),
     )
     assert jobs.cluster.state(evaluate) == "PENDING"
-    return {"build": build, "chain": train, "evaluate": evaluate}
+    table = jobs.folder / "chain.csv"
+    predict = jobs.submit(
+        "predict",
+        "slurm/predict.sh",
+        *(str(jobs.folder / "chain"), str(images), "--out", str(table), "--resume", "--batch", "8", "--device", "cpu"),
+        options=(f"--dependency=afterok:{train}", "--nodes=2", "--gpus-per-node=2"),
+    )
+    return {"build": build, "chain": train, "evaluate": evaluate, "predict": predict}
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +206,9 @@ def test_chain_of_build_training_on_four_nodes_and_evaluation(jobs: Jobs, chain:
     assert json.loads((run / "environment.json").read_text())["world_size"] == 4
     metrics = json.loads((run / "predictions" / "test.json").read_text())
     assert metrics["n"] == 30
+    lines = (jobs.folder / "chain.csv").read_text().splitlines()
+    images = sorted(str(path) for path in (jobs.shards.parent / "images").rglob("*.png"))
+    assert [line.split(",")[0] for line in lines[1:]] == images
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ from helpers import command
 VERBS = {
     "train": "--data.shards",
     "evaluate": "--split",
+    "predict": "--slices",
+    "outliers": "--method",
     "report": "--name",
     "shortcut": "--json",
     "profile": "--steps",

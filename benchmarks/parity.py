@@ -1,0 +1,96 @@
+"""What prediction sees and says beside evaluation: ``python -m benchmarks.parity RUN [--source DIR]``.
+
+Evaluation reads the test split from the shards with each loader. Prediction reads the encoded images, or with
+``--source`` the publisher's own files, through the preprocessing contract. The table has the differences of pixels
+(8-bit gray levels) and of probabilities, and the number of images with another label. The exit code is 1 if the pixels
+differ from those of the loader for CPUs, or a label changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brain_dist.errors import UserError, run
+from brain_dist.inference.run import LoadedRun, load_run
+from brain_dist.prediction.answers import softmax
+from brain_dist.prediction.model import TorchModel, stack_pixels
+from brain_dist.prediction.predictor import load
+from brain_dist.prediction.reading import read_slices
+from brain_dist.ranks.world import discover
+from brain_dist.store.reader import ShardReader
+
+LOADERS = ("opencv", "torch", "dali")
+BATCH = 32
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__.split("\n\n")[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--source", type=Path, help="the folder that the shards were built from")
+    parser.add_argument("--shards", help="where the run's shards are now")
+    options = parser.parse_args(arguments)
+    evaluated = {name: load_run(options.run, loader=name, shards=options.shards) for name in LOADERS}
+    first = evaluated["opencv"]
+    rows = first.rows("test")
+    predicted = predicted_pixels(options.run, first, rows, options.source)
+    model = load(options.run).model
+    assert isinstance(model, TorchModel)
+    answers = outputs(model, predicted)
+    origin = "stored images" if options.source is None else f"files in {options.source}"
+    print(f"{options.run}, step {first.step}: {len(rows):,} test images, prediction from {origin}\n")
+    print("| loader | max Δ pixel | mean Δ pixel | max Δ probability | other labels |\n|---|--:|--:|--:|--:|")
+    failed = False
+    for name, loaded in evaluated.items():
+        images = evaluation_images(loaded, rows)
+        difference = np.abs(images.astype(np.int16) - predicted)
+        other = outputs(model, images)
+        labels = int((other.argmax(axis=1) != answers.argmax(axis=1)).sum())
+        change = float(np.abs(other - answers).max())
+        print(f"| {name} | {difference.max()} | {difference.mean():.4f} | {change:.1e} | {labels} |")
+        failed |= labels > 0 or (name == "opencv" and bool(difference.any()))
+    return int(failed)
+
+
+def evaluation_images(loaded: LoadedRun, rows: np.ndarray) -> np.ndarray:
+    """The images of the rows as a loader makes them, uint8 [N, C, S, S]."""
+    batches = loaded.batches(rows, micro_batch=BATCH, world=discover({}))
+    return np.concatenate([batch.image[batch.valid].cpu().numpy() for batch in batches])
+
+
+def predicted_pixels(path: Path, loaded: LoadedRun, rows: np.ndarray, source: Path | None) -> np.ndarray:
+    """The same images as prediction makes them from encoded images or files."""
+    contract = load(path).contract
+    images = []
+    for name, data in encoded(loaded, rows, source):
+        (piece,) = read_slices(data, name, contract, list)
+        if piece.pixels is None:
+            raise UserError(f"{name}: {piece.error}")
+        images.append(piece.pixels)
+    return stack_pixels(images, contract)
+
+
+def encoded(loaded: LoadedRun, rows: np.ndarray, source: Path | None) -> Iterator[tuple[str, bytes]]:
+    """The name and the bytes of each image, from the shards or from the publisher's files."""
+    reader = ShardReader(loaded.dataset)
+    for row in rows.tolist():
+        name = str(loaded.dataset.columns["source"][row])
+        if source is None:
+            yield name.replace("/", "_") + ".stored", reader.read(row)
+        else:
+            yield name, (source / name).read_bytes()
+
+
+def outputs(model: Any, images: np.ndarray) -> np.ndarray:
+    """Probabilities float64 [N, K]."""
+    logits = [model.outputs(images[start : start + BATCH]).logits for start in range(0, len(images), BATCH)]
+    return np.stack([softmax(logit) for logit in np.concatenate(logits)])
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

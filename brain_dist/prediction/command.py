@@ -1,0 +1,293 @@
+"""Predict files on any number of ranks, each file exactly once, into one table.
+
+The list of files is divided into parts that do not depend on the number of ranks, and images are batched within a part,
+so the table has the same bytes on any number of ranks. A rank writes each of its parts when it is done, into a folder
+beside the table; `--resume` skips these. At the end the main rank joins them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from brain_dist.common.files import check_writable, sha256_bytes, write_atomically
+from brain_dist.common.progress import Progress, no_progress, show_progress
+from brain_dist.common.text import print_list
+from brain_dist.errors import EXIT_USER, Fault, UserError
+from brain_dist.prediction import table
+from brain_dist.prediction.answers import Prediction
+from brain_dist.prediction.maps import write_map
+from brain_dist.prediction.predictor import Predictor, file_load, load
+from brain_dist.prediction.reading import Choose, parse_slices
+from brain_dist.prediction.sources import Source, find_sources
+from brain_dist.ranks.world import World
+
+EXIT_PARTLY = 3  # some files could not be predicted
+MAX_PARTS = 1000
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What all ranks predict together."""
+
+    predictor: Predictor
+    sources: list[Source]
+    choose: Choose
+    batch: int
+    explain: Path | None
+
+    @property
+    def per_part(self) -> int:
+        """Files in a part: a multiple of the batch that gives at most ``MAX_PARTS``."""
+        return self.batch * max(1, math.ceil(len(self.sources) / (self.batch * MAX_PARTS)))
+
+    @property
+    def parts(self) -> list[range]:
+        """The positions of the files of each part."""
+        count, step = len(self.sources), self.per_part
+        return [range(start, min(start + step, count)) for start in range(0, count, step)]
+
+    def predictions(self, part: Iterable[int]) -> Iterable[Prediction]:
+        """The predictions of the files at these positions, whose maps are written as well."""
+        contract = self.predictor.contract
+        files = ((self.sources[n].name, file_load(self.sources[n], contract, self.choose)) for n in part)
+        for prediction in self.predictor.stream(files, batch=self.batch):
+            if self.explain is not None and prediction.image is not None:
+                write_map(self.explain, prediction, self.predictor.model)
+            yield prediction
+
+
+def predict(
+    model: Path,
+    paths: Sequence[str],
+    *,
+    out: Path | None = None,
+    step: int | str | None = None,
+    micro_batch: int = 32,
+    device: str = "auto",
+    slices: str = "all",
+    explain: Path | None = None,
+    fail_fast: bool = False,
+    resume: bool = False,
+    timeout: float = 600.0,
+) -> int:
+    """Predict files, and write or print the predictions. Every rank must call.
+
+    Args:
+        model: the folder of a run.
+        paths: files, folders, patterns, archives, or ``-`` for a list on standard input.
+        out: the table to write, .csv, .json or .parquet; None prints one line per prediction.
+        step: see :func:`brain_dist.prediction.predictor.load`.
+        micro_batch: images per forward pass.
+        device: auto, cpu or cuda.
+        slices: which slices of a file with several: all, middle, or FIRST:END.
+        explain: folder for a map of each prediction, of what the network looked at.
+        fail_fast: stop at the first file that cannot be predicted.
+        resume: keep what an interrupted call with the same arguments has finished.
+        timeout: seconds without progress after which the ranks end and report the one that is stuck.
+
+    Returns:
+        Exit code: 0; 3 if some files could not be predicted; 2 if none could.
+
+    Raises:
+        UserError: an option does not fit, there are no files, or the model or the table cannot be used.
+        Fault: a rank was lost, or the disk is full.
+    """
+    from brain_dist.ranks.device import choose_device
+    from brain_dist.ranks.group import clear_faults, gather_objects, process_group, run_on_main
+    from brain_dist.ranks.watch import watch_ranks
+    from brain_dist.ranks.world import discover
+
+    choose = parse_slices(slices)
+    if micro_batch < 1:
+        raise UserError(f"--batch {micro_batch}: must be ≥ 1")
+    world = discover()
+    _check_options(out, paths, resume, world)
+    target = choose_device(world, device)
+    with (
+        clear_faults(f"lower --batch {micro_batch}"),
+        watch_ranks(world, timeout) as watch,
+        process_group(world, target, timeout, watch),
+    ):
+        watch.report_progress("listing the files", math.inf)
+        listed: list[Source] = []
+
+        def prepare() -> None:
+            for place in (out, explain):
+                if place is not None:
+                    check_writable(place.parent, "choose another place")
+            listed.extend(find_sources(_words(paths)))
+            if not listed:
+                raise UserError("standard input lists no files")
+
+        run_on_main(world, prepare)
+        entries = gather_objects([[each.path, each.member, each.problem] for each in listed], world)[0]
+        watch.report_progress("opening the model", math.inf)
+        predictor = load(model, step=step, device=str(target))
+        weights = predictor.contract.weights
+        if len(set(gather_objects(weights and weights.sha256, world))) > 1:
+            raise Fault(f"{model} saved another checkpoint while its ranks opened it; choose one with --step")
+        task = _Task(predictor, [Source(*entry) for entry in entries], choose, micro_batch, explain)
+        if out is None:
+            return _print(task, fail_fast)
+        request = _request(task, model, slices)
+        folder = out.with_name(f"{out.name}.parts")
+        run_on_main(world, lambda: _begin(folder, request, resume))
+        with show_progress() if world.is_main else nullcontext(no_progress) as progress:
+            failed = _predict_parts(task, folder, world, fail_fast, progress, watch)
+        stopped = [line for line in gather_objects(failed, world) if line]
+        if stopped:
+            if world.is_main:
+                print(f"brain-dist: stopped at {stopped[0]}", file=sys.stderr)
+            return EXIT_PARTLY
+        codes: list[int] = []
+        watch.report_progress("writing the table", math.inf)
+        run_on_main(world, lambda: codes.append(_finish(task, folder, out, request)))
+        return int(gather_objects(codes, world)[0][0])
+
+
+def _check_options(out: Path | None, paths: Sequence[str], resume: bool, world: World) -> None:
+    if out is not None:
+        table.check_format(out)
+    elif world.size > 1 or resume:
+        raise UserError(
+            f"{'--resume' if resume else 'a prediction on several ranks'} needs a table; add --out FILE.csv"
+        )
+    if "-" in paths and world.size > 1:
+        raise UserError("a list on standard input is for one process; several ranks need the paths as arguments")
+
+
+def _words(paths: Sequence[str]) -> Iterable[str]:
+    """The paths, with those that standard input lists in the place of ``-``."""
+    for path in paths:
+        if path == "-":
+            yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+        else:
+            yield path
+
+
+def _request(task: _Task, model: Path, slices: str) -> dict[str, Any]:
+    """What decides the table: an interrupted prediction can only be resumed with the same."""
+    contract = task.predictor.contract
+    weights = contract.weights
+    names = json.dumps([[each.path, each.member] for each in task.sources])
+    return {
+        "schema": table.SCHEMA,
+        "model": str(model),
+        "step": None if weights is None else weights.step,
+        "weights": None if weights is None else weights.sha256,
+        "contract": sha256_bytes(contract.to_json().encode()),
+        "slices": slices,
+        "batch": task.batch,
+        "files": len(task.sources),
+        "list": sha256_bytes(names.encode()),
+    }
+
+
+def _begin(folder: Path, request: dict[str, Any], resume: bool) -> None:
+    """Create the folder of the parts, or check that the one of an interrupted prediction fits."""
+    file = folder / "request.json"
+    if resume and file.is_file():
+        try:
+            earlier = json.loads(file.read_text())
+        except ValueError:
+            earlier = {}
+        different = sorted(name for name in request if earlier.get(name) != request[name])
+        if different:
+            raise UserError(
+                f"--resume: {folder} is of a prediction with another {', '.join(different)}; leave --resume away to"
+                " begin again"
+            )
+        return
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a symbolic link; remove it")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_atomically(file, json.dumps(request, indent=1) + "\n")
+
+
+def _part_file(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.json"
+
+
+def _predict_parts(
+    task: _Task, folder: Path, world: World, fail_fast: bool, progress: Progress, watch: Any
+) -> str | None:
+    """Predict this rank's parts; with ``fail_fast``, the first file that cannot be predicted is returned."""
+    parts, classes = task.parts, task.predictor.contract.classes
+    own = range(world.rank, len(parts), world.size)
+    total, done = sum(len(parts[number]) for number in own), 0
+    for number in own:
+        watch.report_progress("predicting")
+        if not _part_file(folder, number).is_file():
+            rows = []
+            for prediction in task.predictions(parts[number]):
+                watch.report_progress("predicting")
+                if fail_fast and prediction.error is not None:
+                    return str(prediction)
+                rows.append(table.row(prediction, classes))
+            write_atomically(_part_file(folder, number), json.dumps(rows, allow_nan=False))
+        done += len(parts[number])
+        progress("predicting", done, total)
+    return None
+
+
+def _finish(task: _Task, folder: Path, out: Path, request: dict[str, Any]) -> int:
+    """Join all parts into the table and remove their folder; returns the exit code.
+
+    Raises:
+        Fault: a part is missing, or does not have the predictions of all of its files in their order.
+    """
+    rows: list[table.Row] = []
+    for number, part in enumerate(task.parts):
+        path = _part_file(folder, number)
+        try:
+            own = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise Fault(f"{path} cannot be read ({error}); run the same command again with --resume") from None
+        names = [row[0] for k, row in enumerate(own) if k == 0 or row[0] != own[k - 1][0]]
+        if names != [task.sources[n].name for n in part]:
+            raise Fault(f"{path} does not have the predictions of its files; remove it and run again with --resume")
+        rows += own
+    about = {name: request[name] for name in ("model", "step", "weights")}
+    write_atomically(out, table.encode(out, rows, task.predictor.contract.classes, about))
+    shutil.rmtree(folder, ignore_errors=True)
+    good = sum(row[-1] is None for row in rows)
+    failures = [Prediction(row[0], row[1], error=row[-1]) for row in rows if row[-1] is not None]
+    print(f"{good:,} predictions of {len(task.sources):,} files: {out}")
+    return _report(failures, good, out.with_name(f"{out.name}.failed.txt"))
+
+
+def _print(task: _Task, fail_fast: bool) -> int:
+    """Print a line for each prediction; returns the exit code."""
+    failures, good = [], 0
+    for prediction in task.predictions(range(len(task.sources))):
+        if prediction.error is None:
+            print(prediction, flush=True)
+            good += 1
+            continue
+        failures.append(prediction)
+        if fail_fast:
+            break
+    return _report(failures, good, None)
+
+
+def _report(failures: list[Prediction], good: int, full_list: Path | None) -> int:
+    """List on stderr what could not be predicted; returns the exit code."""
+    if not failures:
+        return 0
+    count = len(failures)
+    print(f"brain-dist: {count:,} image{'s' * (count > 1)} could not be predicted:", file=sys.stderr)
+    lines = [str(each) for each in failures]
+    if full_list is None:
+        print("\n".join(lines), file=sys.stderr)
+    else:
+        print_list(lines, full_list)
+    return EXIT_PARTLY if good else EXIT_USER
