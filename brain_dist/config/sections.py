@@ -137,7 +137,8 @@ class ModelConfig(Section):
         name: Name of a timm model, such as convnext_base, resnet50, efficientnet_b0, vgg16_bn or mobilenetv3_large_100.
         pretrained: Start from timm's ImageNet weights; download them once with `brain-dist weights`.
         weights: Initial weights: a .safetensors file, a .pth file, which is read with weights_only=True, or the folder
-            of another run or of one of its checkpoints. A run means its newest checkpoint.
+            of another run (its newest checkpoint), of one of its checkpoints, or of a model of the Hugging Face hub
+            (config.json beside the weights). Of a training checkpoint of timm, the average of the weights is taken.
         in_chans: Number of input channels of the network, 1 or 3. With 3, gray images are repeated in each channel.
         drop_path: Stochastic depth rate of the last block, in [0, 1).
         drop: Dropout rate before the classifier, in [0, 1).

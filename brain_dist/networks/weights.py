@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ from brain_dist.errors import UserError, print_once
 if TYPE_CHECKING:
     import torch
 
-_ENTRIES = ("state_dict", "model_state_dict", "model")  # of training checkpoints, which hold more than weights
+# of training checkpoints, which hold more than weights; first the average of the weights in those of timm
+_ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile, Lightning
 
 
@@ -19,7 +21,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Read a state dict from .safetensors, or from a torch file without running code that it may contain.
 
     Returns:
-        Name → tensor, of any shape [...]. In a training checkpoint, it is the entry state_dict, model or the like.
+        Name → tensor, of any shape [...]. In a training checkpoint, it is the entry state_dict, model or the like; in
+        one of timm, the average of the weights if it has one.
 
     Raises:
         UserError: the file is missing, unreadable, not a state dict, or a pickle that would run code.
@@ -34,7 +37,11 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"model.weights={path}: no such file")
     try:
         is_safetensors = path.suffix == ".safetensors"
-        state = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
+        if is_safetensors:
+            state = load_file(path)
+        else:
+            with torch.serialization.safe_globals([argparse.Namespace]):  # timm's checkpoints have the options
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"model.weights={path} is not a plain file of tensors; only such files are read") from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:

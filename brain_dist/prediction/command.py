@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from brain_dist.common.files import check_writable, sha256_bytes, write_atomically
+from brain_dist.common.files import check_writable, sha256_bytes, sha256_file, write_atomically
 from brain_dist.common.progress import Progress, no_progress, show_progress
 from brain_dist.common.text import print_list
 from brain_dist.errors import EXIT_USER, Fault, UserError
+from brain_dist.ood.record import FILE
 from brain_dist.prediction import table
 from brain_dist.prediction.answers import Prediction
 from brain_dist.prediction.maps import write_map
@@ -142,6 +143,7 @@ def predict(
         run_on_main(world, lambda: _begin(folder, request, resume))
         with show_progress() if world.is_main else nullcontext(no_progress) as progress:
             failed = _predict_parts(task, folder, world, fail_fast, progress, watch)
+        watch.report_progress("waiting for the other ranks", math.inf)  # whose files may be larger
         stopped = [line for line in gather_objects(failed, world) if line]
         if stopped:
             if world.is_main:
@@ -184,6 +186,7 @@ def _request(task: _Task, model: Path, slices: str) -> dict[str, Any]:
         "step": None if weights is None else weights.step,
         "weights": None if weights is None else weights.sha256,
         "contract": sha256_bytes(contract.to_json().encode()),
+        "detector": None if task.predictor.model.detector is None else sha256_file(model / FILE),
         "slices": slices,
         "batch": task.batch,
         "files": len(task.sources),

@@ -24,7 +24,7 @@ from brain_dist.collection.pixels import (
 from brain_dist.collection.recipe_keys import SliceRange
 from brain_dist.collection.recipes import RecipePart
 from brain_dist.collection.slicefiles import errors_as_bad_image, file_of, stored_slices
-from brain_dist.collection.window import DEFAULT_WINDOW
+from brain_dist.collection.window import DEFAULT_WINDOW, Window
 from brain_dist.errors import UserError
 from brain_dist.stream.contract import Contract
 
@@ -50,7 +50,7 @@ class Slice:
 
 
 def parse_slices(text: str) -> Choose:
-    """``all``, ``middle`` or ``N:M`` (positions from 0, as in Python) → a function that chooses numbers of slices.
+    """``all``, ``middle`` or ``FIRST:END`` (positions from 0, as in Python) → a function that chooses among slices.
 
     Raises:
         UserError: anything else.
@@ -59,8 +59,8 @@ def parse_slices(text: str) -> Choose:
         return list
     if text == "middle":
         return lambda frames: frames[len(frames) // 2 : len(frames) // 2 + 1]
-    match = re.fullmatch(r"(-?\d*):(-?\d*)", text)
-    if match is None or "-" in match.groups():
+    match = re.fullmatch(r"(\d*):(\d*)", text)
+    if match is None:
         raise UserError(f"--slices {text}: must be all, middle or FIRST:END, such as 40:60")
     start, stop = (int(group) if group else None for group in match.groups())
     return lambda frames: frames[start:stop]
@@ -81,7 +81,7 @@ def read_slices(data: bytes, name: str, contract: Contract, choose: Choose) -> l
         if data.startswith(_NUMPY):
             return array_slices(_load_array(data), contract, choose)
         kind = _format(data, name.lower())
-        window = DEFAULT_WINDOW if contract.window.file and kind != "dicom" else contract.window
+        window = contract.window if kind == "dicom" else _plain_window(contract)
         part = RecipePart(
             format=kind, window=window, slices=SliceRange(axis=contract.slice_axis) if kind == "nifti" else None
         )
@@ -128,10 +128,10 @@ def image_slices(image: Any, contract: Contract) -> list[Slice]:
     try:
         with errors_as_bad_image():
             upright = ImageOps.exif_transpose(image)
-            if upright.mode not in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"):
-                upright = upright.convert("RGB") if upright.mode != "F" else upright
             if upright.mode == "F":
                 return array_slices(np.asarray(upright), contract, list)
+            if upright.mode not in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"):  # those of PNG
+                upright = upright.convert("RGB")
             return [_of_stored(None, _store_encoded(upright, contract), contract)]
     except BadImage as error:
         return [Slice(None, error=str(error))]
@@ -166,7 +166,8 @@ def _of_array(frame: int | None, values: np.ndarray, contract: Contract) -> Slic
     return _of_stored(frame, stored, contract)
 
 
-def _plain_window(contract: Contract) -> Any:
+def _plain_window(contract: Contract) -> Window:
+    """The window for files that state none."""
     return DEFAULT_WINDOW if contract.window.file else contract.window
 
 

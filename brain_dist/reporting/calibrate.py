@@ -53,7 +53,7 @@ def calibrate(run: Path, *, fit: str, judge: list[str] | None, alpha: float, by:
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         write_together({run / FILE: calibration_json(calibration, judged), page: html})
-        if (run / "config.yaml").is_file():  # not for adopted predictions
+        if (run / "environment.json").is_file():  # not for adopted predictions
             write_contract(run)
     except OSError as error:
         raise Fault(f"{run} cannot be written ({error.strerror}); free some space") from None

@@ -1,12 +1,15 @@
 """Networks: weights by name or by order, one channel or three, and clear errors for weights that do not fit."""
 
+import argparse
 import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 
+from brain_dist.checkpoints.layout import weights_file
 from brain_dist.config import Config, DataConfig, ModelConfig
 from brain_dist.errors import UserError
 from brain_dist.networks.create import create_network, explain_errors
@@ -98,6 +101,25 @@ def test_weights_inside_a_training_checkpoint_are_found(entry: str, tmp_path: Pa
     config = ModelConfig(name="test_resnet", weights=str(tmp_path / "checkpoint.pth"))
     loaded = create_network(config, 4, seed=0).state_dict()
     assert all(torch.equal(value, state[name]) for name, value in loaded.items())
+
+
+def test_training_checkpoints_of_timm_have_options_and_averaged_weights(tmp_path: Path) -> None:
+    states = [create_network(ModelConfig(name="test_resnet"), 4, seed=seed).state_dict() for seed in (3, 4)]
+    options = argparse.Namespace(model="test_resnet", lr=0.1)
+    checkpoint = {"arch": "test_resnet", "args": options, "state_dict": states[0], "state_dict_ema": states[1]}
+    torch.save(checkpoint, tmp_path / "model_best.pth.tar")
+    config = ModelConfig(name="test_resnet", weights=str(tmp_path / "model_best.pth.tar"))
+    loaded = create_network(config, 4, seed=0).state_dict()
+    assert all(torch.equal(value, states[1][name]) for name, value in loaded.items())
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_folder_in_the_layout_of_the_hub_has_weights(safe: bool, tmp_path: Path) -> None:
+    network = create_network(ModelConfig(name="test_resnet"), 4, seed=3)
+    save_for_hf(network, tmp_path, safe_serialization=safe)
+    config = ModelConfig(name="test_resnet", weights=str(weights_file(tmp_path)))
+    loaded = create_network(config, 4, seed=0).state_dict()
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in loaded.items())
 
 
 @pytest.mark.parametrize("classes", [None, 7])
