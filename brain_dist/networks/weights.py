@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from brain_dist.errors import UserError, print_once
 
@@ -36,8 +36,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise UserError(f"model.weights={path}: no such file")
     try:
-        is_safetensors = path.suffix == ".safetensors"
-        if is_safetensors:
+        state: Any = None
+        if path.suffix == ".safetensors":
             state = load_file(path)
         else:
             with torch.serialization.safe_globals([argparse.Namespace]):  # timm's checkpoints have the options
