@@ -104,10 +104,20 @@ class Contract:
             dataset: these shards, which say how their images were stored; None takes the defaults of a build.
         """
         data = config.data
+        storing = {} if dataset is None else _storing(dataset)
         return cls(
-            SCHEMA, data.size, data.color, data.head_crop, data.stretch, config.model.in_chans, data.mean, data.std, classes, version,
-            **({} if dataset is None else _storing(dataset)),
-        )  # fmt: skip
+            schema=SCHEMA,
+            size=data.size,
+            color=data.color,
+            head_crop=data.head_crop,
+            stretch=data.stretch,
+            channels=config.model.in_chans,
+            mean=data.mean,
+            std=data.std,
+            classes=classes,
+            dataset_version=version,
+            **storing,
+        )
 
     @property
     def smaller(self) -> Smaller | None:

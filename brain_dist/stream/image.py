@@ -65,7 +65,7 @@ def evaluation_pixels(
 
 
 def stretched(pixels: Pixels) -> Pixels:
-    """:func:`brain_dist.stream.style.stretch` of one image uint8 [S, S] or [S, S, 3], without torch; the same values."""
+    """What :func:`brain_dist.stream.style.stretch` makes of an image uint8 [S, S] or [S, S, 3], without torch."""
     counts, levels = np.bincount(pixels.ravel(), minlength=256), np.arange(256)
 
     def percentile(of: npt.NDArray[np.int64], percent: int) -> int:
