@@ -13,7 +13,7 @@ import numpy as np
 from brain_dist.benchmarking.ablation import write_ablation
 from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.grid import OF_METHOD, OF_MODEL, PUBLISHED, Source, Test, plan
-from brain_dist.benchmarking.matrix import PLAN, write_matrix
+from brain_dist.benchmarking.matrix import OUTSIDE, PLAN, write_matrix
 from brain_dist.benchmarking.run import (
     argument_parser,
     check_networks,
@@ -46,8 +46,9 @@ class Pair:
     Attributes:
         source: name of the training source.
         test: name of the test source.
-        kind: "internal", "published" (internal, with test images that training knew), "external" or "left out" (the
-            source is all collections but the test).
+        kind: "internal", "published" (internal, with test images that training knew), "external"; and where the source
+            is all collections but one: "left out" (the test is that one) or "outside" (a collection without training
+            images).
         shared: classes that are judged.
         refused: the reason for a missing result, or None.
     """
@@ -123,7 +124,7 @@ def evaluations_of(
     """Name of a source → what its cells are tested on: its own test split, and other collections."""
     tests = {source.name: source.tests for source in sources}
     for pair in pairs:
-        if pair.kind == "external" and pair.refused is None:
+        if pair.kind in ("external", OUTSIDE) and pair.refused is None:
             tests[pair.source] += (Test(pair.test, str(datasets[pair.test].root.resolve())),)
     return tests
 
@@ -178,6 +179,8 @@ def plan_pairs(
     for name in chosen or ():
         if name not in names:
             raise UserError(f"--train {name}{nearest(name, names)}: must be one of {', '.join(names)}")
+    from brain_dist.store.access import open_data
+
     sources: list[Source] = []
     pairs: list[Pair] = []
     for name, dataset in datasets.items():
@@ -200,8 +203,13 @@ def plan_pairs(
             if chosen is not None and f"all but {name}" not in chosen:
                 continue
             source, pair = _without(name, datasets, config, folder)
-            sources += [source] if source else []
             pairs.append(pair)
+            if source is not None:
+                sources.append(source)
+                joined = open_data(source.data, folder.cells)
+                for other, tested in datasets.items():
+                    if other != name and not any(training_counts(tested).values()):
+                        pairs.append(replace(_external(joined, tested), source=source.name, kind=OUTSIDE))
     return sources, pairs
 
 
