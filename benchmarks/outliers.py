@@ -152,7 +152,7 @@ def kinds(loaded: LoadedRun, test: np.ndarray, contract: Contract) -> Iterator[t
             PhantomSettings(seed=SEED, patients=40, slices=2, size=256, planes=("axial",)),
             workers=2,
         )
-        files = [path for path in sorted(Path(folder, "phantoms").rglob("*.png")) if "masks" not in path.parts]
+        files = [path for name in contract.classes for path in sorted(Path(folder, "phantoms", name).glob("*"))]
         yield "phantoms", usable(read_slices(path.read_bytes(), path.name, contract, list) for path in files)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from brain_dist.calibration.record import read_calibration
 from brain_dist.checkpoints.layout import EMA, MODEL, checkpoint_folder, complete_steps, read_marker
@@ -17,7 +17,6 @@ from brain_dist.stream.contract import FILE, CalibrationEntry, Contract, Weights
 if TYPE_CHECKING:
     import torch
 
-    from brain_dist.config import Config
     from brain_dist.stream.normalize import Normalize
 
 SETS = "lac"  # the method of the sets that prediction shows: the smallest ones, and without a random draw
@@ -28,18 +27,18 @@ class OpenNetwork:
     """A trained network, ready for images.
 
     Attributes:
-        config: the run's configuration.
         model: the network in evaluation mode, fp32; [B, C, H, W] → logits [B, K].
         normalize: uint8 images [B, 1 or 3, H, W] → the network's input.
         contract: how an image file becomes such an image, and what the logits mean.
         device: the device of the network.
+        options: arguments of timm that the network was made with, besides its name and classes.
     """
 
-    config: Config
     model: torch.nn.Module
     normalize: Normalize
     contract: Contract
     device: torch.device
+    options: dict[str, Any]
 
 
 def open_network(run: Path, *, step: int | str | None = None, device: str = "cpu") -> OpenNetwork:
@@ -66,7 +65,8 @@ def open_network(run: Path, *, step: int | str | None = None, device: str = "cpu
     loaded = load_checkpoint(model, run, settings, step, "auto")
     target = torch.device(device)
     normalize = Normalize(settings.data, settings.model.in_chans, target, torch.float32)
-    return OpenNetwork(settings, model.to(target).eval(), normalize, run_contract(run, loaded), target)
+    options = dict(settings.model.options)
+    return OpenNetwork(model.to(target).eval(), normalize, run_contract(run, loaded), target, options)
 
 
 def run_contract(run: Path, step: int | None) -> Contract:

@@ -1,4 +1,4 @@
-"""A model that prediction uses: opened from the folder of a run."""
+"""A model that prediction uses: opened from the folder of a run or of an export."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ import numpy as np
 from brain_dist.errors import UserError, print_once
 from brain_dist.inference.features import forward
 from brain_dist.ood.record import Detector, read_detector
-from brain_dist.stream.contract import Contract
+from brain_dist.stream.contract import FILE, Contract, read_contract
 
 if TYPE_CHECKING:
+    import torch
+
     from brain_dist.inference.network import OpenNetwork
+    from brain_dist.stream.normalize import Normalize
+
+PROGRAM, HUB = "model.pt2", "config.json"  # files that tell the kind of an export
 
 
 class Outputs(NamedTuple):
@@ -35,7 +40,7 @@ class Model(Protocol):
 
 
 class TorchModel:
-    """The network of a run."""
+    """The network of a run, or of an export in the layout of the Hugging Face hub."""
 
     def __init__(self, opened: OpenNetwork, detector: Detector | None) -> None:
         self.opened, self.contract, self.detector = opened, opened.contract, detector
@@ -52,11 +57,34 @@ class TorchModel:
         return Outputs(logits, features)
 
 
-def open_model(path: Path, *, step: int | str | None = None, device: str = "auto") -> TorchModel:
+class ProgramModel:
+    """A program of torch.export. Opening it runs code that the file describes, so open only files that you trust."""
+
+    def __init__(self, path: Path, contract: Contract, detector: Detector | None, device: torch.device) -> None:
+        import torch
+
+        self.contract, self.detector, self._device = contract, detector, device
+        self._normalize = _normalize(contract, device)
+        try:
+            self._program: Any = torch.export.load(path).module().to(device)
+        except Exception as error:  # whatever torch raises about a damaged file
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"{path} cannot be opened by torch.export ({reason}); export the run again") from None
+
+    def outputs(self, pixels: np.ndarray) -> Outputs:
+        """The outputs for images uint8 [B, 1 or 3, S, S]."""
+        import torch
+
+        with torch.no_grad():
+            features, logits = self._program(self._normalize(torch.from_numpy(pixels).to(self._device)))
+        return Outputs(logits.cpu().numpy(), features.cpu().numpy())
+
+
+def open_model(path: Path, *, step: int | str | None = None, device: str = "auto") -> TorchModel | ProgramModel:
     """Open a model for prediction.
 
     Args:
-        path: the folder of a run.
+        path: the folder of a run or of an export.
         step: optimiser steps of a run's checkpoint, or "best" (default: the newest).
         device: auto, cpu or cuda.
 
@@ -69,9 +97,16 @@ def open_model(path: Path, *, step: int | str | None = None, device: str = "auto
     from brain_dist.ranks.world import discover
 
     if not path.is_dir():
-        raise UserError(f"{path} is not the folder of a run; give one, such as runs/NAME")
-    opened = open_network(path, step=step, device=str(choose_device(discover(), device)))
-    calibration, weights, detector = opened.contract.calibration, opened.contract.weights, read_detector(path)
+        raise UserError(f"{path} is not the folder of a run or of an export; give one, such as runs/NAME")
+    target = choose_device(discover(), device)
+    exported = next((name for name in (PROGRAM, HUB) if (path / name).is_file()), None)
+    if exported is not None and step is not None:
+        raise UserError(f"--step {step}: {path} is an export, which has only one")
+    opened = open_network(path, step=step, device=str(target)) if exported is None else None
+    contract = opened.contract if opened is not None else read_contract(path)
+    if contract is None:
+        raise UserError(f"{path} has no {FILE}; export the run again with `brain-dist export`")
+    calibration, weights, detector = contract.calibration, contract.weights, read_detector(path)
     if detector is not None and weights is not None and detector.weights != weights.sha256:
         print_once(f"{path}: its detector of outliers belongs to another step; fit it again with `brain-dist outliers`")
         detector = None
@@ -80,7 +115,31 @@ def open_model(path: Path, *, step: int | str | None = None, device: str = "auto
             f"{path} is calibrated for step {calibration.step}, and this is step {weights.step}: its probabilities are"
             f" not calibrated; add --step {calibration.step}, or calibrate again"
         )
-    return TorchModel(opened, detector)
+    if exported == PROGRAM:
+        return ProgramModel(path / PROGRAM, contract, detector, target)
+    return TorchModel(opened or _open_hub(path, contract, target), detector)
+
+
+def _open_hub(path: Path, contract: Contract, device: torch.device) -> OpenNetwork:
+    """The network in a folder of the Hugging Face hub's layout."""
+    from brain_dist.inference.network import OpenNetwork
+    from brain_dist.networks.create import import_timm
+
+    try:
+        network = import_timm().create_model(f"local-dir:{path}", pretrained=True)
+    except Exception as error:  # whatever timm raises about damaged files
+        raise UserError(f"{path} cannot be opened by timm ({error}); export the run again") from None
+    return OpenNetwork(network.to(device).eval(), _normalize(contract, device), contract, device, {})
+
+
+def _normalize(contract: Contract, device: torch.device) -> Normalize:
+    import torch
+
+    from brain_dist.config import DataConfig
+    from brain_dist.stream.normalize import Normalize
+
+    mean, std = (tuple(values) for values in (contract.mean, contract.std))
+    return Normalize(DataConfig(mean=mean, std=std), contract.channels, device, torch.float32)  # type: ignore[arg-type]
 
 
 def stack_pixels(images: list[np.ndarray], contract: Contract) -> np.ndarray:

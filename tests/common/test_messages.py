@@ -13,6 +13,7 @@ VERBS = {
     "evaluate": "--split",
     "predict": "--slices",
     "outliers": "--method",
+    "export": "--step",
     "report": "--name",
     "shortcut": "--json",
     "profile": "--steps",
@@ -30,6 +31,8 @@ COMMANDS = {f"-m brain_dist {verb}": option for verb, option in VERBS.items()} |
 REQUIRED = {
     "-m brain_dist scaling run": "--out x",
     "-m brain_dist scaling predict": "x --machine y",
+    "-m brain_dist predict": "x y",
+    "-m brain_dist export": "x --to hf --out y",
     "launch/local.py": "train",
     "launch/hosts.py": "x train",
 }
