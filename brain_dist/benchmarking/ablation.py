@@ -63,13 +63,18 @@ def _gain(judged: Judged, baseline: Judged) -> dict[str, Any]:
 
 def markdown(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], probe: Sequence[Mapping[str, Any]]) -> str:
     """The content of ablation.md."""
-    first = record["models"][0]
+    first, seeds = record["models"][0], len(record["seeds"])
+    methods = record["methods"]
+    differing = [key for key in dict.fromkeys(key for each in methods.values() for key in each)
+                 if len({json.dumps(each.get(key)) for each in methods.values()}) > 1]  # fmt: skip
     lines = [
         "# Ablation: one row for each method", "",
-        f"In %: mean ± standard deviation over {len(record['seeds'])} seeds, in brackets the 95 % interval over"
-        f" patients and copies. Gain: the difference to `{first}` on the same images, paired by patient.", "",
-        f"| method | settings that differ from the default: {', '.join(record['differ'])} |", "|---|---|",
-        *(f"| {name} | {_settings(settings)} |" for name, settings in record["methods"].items()),
+        f"In %: mean ± standard deviation over {seeds} seed{'s' if seeds > 1 else ''}, in brackets the 95 % interval"
+        f" over patients and copies. Gain: the difference to `{first}` on the same images, paired by patient.", "",
+        f"Methods may differ in {', '.join(record['differ'])}; everything else is equal.", "",
+        "| method | settings in which methods differ, unless they are the default |", "|---|---|",
+        *(f"| {name} | {_settings({key: each[key] for key in differing if key in each})} |"
+          for name, each in methods.items()),
     ]  # fmt: skip
     for source, test, kind in dict.fromkeys((row["source"], row["test"], row["kind"]) for row in rows):
         here = [row for row in rows if (row["source"], row["test"], row["kind"]) == (source, test, kind)]

@@ -14,7 +14,7 @@ Floats = npt.NDArray[np.float32]
 Matrix = npt.NDArray[np.float64]
 
 DARK = 0.12  # of an image's 99th percentile: what is darker is air or bone, not tissue
-_LARGEST_STEP = 0.5  # of the image's range of tissue, by which a patch is made brighter or darker
+_LARGEST_STEP = 0.5  # of the image's range of tissue, by which one place of a patch is changed more than the others
 
 
 def gray(image: Floats) -> Floats:
@@ -87,16 +87,21 @@ def _smooth(share: npt.NDArray[np.floating]) -> Floats:
     return (clipped * clipped * (3 - 2 * clipped)).astype(np.float32)
 
 
-def tissue_range(pixels: Floats) -> tuple[float, float, float]:
-    """Of an image float32 [H, W]: the gray level above which it is tissue, and the 10th and 90th percentile of that."""
-    counts = np.bincount(pixels.astype(np.uint8).ravel(), minlength=256)
+def dark_level(pixels: Floats) -> float:
+    """The gray level of an image float32 [H, W] above which it is tissue."""
+    return DARK * _percentile(np.bincount(pixels.astype(np.uint8).ravel(), minlength=256), 99)
 
-    def percentile(of: npt.NDArray[np.int64], percent: int) -> float:
-        return float(np.searchsorted(of.cumsum(), of.sum() * percent / 100))
 
-    dark = DARK * percentile(counts, 99)
+def tissue_span(pixels: Floats, dark: float) -> float:
+    """Of the pixels float32 [N] brighter than ``dark``: from the 10th to the 90th percentile, at least 1."""
+    counts = np.bincount(pixels.astype(np.uint8), minlength=256)
     counts[: int(dark) + 1] = 0
-    return (dark, percentile(counts, 10), percentile(counts, 90)) if counts.any() else (dark, 0.0, 255.0)
+    return max(_percentile(counts, 90) - _percentile(counts, 10), 1.0)
+
+
+def _percentile(counts: npt.NDArray[np.int64], percent: int) -> float:
+    """The gray level up to which ``percent`` of the pixels are, from the number of pixels of each level [256]."""
+    return float(np.searchsorted(counts.cumsum(), counts.sum() * percent / 100))
 
 
 def depth(pixels: Floats, dark: float) -> Floats:
@@ -175,18 +180,19 @@ def blend(target: Floats, patch: Floats, shape: Floats, trusted: Floats, gain: f
         shape: float32 [h, w].
         trusted: float32 [h, w], 1 where both are tissue, whose brightness can be compared.
         gain: ratio of the contrasts of the two images.
-        span: range of the target's tissue in gray levels, of which the field changes half at most.
+        span: range of the target's tissue in gray levels, by half of which the field varies at most.
     """
     border = _border(shape) * (trusted + np.float32(1e-3))
     scaled = patch * np.float32(gain)
     width = max(3.0, 0.35 * float(np.sqrt(max(shape.sum(), 1.0))))
+    # first the whole patch by the mean, then each place by what is left near it, if any border is near
+    difference = target - scaled
+    mean = (difference * border[:, :, None]).sum(axis=(0, 1)) / max(float(border.sum()), 1e-6)
     limit = _LARGEST_STEP * span
-    difference = (target - scaled).clip(-limit, limit) * border[:, :, None]
-    # a little of the mean over the whole border wherever no border is near
+    left = (difference - mean).clip(-limit, limit) * border[:, :, None]
     weight = cv2.GaussianBlur(border, (0, 0), width, borderType=cv2.BORDER_CONSTANT) + np.float32(1e-4)
-    mean = difference.sum(axis=(0, 1)) / max(float(border.sum()), 1e-6)
-    spread = cv2.GaussianBlur(difference, (0, 0), width, borderType=cv2.BORDER_CONSTANT).reshape(target.shape)
-    field = (spread + np.float32(1e-4) * mean) / weight[:, :, None]
+    spread = cv2.GaussianBlur(left, (0, 0), width, borderType=cv2.BORDER_CONSTANT).reshape(target.shape)
+    field = mean + spread / weight[:, :, None]
     return np.asarray(target + shape[:, :, None] * (scaled + field - target), dtype=np.float32)
 
 

@@ -29,6 +29,7 @@ _SEARCH = 0.05  # of the head's side, by which tissue is moved so that it fits t
 _RIM = 0.07  # of the head's side: scalp and skull, where no patch is set
 _SKIN = 0.035  # of the head's side: what is cut off a patch there
 _TUMOUR, _TISSUE = (0.25, 0.7), (0.0, 0.4)  # contrast of a patch with what surrounds it, of the range of tissue
+_GAIN = 2.0  # largest change of a donor's contrast to that of the target
 _ENOUGH = 0.95  # share of a patch that must be inside the head
 _OVERLAP = 0.05  # share of a patch that may touch a tumour
 
@@ -56,17 +57,19 @@ class _Picture:
         return float(np.sqrt(self.head[2] * self.head[3]))
 
     @cached_property
-    def tissue(self) -> tuple[float, float, float]:
-        return blending.tissue_range(self.gray)
+    def dark(self) -> float:
+        """The gray level above which it is tissue."""
+        return blending.dark_level(self.gray)
 
-    @property
+    @cached_property
     def span(self) -> float:
-        return max(self.tissue[2] - self.tissue[1], 1.0)
+        """The range of gray levels of the tissue inside the head."""
+        return blending.tissue_span(self.gray[self.inside > 0], self.dark)
 
     @cached_property
     def depth(self) -> Floats:
         """Distance to the outside of the head."""
-        return blending.depth(self.gray, self.tissue[0])
+        return blending.depth(self.gray, self.dark)
 
     @cached_property
     def inside(self) -> Floats:
@@ -136,7 +139,8 @@ def compose(transplant: Transplant, reduction: int, decode: Decode) -> bytes:
     target = _picture(transplant.image, reduction, decode)
     pixels = _erase(target) if transplant.kind is Kind.ERASED else _paste(target, transplant, decode)
     rounded = np.rint(pixels).clip(0, 255).astype(np.uint8)
-    _, png = cv2.imencode(".png", rounded, [cv2.IMWRITE_PNG_COMPRESSION, 0])
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 0, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]  # fastest to read
+    _, png = cv2.imencode(".png", rounded, options)
     return png.tobytes()
 
 
@@ -218,7 +222,8 @@ def _paste(target: _Picture, transplant: Transplant, decode: Decode) -> Floats:
         inverse, source = mirror * ratio, there.middle
     matrix = np.concatenate([inverse, (source - inverse @ spot.middle)[:, None]], axis=1)
     limits, search = (_TUMOUR, 0) if tumour else (_TISSUE, round(_SEARCH * target.side))
-    return _replace(target.pixels, spot, donor, matrix, target.span / donor.span, search, target, limits)
+    gain = float(np.clip(target.span / donor.span, 1 / _GAIN, _GAIN))
+    return _replace(target.pixels, spot, donor, matrix, gain, search, target, limits)
 
 
 def _spot(region: Region, turn: Matrix, shape: tuple[float, float, float]) -> _Spot:
@@ -280,8 +285,8 @@ def _replace(
     left, top = blending.best_shift(blending.gray(before), blending.gray(patch) * np.float32(gain), shape)
     window = slice(top, top + height), slice(left, left + width)
     patch = patch[window]
-    tissue = (blending.gray(patch) > source.tissue[0]).astype(np.float32)
-    trusted = tissue * (blending.gray(before) > (target or source).tissue[0])
+    tissue = (blending.gray(patch) > source.dark).astype(np.float32)
+    trusted = tissue * (blending.gray(before) > (target or source).dark)
     if target is not None:
         # neither scalp nor the air beside a tumour comes along
         shape = shape * np.maximum(cv2.GaussianBlur(tissue, (0, 0), 0.7), shape >= 1)
@@ -289,7 +294,7 @@ def _replace(
         shape = shape * target.brain[image]
     span = (target or source).span
     contrast = gain * blending.contrast(patch, shape) / span
-    gain *= float(np.clip(contrast, *limits) / max(contrast, 0.25 * limits[0], 1e-6))
+    gain *= float(np.clip(contrast, *limits) / max(contrast, 0.4 * limits[0], 1e-6))
     result = pixels.copy()
     result[image] = blending.blend(before, patch, shape, trusted, gain, span)
     return result

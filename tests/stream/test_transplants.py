@@ -216,7 +216,7 @@ def test_pasted_tissue_changes_an_image_but_neither_adds_nor_covers_a_tumour(dat
         if each.image.lesions:
             white = before > 200
             assert after[white].min() > 150
-        assert (after[before <= 130] > 180).sum() == 0
+        assert (after[before <= 130] > 180).sum() < 10, "a tumour has more"
     assert changed >= 12
 
 
