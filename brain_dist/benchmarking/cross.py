@@ -13,7 +13,7 @@ import numpy as np
 from brain_dist.benchmarking.ablation import write_ablation
 from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.grid import OF_METHOD, OF_MODEL, PUBLISHED, Source, Test, plan
-from brain_dist.benchmarking.matrix import OUTSIDE, PLAN, write_matrix
+from brain_dist.benchmarking.matrix import PLAN, write_matrix
 from brain_dist.benchmarking.run import (
     argument_parser,
     check_networks,
@@ -46,9 +46,8 @@ class Pair:
     Attributes:
         source: name of the training source.
         test: name of the test source.
-        kind: "internal", "published" (internal, with test images that training knew), "external"; and where the source
-            is all collections but one: "left out" (the test is that one) or "outside" (a collection without training
-            images).
+        kind: "internal", "published" (internal, with test images that training knew), "external" or "left out" (the
+            source is all collections but the test).
         shared: classes that are judged.
         refused: the reason for a missing result, or None.
     """
@@ -124,7 +123,7 @@ def evaluations_of(
     """Name of a source → what its cells are tested on: its own test split, and other collections."""
     tests = {source.name: source.tests for source in sources}
     for pair in pairs:
-        if pair.kind in ("external", OUTSIDE) and pair.refused is None:
+        if pair.kind == "external" and pair.refused is None:
             tests[pair.source] += (Test(pair.test, str(datasets[pair.test].root.resolve())),)
     return tests
 
@@ -179,8 +178,6 @@ def plan_pairs(
     for name in chosen or ():
         if name not in names:
             raise UserError(f"--train {name}{nearest(name, names)}: must be one of {', '.join(names)}")
-    from brain_dist.store.access import open_data
-
     sources: list[Source] = []
     pairs: list[Pair] = []
     for name, dataset in datasets.items():
@@ -203,13 +200,8 @@ def plan_pairs(
             if chosen is not None and f"all but {name}" not in chosen:
                 continue
             source, pair = _without(name, datasets, config, folder)
+            sources += [source] if source else []
             pairs.append(pair)
-            if source is not None:
-                sources.append(source)
-                joined = open_data(source.data, folder.cells)
-                for other, tested in datasets.items():
-                    if other != name and not any(training_counts(tested).values()):
-                        pairs.append(replace(_external(joined, tested), source=source.name, kind=OUTSIDE))
     return sources, pairs
 
 
@@ -265,12 +257,6 @@ def _external(trained: Dataset, tested: Dataset) -> Pair:
 def _without(name: str, datasets: Mapping[str, Dataset], config: Config, folder: Folder) -> tuple[Source | None, Pair]:
     """Training on all collections but one, which is the test."""
     title = f"all but {name}"
-    trainable = [other for other, each in datasets.items() if other != name and any(training_counts(each).values())]
-    if len(trainable) == 1:
-        return None, Pair(
-            title, name, "left out", (),
-            f"{trainable[0]} is the only other collection with training images: see the row trained on it",
-        )  # fmt: skip
     data = replace(
         config.data,
         shards="",

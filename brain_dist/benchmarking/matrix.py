@@ -15,7 +15,6 @@ from brain_dist.judging.predictions import Predictions, read_predictions
 from brain_dist.pages.text import listing
 
 PLAN, MATRIX, TABLE = "cross_plan.json", "cross.json", "cross.md"
-OUTSIDE = "outside"  # kind of a pair: all collections but one, tested on another one without training images
 KINDS = {"internal": " (internal)", PUBLISHED: " (its published test, with images that training knew)"}
 Row = dict[str, Any]
 
@@ -120,7 +119,7 @@ def _drop(internal: list[Predictions], outside: list[Predictions], judged: Judge
 
 def tables_of(pair: Mapping[str, Any], model: str, record: Mapping[str, Any], folder: Folder) -> list[Predictions]:
     """The tables of a model in one cell of the matrix, one for each finished seed."""
-    name = {"external": pair["test"], OUTSIDE: pair["test"], PUBLISHED: PUBLISHED}.get(pair["kind"], "test")
+    name = {"external": pair["test"], PUBLISHED: PUBLISHED}.get(pair["kind"], "test")
     cells = [cell for cell in record["cells"] if (cell["source"], cell["model"]) == (pair["source"], model)]
     files = [folder.predictions(cell["cell"], name) for cell in sorted(cells, key=lambda cell: cell["seed"])]
     return [read_predictions(file) for file in files if file.is_file()]
