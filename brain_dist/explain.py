@@ -35,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--samples", type=int, default=200, metavar="N",
         help="samples of GradientSHAP per image; its completeness error tells if they suffice (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--skip-perturbation", action="store_false", dest="perturb",
+        help="leave out insertion and deletion, which take most of the time; the tumours must be known",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all draws (default: 0)")
     parser.add_argument(
         "--batch", type=int, default=32, metavar="N", dest="micro_batch", help="images per forward pass (default: 32)"

@@ -34,6 +34,7 @@ def explain(
     limit: int = 200,
     out: Path | None = None,
     samples: int = SAMPLES,
+    perturb: bool = True,
     seed: int = 0,
     micro_batch: int = 32,
     device: str = "auto",
@@ -50,6 +51,7 @@ def explain(
         limit: most images; they are of as many patients as possible.
         out: folder of all files; None is the run's. With several runs it gets a folder for each.
         samples: samples of GradientSHAP per image.
+        perturb: whether to measure insertion and deletion, which take most of the time.
         seed: seed of all draws.
         micro_batch: images per forward pass.
         device: auto, cpu or cuda.
@@ -76,12 +78,12 @@ def explain(
     for run, (loaded, other) in zip(runs[1:], opened[1:], strict=True):
         _check_comparable(run, loaded, other, first, table)
     positions, masks, outside = choose_images(first, table, limit)
+    if masks is None and not perturb:
+        raise UserError("--skip-perturbation leaves no measure, as these shards know no tumours; leave it away")
     rows = table.row[positions]
+    settings = {"samples": samples, "perturb": perturb, "seed": seed, "micro_batch": micro_batch}
     with show_progress() as progress:
-        results = [
-            _measure(loaded, other, rows, masks, chosen, samples, seed, micro_batch, progress)
-            for loaded, other in opened
-        ]
+        results = [_measure(loaded, other, rows, masks, chosen, progress, **settings) for loaded, other in opened]
     names = [str(run) for run in runs]
     for number, (place, measured) in enumerate(zip(places, results, strict=True)):
         summary = summarise(measured) | {"name": name, "seed": seed, "outside": outside}
@@ -153,7 +155,7 @@ def _check_comparable(run: Path, loaded: LoadedRun, other: Predictions, first: L
 
 def _measure(
     loaded: LoadedRun, table: Predictions, rows: np.ndarray, masks: list[np.ndarray] | None, methods: list[str],
-    samples: int, seed: int, micro_batch: int, progress: Progress,
+    progress: Progress, *, micro_batch: int, **settings: Any,
 ) -> Measured:  # fmt: skip
     """:func:`measure` of these rows of a predictions table."""
     from brain_dist.ranks.group import clear_faults
@@ -161,9 +163,7 @@ def _measure(
     part = table.take(np.searchsorted(table.row, rows))
     stacked = None if masks is None else np.stack(masks)
     with clear_faults(f"lower --batch {micro_batch}"):
-        return measure(
-            loaded, part, stacked, methods, samples=samples, seed=seed, micro_batch=micro_batch, progress=progress
-        )
+        return measure(loaded, part, stacked, methods, micro_batch=micro_batch, progress=progress, **settings)
 
 
 def _write(place: tuple[Path, Path], name: str, measured: Measured, summary: dict[str, Any]) -> Path:

@@ -69,6 +69,7 @@ def measure(
     methods: list[str],
     *,
     samples: int,
+    perturb: bool,
     seed: int,
     micro_batch: int,
     progress: Progress,
@@ -81,6 +82,7 @@ def measure(
         masks: their tumours, bool [N, size, size], or None.
         methods: methods of :data:`~brain_dist.explaining.methods.TITLES`.
         samples: samples of GradientSHAP per image.
+        perturb: whether to measure insertion and deletion; needed without masks.
         seed: seed of all draws.
         micro_batch: images per forward pass.
         progress: called with (stage, done, total).
@@ -97,7 +99,7 @@ def measure(
     constant = _constant_references(run, masks is not None)
     sources = [(method, network) for network in networks for method in methods]
     sources += [(name, "reference") for name in (*constant, *OF_IMAGE)]
-    measures = [*(LOCATION if masks is not None else ()), *perturbation.MEASURES]
+    measures = [*(LOCATION if masks is not None else ()), *(perturbation.MEASURES if perturb else ())]
     maps, images, values, errors = [], [], [], []
     for start in range(0, len(table), CHUNK):
         part = slice(start, start + CHUNK)
@@ -112,13 +114,16 @@ def measure(
         for i in range(len(rows)):
             of_image = [of(shown[i]) for of in OF_IMAGE.values()]
             heats = np.stack([*(each.heat[i] for each in explained), *constant.values(), *of_image])
-            location: list[list[float]] = [[] for _ in heats]
+            parts = []
             if masks is not None:
-                location = [[of(heat, masks[start + i]) for of in LOCATION.values()] for heat in heats]
-            by_probability = perturbation.insertion_deletion(
-                run.model, inputs[i], heats, label[i], seed=seed + rows[i], micro_batch=micro_batch
-            )
-            values.append(np.concatenate([np.array(location), by_probability], axis=1))
+                parts.append(np.array([[of(heat, masks[start + i]) for of in LOCATION.values()] for heat in heats]))
+            if perturb:
+                parts.append(
+                    perturbation.insertion_deletion(
+                        run.model, inputs[i], heats, label[i], seed=seed + rows[i], micro_batch=micro_batch
+                    )
+                )
+            values.append(np.concatenate(parts, axis=1))
             progress("explaining", start + i + 1, len(table))
         own = explained[: len(methods)]
         maps.append([each.heat for each in own])

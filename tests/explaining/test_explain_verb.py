@@ -187,13 +187,30 @@ def test_shards_without_outlines_are_explained_without_a_verdict_about_tumours(
     in_process(
         "evaluate", str(run), "--shards", str(run / "plain"), "--name", "plain", "--allow-known", "--device", "cpu"
     )
-    in_process("explain", str(run), "--name", "plain", "--methods", "gradcam", "--limit", "5")
+    options = ["--name", "plain", "--methods", "gradcam", "--limit", "5"]
+    result = in_process("explain", str(run), *options, "--skip-perturbation", expect=2)
+    assert "--skip-perturbation leaves no measure" in result.err
+    in_process("explain", str(run), *options)
     summary = json.loads((run / "explanations" / "plain.json").read_text())
     assert (summary["located"], summary["headline"]) == (False, "insertion")
     assert list(summary["measures"]) == ["insertion", "deletion"]
     page = (run / "report" / "explanations.html").read_text()
     assert "No outlines." in page
     assert "mean tumour" not in page
+
+
+def test_insertion_and_deletion_can_be_left_out(base: Path, run: Path) -> None:
+    in_process("explain", str(run), "--methods", "layercam", "--limit", "3", "--skip-perturbation")
+    measures = summary_of(run)["measures"]
+    assert list(measures) == list(LOCATION)
+    table = pq.read_table(run / "explanations" / "test.parquet").to_pandas()
+    assert set(table["measure"]) == set(LOCATION)
+    whole = pq.read_table(base / "run0" / "explanations" / "test.parquet").to_pandas()
+    by = ["row", "map", "network", "measure"]
+    both = table.merge(whole, on=by, suffixes=("", "_whole"))
+    assert len(both) == len(table)
+    assert (both["value"] == both["value_whole"]).all()
+    assert "insertion" not in (run / "report" / "explanations.html").read_text()
 
 
 def test_refusals(base: Path, run: Path) -> None:
