@@ -82,8 +82,10 @@ def explain(
         raise UserError("--skip-perturbation leaves no measure, as these shards know no tumours; leave it away")
     rows = table.row[positions]
     settings = {"samples": samples, "perturb": perturb, "seed": seed, "micro_batch": micro_batch}
-    with show_progress() as progress:
-        results = [_measure(loaded, other, rows, masks, chosen, progress, **settings) for loaded, other in opened]
+    results = []
+    for loaded, other in opened:
+        with show_progress() as progress:  # of each run, so that the time left is right
+            results.append(_measure(loaded, other, rows, masks, chosen, progress, **settings))
     names = [str(run) for run in runs]
     for number, (place, measured) in enumerate(zip(places, results, strict=True)):
         summary = summarise(measured) | {"name": name, "seed": seed, "outside": outside}
