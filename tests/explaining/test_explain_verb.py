@@ -136,7 +136,7 @@ def test_the_same_command_gives_the_same_bytes(base: Path, tmp_path: Path) -> No
     assert names == ["explanations.html", "test.json", "test.md", "test.parquet"]
     for name in names:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
-    assert "may be no better than an untrained network: only 3 groups" in result.out
+    assert "may not be better than an untrained network: only 3 groups" in result.out
     assert "GradientSHAP's completeness error is" in result.out
 
 
