@@ -9,6 +9,7 @@ Each stage runs in its own process with a time limit. It appends its results as 
 and to KIT/results.jsonl, which is kept between calls. Stages that KIT/done names are not repeated, so another call
 continues. KIT may contain images (data/real256 and data/raw512, shard folders) and packages that this machine lacks
 (site, dali). Without images, phantoms are generated. This process itself needs only Python.
+The exit code is 1 if a measurement failed or a check is not ok.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ def main() -> int:
     print_results(arguments.out / RESULTS)
     if not arguments.dry:
         collect_logs(arguments)
-    return 0
+    failed = failures(arguments.out / RESULTS)
+    for text in failed:
+        print(f"failed: {text}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -171,6 +175,15 @@ def collect_logs(arguments: argparse.Namespace) -> None:
         if log.exists()
     ]
     (arguments.out / "logs.txt").write_text("".join(texts))
+
+
+def failures(path: Path) -> list[str]:
+    """The measurements that raised an error, the checks that are not ok, and the stages that were ended or failed."""
+    texts = []
+    for row in map(json.loads, path.read_text().splitlines()):
+        if "error" in row or row.get("ok") is False or row.get("code", 0) != 0:
+            texts.append(f"{row['stage']}: {row['what']}: {row.get('error') or row.get('code') or 'not ok'}"[:300])
+    return texts
 
 
 def print_results(path: Path) -> None:

@@ -28,7 +28,7 @@ def run_resume(check: Check) -> None:
 
     def train_interrupted() -> dict[str, Any]:
         name = f"broken-{started}"
-        kills = ((12, signal.SIGKILL), (19 if check.dry else 35, signal.SIGTERM), None)
+        kills = ((12, signal.SIGKILL), (15 if check.dry else 35, signal.SIGTERM), None)
         codes = tuple(train(check, name, settings, kill)[0] for kill in kills)
         same = checkpoint_hashes(check, f"whole-{started}") == checkpoint_hashes(check, name)
         return {"codes": str(list(codes)), "same_bits": same, "ok": codes == EXIT_CODES and same}

@@ -50,6 +50,7 @@ def create_config(check: Check, settings: Mapping[str, Any]) -> Config:
                 "augment.erase": 0.25,
                 "model.name": sizes.model,
                 "model.drop_path": 0.2,
+                "train.precision": "bf16",  # what train.precision=auto, which only a whole run can choose, means here
                 "train.epochs": 1_000_000,
                 "train.micro_batch": batch,
                 "train.global_batch": batch * settings.get("micros", 1),

@@ -13,7 +13,7 @@ from helpers import command
 
 from benchmarks.gpu.frame import Check
 from benchmarks.gpu.stages import STAGES
-from benchmarks.gpu_check import run_stage
+from benchmarks.gpu_check import failures, run_stage
 
 MEASUREMENTS = ["machine", "versions", "ceilings", "dali", "product"]
 
@@ -73,6 +73,21 @@ def test_a_failed_measurement_is_a_row_and_the_stage_goes_on(tmp_path: Path) -> 
     assert "raise OSError" in failed["where"]
     assert measured["rate"] == 2.5
     assert rows(kit) == [failed, measured]
+    check.record(what="resumed", ok=False)
+    check.record(what="resumed", ok=True)
+    check.record(what="stage ends", code="time is up")
+    assert failures(out / "results.jsonl") == [
+        "facts: first: OSError: no such device", "facts: resumed: not ok", "facts: stage ends: time is up"
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(5400)
+def test_every_stage_runs_dry(tmp_path: Path) -> None:
+    arguments = ["--kit", str(tmp_path / "kit"), "--out", str(tmp_path / "out"), "--dry", "--budget", "5400"]
+    command([sys.executable, "benchmarks/gpu_check.py", *arguments], timeout=5400)
+    ended = [row for row in rows(tmp_path / "out") if row["what"] == "stage ends"]
+    assert {row["stage"]: row["code"] for row in ended} == dict.fromkeys(STAGES, 0)
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(100.0, True), (5.0, False)])
