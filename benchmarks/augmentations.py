@@ -94,7 +94,7 @@ def pictures(name: str, dataset: Dataset, config: DataConfig, seed: int) -> Iter
             if len(before) < COUNT and not np.array_equal(plain.image[i], new.image[i]):
                 before.append(plain.image[i, 0].numpy())
                 after.append(new.image[i, 0].numpy())
-                labels.append("{} → {}".format(*(dataset.classes[int(each.label[i])] for each in (plain, new))))
+                labels.append("{} to {}".format(*(dataset.classes[int(each.label[i])] for each in (plain, new))))
         if len(before) == COUNT:
             break
     yield name, before
