@@ -100,6 +100,7 @@ def test_a_network_that_reads_the_border_survives_and_one_that_reads_the_lesion_
         assert np.isnan(result.prob[result.control != "used", 2]).all()
 
 
+@pytest.mark.slow
 def test_it_writes_tables_and_counts_what_is_left_out(run: Path, opened, tmp_path: Path, capsys) -> None:
     table = opened[1]
     result = evidence(run, tmp_path / "out", name="test", device="cpu")

@@ -67,6 +67,7 @@ def report_of(run: Path) -> str:
     return (run / "report" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_table_has_every_image_map_and_measure(base: Path) -> None:
     table = pq.read_table(base / "run0" / "explanations" / "test.parquet").to_pandas()
     maps = {(name, kind) for name in METHODS.split(",") for kind in ("trained", "untrained")}
@@ -78,6 +79,7 @@ def test_the_table_has_every_image_map_and_measure(base: Path) -> None:
     assert table["value"].between(0, 1).all()
 
 
+@pytest.mark.slow
 def test_references_are_measured_against_the_outlines(base: Path) -> None:
     table = pq.read_table(base / "run0" / "explanations" / "test.parquet").to_pandas()
     loaded = load_run(base / "run0")
@@ -93,6 +95,7 @@ def test_references_are_measured_against_the_outlines(base: Path) -> None:
             assert values["centre", name] == pytest.approx(of(centre, mask))
 
 
+@pytest.mark.slow
 def test_the_summary_s_means_are_those_of_the_table(base: Path) -> None:
     summary = summary_of(base / "run0")
     table = pq.read_table(base / "run0" / "explanations" / "test.parquet").to_pandas()
@@ -199,6 +202,7 @@ def test_shards_without_outlines_are_explained_without_a_verdict_about_tumours(
     assert "mean tumour" not in page
 
 
+@pytest.mark.slow
 def test_insertion_and_deletion_can_be_left_out(base: Path, run: Path) -> None:
     in_process("explain", str(run), "--methods", "layercam", "--limit", "3", "--skip-perturbation")
     measures = summary_of(run)["measures"]
@@ -213,6 +217,7 @@ def test_insertion_and_deletion_can_be_left_out(base: Path, run: Path) -> None:
     assert "insertion" not in (run / "report" / "explanations.html").read_text()
 
 
+@pytest.mark.slow
 def test_refusals(base: Path, run: Path) -> None:
     def error(*arguments: str) -> str:
         result = in_process("explain", *arguments, expect=2)

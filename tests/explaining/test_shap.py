@@ -40,6 +40,7 @@ def test_a_linear_network_is_explained_exactly() -> None:
     assert (result.maps()[result.values < 0] == 0).all()
 
 
+@pytest.mark.slow
 def test_completeness(network: torch.nn.Module) -> None:
     """The values add up to f(x) − mean f(b); more samples come nearer."""
     images, baselines = pictures(4, 1), pictures(20, 2)
