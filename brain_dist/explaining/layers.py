@@ -32,7 +32,13 @@ class Choice:
 # GradientSHAP needs no layer, so other families take it, too.
 CHOICES = {
     "ResNet": Choice("gradientshap", {"gradcam": 8, "gradcam++": 4, "layercam": 32, "hirescam": 32}),
-    "ConvNeXt": Choice("gradientshap", {"gradcam": 16, "gradcam++": 8, "layercam": 8, "hirescam": 8}),
+    "ConvNeXt": Choice("gradientshap", {"gradcam": 16, "gradcam++": 8, "layercam": 8, "hirescam": 16}),
+    "EfficientNet": Choice("gradientshap", {"gradcam": 8, "gradcam++": 16, "layercam": 16, "hirescam": 32}),
+    "MobileNetV3": Choice("gradientshap", {"gradcam": 16, "gradcam++": 32, "layercam": 32, "hirescam": 32}),
+    "VGG": Choice("gradcam++", {"gradcam": 16, "gradcam++": 16, "layercam": 16, "hirescam": 16}),
+    "DenseNet": Choice("gradientshap", {"gradcam": 8, "gradcam++": 16, "layercam": 16, "hirescam": 32}),
+    "SwinTransformer": Choice("gradientshap", {"gradcam": 8, "gradcam++": 8, "layercam": 8, "hirescam": 16}),
+    "VisionTransformer": Choice("gradientshap", {"gradcam": 8, "gradcam++": 8, "layercam": 8, "hirescam": 8}),
 }
 OTHERS = Choice("gradientshap", {"gradcam": 8, "gradcam++": 8, "layercam": 8, "hirescam": 8})
 
