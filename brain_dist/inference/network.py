@@ -50,7 +50,7 @@ def open_network(run: Path, *, step: int | str | None = None, device: str = "cpu
         device: torch device.
 
     Raises:
-        UserError: there is no run or no complete checkpoint.
+        UserError: the run or a complete checkpoint is missing.
         Fault: the weights are damaged.
     """
     import torch
@@ -73,7 +73,7 @@ def run_contract(run: Path, step: int | None) -> Contract:
     """The contract of a run at the checkpoint of ``step``; None takes the newest, if there is one.
 
     Raises:
-        UserError: there is no run, or a file of it cannot be read.
+        UserError: the run is missing, or a file of it cannot be read.
         Fault: the checkpoint is damaged.
     """
     from brain_dist import config

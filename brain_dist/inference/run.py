@@ -147,7 +147,7 @@ def load_run(
         world: this process among all processes, which must all call; None loads in this process alone.
 
     Raises:
-        UserError: there is no run or no complete checkpoint, the shards are missing or rebuilt, or the classes differ.
+        UserError: the run or a complete checkpoint is missing, the shards are missing or rebuilt, or the classes differ.
         Fault: the weights are damaged.
     """
     import torch
@@ -209,7 +209,7 @@ def read_environment(path: Path) -> dict[str, Any]:
     """What training recorded in environment.json, in the run's folder.
 
     Raises:
-        UserError: there is no such file.
+        UserError: the file is missing.
     """
     file = path / "environment.json"
     if not file.is_file():
@@ -279,7 +279,7 @@ def load_checkpoint(model: torch.nn.Module, path: Path, settings: Config, step: 
         weights: see :func:`load_run`.
 
     Raises:
-        UserError: there is no such checkpoint.
+        UserError: the checkpoint is missing.
         Fault: it is damaged.
     """
     from brain_dist.checkpoints.layout import checkpoint_folder, intact_weights
