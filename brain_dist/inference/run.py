@@ -147,7 +147,7 @@ def load_run(
         world: this process among all processes, which must all call; None loads in this process alone.
 
     Raises:
-        UserError: the run, a complete checkpoint or the shards are missing, the shards were rebuilt, or the classes differ.
+        UserError: the run, a complete checkpoint or its shards are missing, or the shards or classes differ.
         Fault: the weights are damaged.
     """
     import torch
