@@ -79,6 +79,7 @@ def without_border(run: LoadedRun, table: Predictions) -> Predictions:
     return table.take(np.flatnonzero(np.array(far) & tumour))
 
 
+@pytest.mark.slow
 def test_a_network_that_reads_the_border_survives_and_one_that_reads_the_lesion_does_not(opened) -> None:
     run, table = opened
     assert run.config.data.head_crop
@@ -164,6 +165,7 @@ def test_numbers_are_means_over_images_with_intervals_over_patients() -> None:
     assert summary["classes"]["pituitary"]["fall_control"]["refused"] == "no images"
 
 
+@pytest.mark.slow
 def test_a_network_of_more_classes_on_shards_of_two_sums_its_tumours(
     run: Path, phantom_shards: Path, tmp_path: Path
 ) -> None:

@@ -157,7 +157,7 @@ def test_damaged_weights_are_refused(run: Path, tmp_path: Path) -> None:
         load_run(copy)
 
 
-@pytest.mark.parametrize("options", [[], ["--step", "best"]])
+@pytest.mark.parametrize("options", [pytest.param([], marks=pytest.mark.slow), ["--step", "best"]])
 def test_one_rank_chooses_the_checkpoint(run: Path, tmp_path: Path, options: list[str]) -> None:
     """While a run trains, ranks that looked for checkpoints themselves would find different ones."""
     behind = copy_of(run, tmp_path)  # what rank 1 sees: the checkpoint that rank 0 chooses is not there yet

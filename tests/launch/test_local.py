@@ -41,7 +41,9 @@ def steps_done(folder: Path) -> int:
     return len(read_metrics(folder / "run" / "metrics.jsonl"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [*(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGHUP, signal.SIGINT)), signal.SIGKILL]
+)
 def test_ranks_save_and_end_if_their_launcher_is_hung_up_interrupted_or_killed(
     number: signal.Signals, phantom_shards: Path, tmp_path: Path
 ) -> None:
