@@ -1,4 +1,4 @@
-"""How well unlike images are told apart: ``python -m benchmarks.outliers RUN [--external SHARDS …]``.
+"""How well outliers are detected: ``python -m benchmarks.outliers RUN [--external SHARDS …]``.
 
 The kinds are pictures that the choice of the score in ``brain-dist outliers RUN`` never saw: radiology of other parts
 and modalities (the test files of pydicom), another space (slices of nilearn's MNI template), phantoms, and the run's

@@ -113,7 +113,7 @@ def _part_lines(part: Part, *, several: bool) -> list[str]:
         ],
     )  # fmt: skip
     if "refused" not in part.ranks:
-        lines += ["", "Models of one tier cannot be told apart by accuracy; ranks hold together with 95 % confidence."]
+        lines += ["", "Accuracies within a tier do not differ significantly; ranks hold together with 95 % confidence."]
     assert part.summary is not None
     for name in CLASS_METRICS:
         classes = part.summary.tables.classes

@@ -10,7 +10,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from brain_dist.collection.pixels import BadImage, Contents, SlicePixels, check_size, inflate, to_8_bit
+from brain_dist.collection.decoding import BadImage, check_size, inflate, to_8_bit
+from brain_dist.collection.pixels import Contents, SlicePixels
 from brain_dist.collection.recipes import RecipePart
 
 SUFFIXES = (".dcm",)  # other files are recognised by their content, see is_dicom

@@ -13,10 +13,11 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+from brain_dist.collection.decoding import BadImage
 from brain_dist.collection.folders import WrongLayout, class_folders, files_below, layout_advice
 from brain_dist.collection.masks import with_masks
 from brain_dist.collection.matlab import read_folds
-from brain_dist.collection.pixels import BadImage, Contents
+from brain_dist.collection.pixels import Contents
 from brain_dist.collection.recipes import Recipe, RecipePart
 from brain_dist.collection.records import Record, sample_keys, source_name, stem
 from brain_dist.collection.slicefiles import read_contents

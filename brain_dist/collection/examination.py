@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from brain_dist.collection.decoding import BadImage
 from brain_dist.collection.masks import encode_mask, fit_mask, mask_attributes, read_mask
 from brain_dist.collection.measures import THUMB, are_blank
-from brain_dist.collection.pixels import BadImage, MeasuredImage, Smaller
+from brain_dist.collection.pixels import MeasuredImage, Smaller
 from brain_dist.collection.recipes import Recipe, RecipePart
 from brain_dist.collection.records import Record
 from brain_dist.collection.slicefiles import examine_file, read_own_mask

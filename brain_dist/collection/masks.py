@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from brain_dist.collection.pixels import IMAGE_SUFFIXES, BadImage, decode_image
+from brain_dist.collection.decoding import IMAGE_SUFFIXES, BadImage, decode_image
 from brain_dist.collection.recipe_keys import MaskFiles
 from brain_dist.collection.recipes import RecipePart
 from brain_dist.collection.records import Record, stem

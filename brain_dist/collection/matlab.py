@@ -10,16 +10,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from brain_dist.collection.pixels import (
-    MAX_PIXELS,
-    BadImage,
-    Contents,
-    SlicePixels,
-    check_numeric,
-    check_size,
-    inflate,
-    to_8_bit,
-)
+from brain_dist.collection.decoding import MAX_PIXELS, BadImage, check_numeric, check_size, inflate, to_8_bit
+from brain_dist.collection.pixels import Contents, SlicePixels
 from brain_dist.collection.recipes import MATLAB_CLASSES, RecipePart
 from brain_dist.errors import UserError
 

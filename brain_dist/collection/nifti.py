@@ -8,7 +8,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from brain_dist.collection.pixels import BadImage, Contents, SlicePixels, check_numeric, check_size, to_8_bit
+from brain_dist.collection.decoding import BadImage, check_numeric, check_size, to_8_bit
+from brain_dist.collection.pixels import Contents, SlicePixels
 from brain_dist.collection.recipe_keys import SliceRange
 from brain_dist.collection.recipes import RecipePart
 

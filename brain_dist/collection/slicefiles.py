@@ -12,9 +12,8 @@ from typing import BinaryIO
 import numpy as np
 
 from brain_dist.collection import dicom, matlab, nifti
+from brain_dist.collection.decoding import IMAGE_SUFFIXES, BadImage
 from brain_dist.collection.pixels import (
-    IMAGE_SUFFIXES,
-    BadImage,
     Contents,
     MeasuredImage,
     Smaller,

@@ -98,7 +98,7 @@ def predict(
         Exit code: 0; 3 if some files could not be predicted; 2 if none could.
 
     Raises:
-        UserError: an option does not fit, there are no files, or the model or the table cannot be used.
+        UserError: an option does not fit, no file is found, or the model or the table cannot be used.
         Fault: a rank was lost, or the disk is full.
     """
     from brain_dist.ranks.device import choose_device

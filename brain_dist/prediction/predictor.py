@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from brain_dist.collection.pixels import BadImage
+from brain_dist.collection.decoding import BadImage
 from brain_dist.errors import Fault, UserError
 from brain_dist.prediction.answers import Prediction, answer, summary_of_file
 from brain_dist.prediction.model import Model, open_model, stack_pixels

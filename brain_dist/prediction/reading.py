@@ -11,16 +11,9 @@ from typing import Any, Literal
 import numpy as np
 
 from brain_dist.collection import dicom
+from brain_dist.collection.decoding import BadImage, check_numeric, check_size, to_8_bit
 from brain_dist.collection.measures import are_blank, head_and_thumbnails
-from brain_dist.collection.pixels import (
-    BadImage,
-    StoredImage,
-    check_numeric,
-    check_size,
-    store_image,
-    store_values,
-    to_8_bit,
-)
+from brain_dist.collection.pixels import StoredImage, store_image, store_values
 from brain_dist.collection.recipe_keys import SliceRange
 from brain_dist.collection.recipes import RecipePart
 from brain_dist.collection.slicefiles import errors_as_bad_image, file_of, stored_slices

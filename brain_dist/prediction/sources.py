@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
+from brain_dist.collection.decoding import BadImage
 from brain_dist.collection.dicom import is_dicom
-from brain_dist.collection.pixels import BadImage
 from brain_dist.collection.slicefiles import SUFFIXES
 from brain_dist.common.text import printable
 

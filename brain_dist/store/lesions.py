@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from brain_dist.collection.decoding import BadImage
 from brain_dist.collection.masks import fit_mask, read_mask
-from brain_dist.collection.pixels import BadImage
 from brain_dist.common.files import sha256_bytes
 from brain_dist.errors import Fault
 from brain_dist.store.dataset import Dataset

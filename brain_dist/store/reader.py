@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from brain_dist.collection.pixels import BadImage, encoded_size
+from brain_dist.collection.decoding import BadImage, encoded_size
 from brain_dist.common.progress import Progress
 from brain_dist.common.workers import worker_pool
 from brain_dist.errors import Fault
@@ -160,7 +160,8 @@ def _reader(root: Path, sources: tuple[Path, ...]) -> ShardReader:
 
 def _read_thumbs(sample: tuple[Path, tuple[Path, ...], int]) -> np.ndarray:
     """(folder, its sources, row) → thumbnails of the image, uint8 [2, 64, 64]."""
-    from brain_dist.collection.pixels import BadImage, examine
+    from brain_dist.collection.decoding import BadImage
+    from brain_dist.collection.pixels import examine
 
     root, sources, row = sample
     try:

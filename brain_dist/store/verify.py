@@ -12,8 +12,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from brain_dist.collection.decoding import BadImage, encoded_size
 from brain_dist.collection.masks import mask_attributes, read_mask
-from brain_dist.collection.pixels import BadImage, encoded_size, examine
+from brain_dist.collection.pixels import examine
 from brain_dist.common.files import sha256_bytes, sha256_file
 from brain_dist.common.progress import Progress, no_progress
 from brain_dist.common.workers import worker_pool

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from brain_dist.collection.pixels import JPEG_QUALITY, BadImage, Smaller, StoredImage
+from brain_dist.collection.decoding import BadImage
+from brain_dist.collection.pixels import JPEG_QUALITY, Smaller, StoredImage
 from brain_dist.collection.window import DEFAULT_WINDOW, Window
 from brain_dist.common.schema import Location, read_dataclass
 from brain_dist.config import Config

@@ -20,7 +20,8 @@ from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 from scans import write_dicom, write_mat, write_nifti
 
-from brain_dist.collection.pixels import BadImage, MeasuredImage
+from brain_dist.collection.decoding import BadImage
+from brain_dist.collection.pixels import MeasuredImage
 from brain_dist.collection.recipes import parse_recipe
 from brain_dist.collection.slicefiles import examine_file, read_contents
 

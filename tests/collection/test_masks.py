@@ -12,10 +12,11 @@ from pictures import add_lesion, draw, write_lgg
 from PIL import Image
 from scans import write_mat
 
+from brain_dist.collection.decoding import BadImage
 from brain_dist.collection.discovery import find_records
 from brain_dist.collection.examination import channel_warnings, examine_records
 from brain_dist.collection.masks import encode_mask, fit_mask, mask_attributes, read_mask
-from brain_dist.collection.pixels import BadImage, examine
+from brain_dist.collection.pixels import examine
 from brain_dist.collection.recipes import Recipe, parse_recipe, read_recipe
 from brain_dist.collection.records import Record
 from brain_dist.common.workers import worker_pool

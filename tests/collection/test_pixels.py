@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from pictures import draw, png_bytes
 from PIL import Image
 
-from brain_dist.collection import pixels as decoding
+from brain_dist.collection import decoding
+from brain_dist.collection.decoding import BadImage, encoded_size
 from brain_dist.collection.measures import head_and_thumbnails, head_box
-from brain_dist.collection.pixels import BadImage, MeasuredImage, Smaller, encoded_size, examine
+from brain_dist.collection.pixels import MeasuredImage, Smaller, examine
 from brain_dist.collection.window import Window
 
 

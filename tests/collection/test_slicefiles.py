@@ -19,10 +19,11 @@ from pictures import draw
 from PIL import Image
 from scans import write_dicom, write_folds, write_mat, write_nifti
 
+from brain_dist.collection.decoding import BadImage
 from brain_dist.collection.discovery import find_records
 from brain_dist.collection.examination import BadImages
 from brain_dist.collection.masks import mask_attributes
-from brain_dist.collection.pixels import BadImage, MeasuredImage, Smaller
+from brain_dist.collection.pixels import MeasuredImage, Smaller
 from brain_dist.collection.recipes import Recipe, RecipePart, parse_recipe
 from brain_dist.collection.slicefiles import examine_file, read_contents
 from brain_dist.errors import UserError

@@ -16,8 +16,9 @@ from pictures import CLASSES, draw
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, generate_uid
 from scans import write_dicom, write_mat, write_nifti
 
+from brain_dist.collection.decoding import BadImage
 from brain_dist.collection.discovery import find_records
-from brain_dist.collection.pixels import BadImage, MeasuredImage
+from brain_dist.collection.pixels import MeasuredImage
 from brain_dist.collection.recipes import DATASETS, parse_recipe, read_recipe
 from brain_dist.collection.records import Record
 from brain_dist.collection.slicefiles import examine_file, read_contents

@@ -12,11 +12,12 @@ import timm
 import torch
 from helpers import in_process
 from pictures import draw
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import brain_dist
 from brain_dist.checkpoints.layout import complete_steps, weights_file
 from brain_dist.errors import UserError
+from brain_dist.prediction import export
 from brain_dist.prediction.model import TorchModel
 from brain_dist.stream.contract import FILE, read_contract
 
@@ -67,9 +68,19 @@ def test_the_hub_folder_is_loaded_by_timm(trained_run: Path, exports: Path) -> N
 
 def test_an_export_that_says_something_else_is_not_kept(trained_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(trained_run, tmp_path / "run")
+    write = export.WRITERS["hf"]
+
+    def write_other_weights(model: TorchModel, folder: Path) -> None:
+        write(model, folder)
+        file = folder / "model.safetensors"
+        weights = load_file(file)
+        weights["head.fc.bias"] += torch.arange(len(weights["head.fc.bias"]))
+        save_file(weights, file, metadata={"format": "pt"})
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("brain_dist.prediction.export.TOLERANCE", -1.0)
+        patch.setitem(export.WRITERS, "hf", write_other_weights)
         result = in_process("export", str(run), "--to", "hf", "--out", str(tmp_path / "out"), expect=1)
+    assert "hf: a logit differs by 3 from the run's and " in result.err
     assert "so the export is not kept" in result.err
     assert not (tmp_path / "out" / "hf").exists()
 
