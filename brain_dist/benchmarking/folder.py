@@ -125,7 +125,10 @@ class Folder:
 
 
 def _require_same(stored: Mapping[str, Any], current: Mapping[str, Any], out: Path) -> None:
-    """Raise UserError unless two records have the same shards, conditions and number of ranks."""
+    """Raise UserError unless two records have the same shards, conditions and number of ranks.
+
+    A setting that one of them lacks counts as off, see :func:`.grid.settings_key`.
+    """
     versions = {source["name"]: source["version"] for source in stored["sources"]}
     for source in current["sources"]:
         version = versions.get(source["name"], source["version"])
@@ -139,7 +142,7 @@ def _require_same(stored: Mapping[str, Any], current: Mapping[str, Any], out: Pa
              for key in dict.fromkeys([*stored["common"], *current["common"]])]  # fmt: skip
     pairs.append(("the number of processes is", stored["processes"], current["processes"]))
     for name, before, now in pairs:
-        if before != now:
+        if (before or None) != (now or None):
             raise UserError(
                 f"the conditions are not unified: {name} {before} in {out} and {now} in this command; give the same"
                 " value, or choose another folder"

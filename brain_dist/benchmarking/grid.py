@@ -222,7 +222,16 @@ def cell_key(config: Config, version: str) -> str:
     settings = flattened(to_dict(config))
     for name in ("run.dir", "run.name", "data.shards", "data.sources", "data.leave_out"):
         del settings[name]
-    text = json.dumps({**settings, "dataset_version": version}, sort_keys=True)
+    return settings_key({**settings, "dataset_version": version})
+
+
+def settings_key(settings: Mapping[str, Any]) -> str:
+    """16 hex digits for settings by their dotted names.
+
+    A setting that is off (0, empty, None) does not count, so a version with more settings continues a benchmark that
+    an earlier one has begun.
+    """
+    text = json.dumps({name: value for name, value in settings.items() if value}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

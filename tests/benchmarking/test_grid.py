@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 from helpers import ROOT
 
-from brain_dist.benchmarking.grid import Cell, Grid, Source, cell_key, differences, flattened, plan, require_unified
+from brain_dist.benchmarking.grid import (
+    Cell,
+    Grid,
+    Source,
+    cell_key,
+    differences,
+    flattened,
+    plan,
+    require_unified,
+    settings_key,
+)
 from brain_dist.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig, to_dict
 from brain_dist.errors import UserError
 
@@ -146,3 +156,9 @@ def test_a_precision_that_depends_on_the_network_is_refused() -> None:
 def test_another_setting_is_another_cell(change: Callable[[Config], Config]) -> None:
     assert cell_key(change(BASE), "v") != cell_key(BASE, "v")
     assert cell_key(BASE, "v") == cell_key(BASE, "v")
+
+
+def test_a_setting_that_is_off_does_not_count() -> None:
+    settings = {"optim.lr": 0.1, "augment.curves": 0.0, "data.fold": None, "train.keep": 1}
+    assert settings_key(settings) == settings_key({"optim.lr": 0.1, "train.keep": 1})
+    assert settings_key(settings) != settings_key({**settings, "augment.curves": 0.1})

@@ -17,6 +17,7 @@ from brain_dist.benchmarking.grid import Grid, Source, plan
 from brain_dist.benchmarking.results import training_seconds
 from brain_dist.benchmarking.summary import TITLES
 from brain_dist.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from brain_dist.errors import UserError
 from brain_dist.judging.evaluation import write_evaluation
 from brain_dist.judging.metrics import evaluate_predictions
 from brain_dist.judging.predictions import predictions_from_logits
@@ -193,6 +194,20 @@ def test_a_table_without_cells_or_grid_is_refused(dataset: Dataset, tmp_path: Pa
     assert "benchmark.json does not exist" in in_process("benchmark", "table", str(tmp_path), expect=2).err
     Folder(tmp_path).claim(make_grid(dataset, tmp_path), "brain-dist benchmark run")
     assert "no cell in" in in_process("benchmark", "table", str(tmp_path), expect=2).err
+
+
+def test_a_folder_of_a_version_without_a_setting_that_is_off_is_continued(dataset: Dataset, tmp_path: Path) -> None:
+    grid, folder = make_grid(dataset, tmp_path), Folder(tmp_path)
+    folder.claim(grid, "brain-dist benchmark run")
+    record = folder.record()
+    assert record["common"].pop("augment.curves") == 0
+    (tmp_path / "benchmark.json").write_text(json.dumps(record))
+    folder.claim(grid, "brain-dist benchmark run")
+    assert folder.record()["common"]["augment.curves"] == 0
+    record["common"]["augment.curves"] = 0.5
+    (tmp_path / "benchmark.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"augment\.curves is 0\.5 in"):
+        folder.claim(grid, "brain-dist benchmark run")
 
 
 @pytest.mark.slow
