@@ -40,6 +40,8 @@ ROWS: dict[str, tuple[AugmentConfig, bool]] = {
     "bias field": (replace(STILL, bias=1.0), False),
     "noise": (replace(STILL, noise=1.0), False),
     "JPEG": (replace(STILL, jpeg=1.0), False),
+    "rim removed": (replace(STILL, rim=1.0), False),
+    "random network": (replace(STILL, network=1.0), False),
     "stretch": (STILL, True),
 }
 COUNT = 10  # pictures of a row

@@ -34,6 +34,10 @@ class AugmentConfig(Section):
         bias: Probability of a bias field, a smooth change of brightness over the image, in [0, 1].
         noise: Probability of Gaussian noise with a standard deviation of 2 to 15 gray levels, in [0, 1].
         jpeg: Probability of the loss of a JPEG of quality 20 to 80, in [0, 1].
+        rim: Probability that the rim of the head becomes black, as a rough removal of the skull does it, in [0, 1]. The
+            rim is 3 to 8 % of the image's side wide.
+        network: Probability that the image is mixed with the output of a small random convolutional network (GIN), in
+            [0, 1]: other intensities and another texture of the same shapes.
         mixup: Parameter alpha of mixup's Beta distribution, in [0, 100]; 0 turns mixup off.
         cutmix: Parameter alpha of CutMix's Beta distribution, in [0, 100]; 0 turns CutMix off. With both on, a pair of
             images gets either with equal probability.
@@ -55,6 +59,8 @@ class AugmentConfig(Section):
     bias: Probability = 0.0
     noise: Probability = 0.0
     jpeg: Probability = 0.0
+    rim: Probability = 0.0
+    network: Probability = 0.0
     mixup: Annotated[float, Range(0, 100, "[]")] = 0.0
     cutmix: Annotated[float, Range(0, 100, "[]")] = 0.0
 

@@ -1,9 +1,9 @@
 """How an image looks: random intensity, sharpness, noise and compression in training, and ``data.stretch``.
 
 The parameters are pure functions of (seed, epoch, row), drawn with NumPy. They are carried out here, on the device and
-on the images that any loader made, so that all loaders agree. Steps of training, in this order: bias field, resolution
-and blur, noise, intensity curve, JPEG. (The list follows BigAug: Zhang et al., IEEE TMI 2020.) Then, in training and in
-use, the stretch.
+on the images that any loader made, so that all loaders agree. Steps of training, in this order: rim of the head, random
+network, bias field, resolution and blur, noise, intensity curve, JPEG. (From the bias field on, the list follows
+BigAug: Zhang et al., IEEE TMI 2020.) Then, in training and in use, the stretch.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from brain_dist.config import AugmentConfig
 from brain_dist.stream import counter
+from brain_dist.stream.random_network import apply_networks, draw_networks
+from brain_dist.stream.skull import WIDTH, remove_rim
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
+CHANGES = ("rim", "network", "bias", "resolution", "blur", "noise", "curves", "jpeg")  # keys of ``augment``
 FACTOR = (1.2, 3.0)  # reduction of the resolution
 SIGMA = (0.4, 1.2)  # of the blur, pixels of the input
 BIAS = 0.15  # largest logarithm of the bias field, from each of its waves
@@ -52,6 +55,8 @@ class Style:
         noise: float32 [B], standard deviation in gray levels.
         cut: int64 [B, 2], where the noise of an image is in the bank, y and x.
         quality: int64 [B], of JPEG; 0 is none.
+        rim: float64 [B], width of the rim of the head that is removed, as a share of the image's side; 0 is none.
+        network: float32 [B, N], see :func:`.random_network.draw_networks`.
     """
 
     table: npt.NDArray[np.uint8]
@@ -61,6 +66,8 @@ class Style:
     noise: Floats
     cut: Rows
     quality: Rows
+    rim: npt.NDArray[np.float64]
+    network: Floats
 
     def part(self, start: int, stop: int) -> Style:
         """The style of the images from ``start`` to ``stop``, as views."""
@@ -69,7 +76,7 @@ class Style:
 
 def draw_style(config: AugmentConfig, rows: Rows, *, seed: int, epoch: int | Rows, visit: Rows) -> Style | None:
     """The style of each visit, or None if every probability is 0. Arguments as of :func:`.augment.decide`."""
-    if not any((config.curves, config.resolution, config.blur, config.bias, config.noise, config.jpeg)):
+    if not any(getattr(config, name) for name in CHANGES):
         return None
 
     def uniform(purpose: str, low: float = 0.0, high: float = 1.0) -> npt.NDArray[np.float64]:
@@ -93,6 +100,8 @@ def draw_style(config: AugmentConfig, rows: Rows, *, seed: int, epoch: int | Row
         noise=where("noise", log_uniform("noise.deviation", NOISE), 0.0).astype(np.float32),
         cut=np.stack([uniform(f"noise.{axis}", 0, _BANK).astype(np.int64) for axis in "yx"], axis=1),
         quality=np.rint(where("jpeg", uniform("jpeg.quality", *QUALITY), 0.0)).astype(np.int64),
+        rim=where("rim", uniform("rim.width", *WIDTH), 0.0),
+        network=draw_networks(seed, epoch, visit, uniform("network") < config.network),
     )
 
 
@@ -122,6 +131,12 @@ def apply_style(style: Style, image: torch.Tensor) -> torch.Tensor:
         places = np.flatnonzero(marked)
         return places, torch.from_numpy(places).to(device)
 
+    places, index = chosen(style.rim > 0)
+    if len(places):
+        result[index] = remove_rim(style.rim[places], result[index])
+    places, index = chosen(style.network[:, 0] < 1)
+    if len(places):
+        result[index] = apply_networks(style.network[places], result[index])
     changed = style.bias.any(axis=(1, 2)) | (style.factor > 1) | (style.sigma > 0) | (style.noise > 0)
     places, index = chosen(changed)
     if len(places):

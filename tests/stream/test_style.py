@@ -18,9 +18,11 @@ from brain_dist.config import AugmentConfig, DataConfig
 from brain_dist.store.dataset import open_dataset
 from brain_dist.stream.batches import batches, open_loader, training_jobs
 from brain_dist.stream.plan import TrainingPlan
+from brain_dist.stream.random_network import apply_networks
+from brain_dist.stream.skull import remove_rim
 from brain_dist.stream.style import Style, apply_style, draw_style, look_up, quantisation, stretch
 
-EVERY = AugmentConfig(curves=1, resolution=1, blur=1, bias=1, noise=1, jpeg=1)
+EVERY = AugmentConfig(curves=1, resolution=1, blur=1, bias=1, noise=1, jpeg=1, rim=1, network=1)
 ROWS = np.arange(64, dtype=np.int64)
 
 
@@ -109,6 +111,75 @@ def test_noise_has_the_drawn_deviation() -> None:
     noisy = apply_style(style, torch.full((64, 1, 128, 128), 128, dtype=torch.uint8)).float()
     assert noisy.std((1, 2, 3)).numpy() == pytest.approx(style.noise, rel=0.1)
     assert (noisy[0] != noisy[1]).any()
+
+
+def heads(y: float, x: float, size: int = 64) -> torch.Tensor:
+    """A head with textured tissue and the given half axes as shares of the image's side, uint8 [1, 1, size, size]."""
+    place = (np.arange(size) + 0.5) / size - 0.5
+    inside = np.hypot(place[:, None] / y, place / x) < 1
+    tissue = 100 + 60 * np.sin(40 * place[:, None]) * np.cos(30 * place)
+    return torch.from_numpy((tissue * inside).astype(np.uint8))[None, None]
+
+
+@pytest.mark.parametrize("axes", [(0.45, 0.35), (0.5, 0.5)])
+def test_the_rim_of_a_head_becomes_black(axes: tuple[float, float], device: torch.device) -> None:
+    head = heads(*axes)
+    width = np.array([0.08])
+    changed = remove_rim(width, head.to(device)).cpu()
+    inner, outer = (heads(*(value - rim for value in axes)) > 0 for rim in (0.14, 0.06))
+    assert torch.equal(changed[inner], head[inner])
+    assert not changed[~outer].any(), "also where the head touches an edge of the image"
+    holed = head.clone()
+    holed[:, :, 28:36, 28:36] = 0
+    assert torch.equal(remove_rim(width, holed)[inner], holed[inner]), "dark tissue inside the head is not its outside"
+
+
+def test_a_crop_inside_the_head_and_a_black_image_lose_nothing() -> None:
+    inside = heads(0.45, 0.45)[:, :, 20:44, 20:44]
+    black = torch.zeros_like(inside)
+    assert torch.equal(remove_rim(np.array([0.08, 0.08]), torch.cat([inside, black])), torch.cat([inside, black]))
+
+
+def test_a_random_network_keeps_mean_deviation_and_gray() -> None:
+    style = drawn(AugmentConfig(network=1.0))
+    assert ((style.network[:, 0] >= 0.3) & (style.network[:, 0] < 1)).all()
+    assert len(np.unique(style.network, axis=0)) == 64
+    image = pictures(64).float().mul(0.5).add(60).to(torch.uint8)  # far from the ends, so that nothing is clipped
+    changed = apply_style(style, image.expand(-1, 3, -1, -1)).float()
+    assert torch.equal(changed[:, 0], changed[:, 1])
+    for value in (torch.mean, torch.std):
+        difference = (value(changed[:, 0], dim=(1, 2)) - value(image[:, 0].float(), dim=(1, 2))).abs()
+        assert difference.median() < 1
+    assert (changed[:, :1] - image.float()).abs().mean((1, 2, 3)).median() > 3
+    few = drawn(AugmentConfig(network=0.25), np.arange(400, dtype=np.int64)).network
+    assert (few[:, 0] < 1).mean() == pytest.approx(0.25, abs=0.06)
+    assert not few[few[:, 0] == 1, 1:].any()
+
+
+def standardised(values: np.ndarray) -> np.ndarray:
+    return (values - values.mean()) / values.std(ddof=1)
+
+
+def test_a_random_network_is_four_small_convolutions() -> None:
+    """Computed once more, pixel by pixel, without a library of convolutions."""
+    networks, image, size = drawn(AugmentConfig(network=1.0)).network[:6], pictures(6, 12), 12
+    changed = apply_networks(networks, image)[:, 0].numpy()
+    for (share, *row), before, after in zip(networks.astype(float), image[:, 0].numpy(), changed, strict=True):
+        values, numbers = [standardised(before)], np.array(row)
+        for count in (2, 2, 2, 1):
+            padded = [np.pad(each, 1, "edge") for each in values]
+            kernels, bias, numbers = np.split(numbers, [9 * count * len(values), (9 * len(values) + 1) * count])
+            assert set(np.count_nonzero(kernels.reshape(-1, 9), axis=1)) <= {1, 9}
+            kernels = kernels.reshape(count, len(values), 3, 3)
+            values = [np.full((size, size), each) for each in bias]
+            for out, part, y, x in itertools.product(range(count), range(len(padded)), range(3), range(3)):
+                values[out] += kernels[out, part, y, x] * padded[part][y : y + size, x : x + size]
+            output = values[0]
+            values = [np.where(each > 0, each, 0.01 * each) for each in values]
+        assert not len(numbers)
+        mixture = standardised(share * standardised(before) + (1 - share) * standardised(output))
+        expected = np.clip(before.mean() + before.std(ddof=1) * mixture, 0, 255)
+        assert np.abs(expected - after).max() < 0.51
 
 
 @pytest.mark.parametrize("quality", [10, 30, 50, 75, 95])
