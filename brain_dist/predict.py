@@ -38,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--explain", type=Path, metavar="DIR", help="write a picture for each prediction: where its answer came from"
     )
+    parser.add_argument(
+        "--sr", type=Path, metavar="DIR", help="write a DICOM Structured Report about each series (DICOM files only)"
+    )
     parser.add_argument("--fail-fast", action="store_true", help="stop at the first file that cannot be predicted")
     parser.add_argument(
         "--resume", action="store_true", help="keep what an interrupted prediction with the same arguments has finished"
@@ -52,10 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--timeout", type=float, default=600.0, metavar="SECONDS",
         help="without progress for so long, end and report the rank that is stuck (default: 600)",
     )  # fmt: skip
-    arguments = parser.parse_args(command_line(argv))
+    arguments = vars(parser.parse_args(command_line(argv)))
+    folder = arguments.pop("sr")
     from brain_dist.prediction.command import predict
 
-    return predict(**vars(arguments))
+    if folder is None:
+        return predict(**arguments)
+    from brain_dist.dicomnode.series import report_writer
+
+    return predict(**arguments, reports=report_writer(folder))
 
 
 if __name__ == "__main__":

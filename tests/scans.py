@@ -49,6 +49,7 @@ def write_dicom(path: Path, pixels: np.ndarray, **elements: Any) -> Path:
     data.PixelData = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
     for keyword, value in elements.items():
         setattr(data, keyword, value)
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = data.SOPClassUID, data.SOPInstanceUID
     data.save_as(path, enforce_file_format=True)
     return path
 

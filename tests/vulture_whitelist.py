@@ -45,9 +45,11 @@ _.NumberOfFrames
 _.PhotometricInterpretation
 _.PixelData
 _.PixelRepresentation
+_.PatientSex
 _.SamplesPerPixel
 _.SOPClassUID
 _.SOPInstanceUID
+_.SpecificCharacterSet
 _.TransferSyntaxUID
 _.VOILUTFunction
 _.file_meta

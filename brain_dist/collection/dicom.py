@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -63,11 +64,26 @@ def read_modality(file: BinaryIO) -> str | None:
     return None if value is None else str(value)
 
 
+def read_header(file: BinaryIO, keywords: Sequence[str]) -> Any:
+    """These elements of a file, a ``pydicom.Dataset``, of any DICOM file, also of one without an image.
+
+    Raises:
+        BadImage: it is not a DICOM file, or cannot be read.
+    """
+    from pydicom import dcmread
+
+    if file.peek(132)[128:132] != b"DICM":  # type: ignore[attr-defined]
+        raise BadImage("is not a DICOM file")
+    return dcmread(_inflated(file), stop_before_pixels=True, specific_tags=list(keywords))
+
+
 def read_pixels(file: BinaryIO, part: RecipePart) -> SlicePixels:
     """The gray pixels of any frame, after rescale, window and MONOCHROME1's inversion."""
     from pydicom.pixels import apply_rescale, pixel_array
 
     dataset = _read(file)
+    if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & set(dataset.dir("PixelData")):
+        raise BadImage("is a DICOM file without pixels")
     interpretation = str(dataset.get("PhotometricInterpretation"))
     if interpretation not in ("MONOCHROME1", "MONOCHROME2"):
         raise BadImage(f"is not a gray image (photometric interpretation {interpretation})")

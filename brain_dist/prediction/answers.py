@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from brain_dist.stream.contract import Contract
+from brain_dist.stream.contract import CalibrationEntry, Contract
 
 OK, UNSURE, UNLIKE = "ok", "unsure", "not_like_training"
 MEAN = "mean"  # the frame of the row of a whole file
@@ -71,9 +71,7 @@ def answer(
         limit: an ``ood_p`` below this is unlike the training.
     """
     plain = softmax(logit)
-    calibration = contract.calibration
-    if calibration is not None and (contract.weights is None or contract.weights.step != calibration.step):
-        calibration = None
+    calibration = calibration_in_use(contract)
     probability = plain if calibration is None else softmax(logit / calibration.temperature)
     members = None
     if calibration is not None and calibration.threshold is not None:
@@ -93,8 +91,14 @@ def answer(
     )  # fmt: skip
 
 
-def summary_of_file(predictions: list[Prediction]) -> Prediction | None:
-    """The row ``mean`` of a file with several slices; None if it has one, or none that is like the training."""
+def calibration_in_use(contract: Contract) -> CalibrationEntry | None:
+    """The calibration if it was fitted for the weights that are used, else None."""
+    calibration, weights = contract.calibration, contract.weights
+    return calibration if calibration and weights and weights.step == calibration.step else None
+
+
+def mean_of_slices(predictions: list[Prediction]) -> Prediction | None:
+    """The row ``mean`` of several slices; None if there is one slice, or none that is like the training."""
     usable = [each for each in predictions if each.error is None and each.verdict != UNLIKE]
     if len(predictions) < 2 or not usable:
         return None

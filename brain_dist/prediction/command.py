@@ -11,9 +11,9 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,12 @@ from brain_dist.prediction.predictor import Predictor, file_load, load
 from brain_dist.prediction.reading import Choose, parse_slices
 from brain_dist.prediction.sources import Source, find_sources
 from brain_dist.ranks.world import World
+from brain_dist.stream.contract import Contract
 
 EXIT_PARTLY = 3  # some files could not be predicted
 MAX_PARTS = 1000
+# writes reports about all files from their predictions; returns how many files have none
+Reports = Callable[[Sequence[Source], Sequence[Prediction], Contract], int]
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ def predict(
     fail_fast: bool = False,
     resume: bool = False,
     timeout: float = 600.0,
+    reports: Reports | None = None,
 ) -> int:
     """Predict files, and write or print the predictions. Every rank must call.
 
@@ -93,6 +97,7 @@ def predict(
         fail_fast: stop at the first file that cannot be predicted.
         resume: keep what an interrupted call with the same arguments has finished.
         timeout: seconds without progress after which the ranks end and report the one that is stuck.
+        reports: called at the end, on the first rank, unless ``fail_fast`` stopped the prediction.
 
     Returns:
         Exit code: 0; 3 if some files could not be predicted; 2 if none could.
@@ -137,7 +142,7 @@ def predict(
             raise Fault(f"{model} saved another checkpoint while its ranks opened it; choose one with --step")
         task = _Task(predictor, [Source(*entry) for entry in entries], choose, micro_batch, explain)
         if out is None:
-            return _print(task, fail_fast)
+            return _print(task, fail_fast, reports)
         request = _request(task, model, slices)
         folder = out.with_name(f"{out.name}.parts")
         run_on_main(world, lambda: _begin(folder, request, resume))
@@ -151,7 +156,7 @@ def predict(
             return EXIT_PARTLY
         codes: list[int] = []
         watch.report_progress("writing the table", math.inf)
-        run_on_main(world, lambda: codes.append(_finish(task, folder, out, request)))
+        run_on_main(world, lambda: codes.append(_finish(task, folder, out, request, reports)))
         return int(gather_objects(codes, world)[0][0])
 
 
@@ -242,7 +247,7 @@ def _predict_parts(
     return None
 
 
-def _finish(task: _Task, folder: Path, out: Path, request: dict[str, Any]) -> int:
+def _finish(task: _Task, folder: Path, out: Path, request: dict[str, Any], reports: Reports | None) -> int:
     """Join all parts into the table and remove their folder; returns the exit code.
 
     Raises:
@@ -260,30 +265,37 @@ def _finish(task: _Task, folder: Path, out: Path, request: dict[str, Any]) -> in
             raise Fault(f"{path} does not have the predictions of its files; remove it and run again with --resume")
         rows += own
     about = {name: request[name] for name in ("model", "step", "weights")}
-    write_atomically(out, table.encode(out, rows, task.predictor.contract.classes, about))
+    classes = task.predictor.contract.classes
+    write_atomically(out, table.encode(out, rows, classes, about))
     shutil.rmtree(folder, ignore_errors=True)
-    good = sum(row[-1] is None for row in rows)
-    failures = [Prediction(row[0], row[1], error=row[-1]) for row in rows if row[-1] is not None]
+    predictions = [table.prediction_of(row, classes) for row in rows]
+    good = sum(each.error is None for each in predictions)
     print(f"{good:,} predictions of {len(task.sources):,} files: {out}")
-    return _report(failures, good, out.with_name(f"{out.name}.failed.txt"))
+    return _conclude(task, predictions, reports, out.with_name(f"{out.name}.failed.txt"))
 
 
-def _print(task: _Task, fail_fast: bool) -> int:
+def _print(task: _Task, fail_fast: bool, reports: Reports | None) -> int:
     """Print a line for each prediction; returns the exit code."""
-    failures, good = [], 0
+    predictions = []
     for prediction in task.predictions(range(len(task.sources))):
+        predictions.append(replace(prediction, image=None))
         if prediction.error is None:
             print(prediction, flush=True)
-            good += 1
-            continue
-        failures.append(prediction)
-        if fail_fast:
-            break
-    return _report(failures, good, None)
+        elif fail_fast:
+            return _list_failures(predictions, None)
+    return _conclude(task, predictions, reports, None)
 
 
-def _report(failures: list[Prediction], good: int, full_list: Path | None) -> int:
+def _conclude(task: _Task, predictions: list[Prediction], reports: Reports | None, full_list: Path | None) -> int:
+    """Write the reports if they are wanted, and list what could not be predicted; returns the exit code."""
+    without_report = reports(task.sources, predictions, task.predictor.contract) if reports is not None else 0
+    return _list_failures(predictions, full_list) or (EXIT_PARTLY if without_report else 0)
+
+
+def _list_failures(predictions: list[Prediction], full_list: Path | None) -> int:
     """List on stderr what could not be predicted; returns the exit code."""
+    failures = [each for each in predictions if each.error is not None]
+    good = len(predictions) - len(failures)
     if not failures:
         return 0
     count = len(failures)

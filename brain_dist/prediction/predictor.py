@@ -13,7 +13,7 @@ import numpy as np
 
 from brain_dist.collection.decoding import BadImage
 from brain_dist.errors import Fault, UserError
-from brain_dist.prediction.answers import Prediction, answer, summary_of_file
+from brain_dist.prediction.answers import Prediction, answer, mean_of_slices
 from brain_dist.prediction.model import Model, open_model, stack_pixels
 from brain_dist.prediction.reading import Choose, Slice, array_slices, image_slices, parse_slices, read_slices
 from brain_dist.prediction.sources import Source, find_sources
@@ -102,7 +102,7 @@ class Predictor:
                     answer(name, each.frame, each.pixels, logit, ood_p, self.contract, unlike=each.unlike, limit=limit)
                 )
             yield from predictions
-            mean = summary_of_file(predictions)
+            mean = mean_of_slices(predictions)
             if mean is not None:
                 yield mean
 

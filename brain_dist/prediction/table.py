@@ -40,6 +40,23 @@ def row(prediction: Prediction, classes: Sequence[str]) -> Row:
     ]
 
 
+def prediction_of(values: Row, classes: Sequence[str]) -> Prediction:
+    """The prediction that a :func:`row` was made from, without its image."""
+    known = dict(zip(columns(classes), values, strict=True))
+    members = known["set"]
+    return Prediction(
+        known["path"],
+        known["frame"],
+        known["label"],
+        known["probability"],
+        {name: known[f"p_{name}"] for name in classes if known[f"p_{name}"] is not None},
+        None if members is None else tuple(name for name in classes if name in members.split("|")),
+        known["ood_p"],
+        known["verdict"],
+        known["error"],
+    )
+
+
 def check_format(path: Path) -> None:
     """Check the suffix of a table.
 
