@@ -26,9 +26,10 @@ from brain_dist.ood.build import see
 from brain_dist.ood.record import Detector
 from brain_dist.ood.scores import METHODS, Reference, fit
 from brain_dist.phantom.generate import PhantomSettings, generate
-from brain_dist.prediction.model import TorchModel, stack_pixels
+from brain_dist.prediction.outputs import stack_pixels
 from brain_dist.prediction.predictor import load
 from brain_dist.prediction.reading import array_slices, read_slices
+from brain_dist.prediction.torch_model import TorchModel
 from brain_dist.store.reader import ShardReader
 from brain_dist.stream.contract import Contract
 

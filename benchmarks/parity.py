@@ -19,9 +19,10 @@ import numpy as np
 from brain_dist.errors import UserError, run
 from brain_dist.inference.run import LoadedRun, load_run
 from brain_dist.prediction.answers import softmax
-from brain_dist.prediction.model import TorchModel, stack_pixels
+from brain_dist.prediction.outputs import stack_pixels
 from brain_dist.prediction.predictor import load
 from brain_dist.prediction.reading import read_slices
+from brain_dist.prediction.torch_model import TorchModel
 from brain_dist.ranks.world import discover
 from brain_dist.store.reader import ShardReader
 

@@ -1,6 +1,6 @@
 """Export the network of a run to other formats, each compared with the run on its test images.
 
-    brain-dist export runs/NAME --to hf,pt2 --out exported
+    brain-dist export runs/NAME --to hf,onnx,pt2 --out exported
 
 Each format gets a folder with the model, preprocess.json and parity.json; `brain-dist predict` accepts it like a run.
 """
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser("brain-dist export", description=__doc__.split("\n\n")[0])
     parser.add_argument("run", type=Path, help="the run's folder, such as runs/NAME")
     parser.add_argument(
-        "--to", required=True, metavar="FORMAT,…", help="hf (Hugging Face hub, timm), pt2 (torch.export)"
+        "--to", required=True, metavar="FORMAT,…", help="hf (Hugging Face hub, timm), onnx, pt2 (torch.export)"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the exports")
     parser.add_argument("--step", type=checkpoint_step, help="step of the checkpoint, or best (default: the newest)")
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--batch", dest="micro_batch", metavar="N", type=int, default=32, help="images per forward pass (default: 32)"
     )
     arguments = parser.parse_args(argv)
-    from brain_dist.prediction.export import export
+    from brain_dist.exporting.export import export
 
     options = {name: value for name, value in vars(arguments).items() if name != "to"}
     export(targets=arguments.to.split(","), **options)

@@ -99,6 +99,16 @@ def trained_run(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
+def onnx_export(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of ``trained_run`` to ONNX."""
+
+    def build(folder: Path) -> None:
+        in_process("export", str(trained_run), "--to", "onnx", "--out", str(folder / "out"))
+
+    return build_once(tmp_path_factory, "onnx", build) / "out" / "onnx"
+
+
+@pytest.fixture(scope="session")
 def device() -> torch.device:
     """A GPU if there is one, else the CPU. The tests that use it have the marker ``gpu``."""
     import torch

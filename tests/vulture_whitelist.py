@@ -23,6 +23,9 @@ _.pytest_collection_modifyitems
 # scikit-learn
 _.classes_
 _.decision_function
+# onnxruntime
+_.intra_op_num_threads
+_.log_severity_level
 # torch
 _.benchmark
 _.allow_tf32

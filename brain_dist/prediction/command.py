@@ -25,6 +25,7 @@ from brain_dist.ood.record import FILE
 from brain_dist.prediction import table
 from brain_dist.prediction.answers import Prediction
 from brain_dist.prediction.maps import write_map
+from brain_dist.prediction.model import model_folder
 from brain_dist.prediction.predictor import Predictor, file_load, load
 from brain_dist.prediction.reading import Choose, parse_slices
 from brain_dist.prediction.sources import Source, find_sources
@@ -86,7 +87,7 @@ def predict(
     """Predict files, and write or print the predictions. Every rank must call.
 
     Args:
-        model: the folder of a run.
+        model: the folder of a run or of an export.
         paths: files, folders, patterns, archives, or ``-`` for a list on standard input.
         out: the table to write, .csv, .json or .parquet; None prints one line per prediction.
         step: see :func:`brain_dist.prediction.predictor.load`.
@@ -191,7 +192,7 @@ def _request(task: _Task, model: Path, slices: str) -> dict[str, Any]:
         "step": None if weights is None else weights.step,
         "weights": None if weights is None else weights.sha256,
         "contract": sha256_bytes(contract.to_json().encode()),
-        "detector": None if task.predictor.model.detector is None else sha256_file(model / FILE),
+        "detector": None if task.predictor.model.detector is None else sha256_file(model_folder(model) / FILE),
         "slices": slices,
         "batch": task.batch,
         "files": len(task.sources),

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from brain_dist.errors import UserError
 from brain_dist.explaining.cams import cam_maps
 from brain_dist.prediction.answers import Prediction
-from brain_dist.prediction.model import TorchModel, stack_pixels
+from brain_dist.prediction.outputs import Model, stack_pixels
+from brain_dist.prediction.torch_model import TorchModel
 
 METHOD = "layercam"  # needs no images of the training
 
 
-def write_map(folder: Path, prediction: Prediction, model: Any) -> Path:
+def write_map(folder: Path, prediction: Prediction, model: Model) -> Path:
     """Write a PNG with the network's input and, beside it, the map of the predicted class over it.
 
     Its name is the prediction's path and frame, with other characters than letters, digits, ``.`` and ``-`` as ``_``.
@@ -27,19 +27,16 @@ def write_map(folder: Path, prediction: Prediction, model: Any) -> Path:
         model: the model of the prediction.
 
     Raises:
-        UserError: the model has no layers to make maps from.
+        UserError: the model gives no maps.
     """
     from PIL import Image
 
     from brain_dist.pages.figures import outlined, overlay
 
-    if not isinstance(model, TorchModel):
-        raise UserError("--explain needs the folder of a run; an export has no layers to make maps from")
     assert prediction.image is not None
     assert prediction.label is not None
     target = model.contract.classes.index(prediction.label)
-    inputs = model.inputs(stack_pixels([prediction.image], model.contract))
-    heat = cam_maps(model.opened.model, inputs, [target], METHOD)[0]
+    heat = _heat(model, stack_pixels([prediction.image], model.contract), target)
     gray = (
         prediction.image if prediction.image.ndim == 2 else np.asarray(Image.fromarray(prediction.image).convert("L"))
     )
@@ -49,3 +46,31 @@ def write_map(folder: Path, prediction: Prediction, model: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(sides, axis=1)).save(path)
     return path
+
+
+def class_heat(cells: np.ndarray, size: int) -> np.ndarray:
+    """The part of a class activation map that raises the score of its class, for display.
+
+    Args:
+        cells: [h, w], the map of the class, see :class:`~brain_dist.prediction.outputs.Outputs`.
+        size: pixels per side, S.
+
+    Returns:
+        float32 [S, S] from 0 to 1: interpolated, from the smallest value to the largest. All are 0 if no cell raises
+        the score.
+    """
+    import cv2
+
+    heat = cv2.resize(np.maximum(cells, 0).astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
+    heat -= heat.min()
+    return heat / (heat.max() or 1)
+
+
+def _heat(model: Model, pixels: np.ndarray, target: int) -> np.ndarray:
+    """The map of a class for one image: LayerCAM if torch has the network, else the export's own map."""
+    if isinstance(model, TorchModel):
+        return cam_maps(model.opened.model, model.inputs(pixels), [target], METHOD)[0]
+    maps = model.outputs(pixels).maps
+    if maps is None:
+        raise UserError("--explain: this export has no maps; give the folder of the run")
+    return class_heat(maps[0, target], pixels.shape[-1])

@@ -14,7 +14,8 @@ import numpy as np
 from brain_dist.collection.decoding import BadImage
 from brain_dist.errors import Fault, UserError
 from brain_dist.prediction.answers import Prediction, answer, mean_of_slices
-from brain_dist.prediction.model import Model, open_model, stack_pixels
+from brain_dist.prediction.model import open_model
+from brain_dist.prediction.outputs import Model, stack_pixels
 from brain_dist.prediction.reading import Choose, Slice, array_slices, image_slices, parse_slices, read_slices
 from brain_dist.prediction.sources import Source, find_sources
 from brain_dist.stream.contract import Contract
@@ -111,7 +112,7 @@ def load(model: str | Path, *, step: int | str | None = None, device: str = "aut
     """Open a model to predict images with.
 
     Args:
-        model: the folder of a run. Its shards are not needed.
+        model: the folder of a run, whose shards are not needed, or of an export. An ONNX export needs no torch.
         step: optimiser steps of a run's checkpoint, or "best" (default: the newest).
         device: auto, cpu or cuda.
 

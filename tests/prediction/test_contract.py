@@ -19,7 +19,7 @@ from brain_dist.checkpoints.layout import complete_steps
 from brain_dist.common.files import sha256_file
 from brain_dist.config import Config, DataConfig, ModelConfig
 from brain_dist.errors import UserError
-from brain_dist.prediction.model import stack_pixels
+from brain_dist.prediction.outputs import stack_pixels
 from brain_dist.prediction.reading import read_slices
 from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.stream.contract import FILE, Contract, read_contract

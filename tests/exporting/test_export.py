@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 import brain_dist
 from brain_dist.checkpoints.layout import complete_steps, weights_file
 from brain_dist.errors import UserError
-from brain_dist.prediction import export
-from brain_dist.prediction.model import TorchModel
+from brain_dist.exporting import export
+from brain_dist.exporting.source import Source
+from brain_dist.prediction.torch_model import TorchModel
 from brain_dist.stream.contract import FILE, read_contract
 
 pytestmark = pytest.mark.slow
@@ -70,8 +71,8 @@ def test_an_export_that_says_something_else_is_not_kept(trained_run: Path, tmp_p
     run = shutil.copytree(trained_run, tmp_path / "run")
     write = export.WRITERS["hf"]
 
-    def write_other_weights(model: TorchModel, folder: Path) -> None:
-        write(model, folder)
+    def write_other_weights(source: Source, folder: Path) -> None:
+        write(source, folder)
         file = folder / "model.safetensors"
         weights = load_file(file)
         weights["head.fc.bias"] += torch.arange(len(weights["head.fc.bias"]))
@@ -87,7 +88,7 @@ def test_an_export_that_says_something_else_is_not_kept(trained_run: Path, tmp_p
 
 def test_mistakes_are_one_line(trained_run: Path, exports: Path, tmp_path: Path) -> None:
     for arguments, message in (
-        ([str(trained_run), "--to", "onx", "--out", str(tmp_path)], "'onx' is unknown; choose from hf, pt2"),
+        ([str(trained_run), "--to", "onx", "--out", str(tmp_path)], "'onx' is unknown; choose from hf, onnx, pt2"),
         ([str(trained_run), "--to", "hf", "--out", str(exports)], "exists; remove it"),
     ):
         error = in_process("export", *arguments, expect=2).err

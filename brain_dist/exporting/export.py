@@ -2,6 +2,7 @@
 
 ==== =================================================================================================================
 hf   the layout of the Hugging Face hub: ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads it
+onnx a graph for ONNX Runtime and others, without torch: pixels → logits, features, class activation maps
 pt2  a program of torch.export with a free batch size, which needs torch but neither timm nor this project
 ==== =================================================================================================================
 """
@@ -13,21 +14,28 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from brain_dist.common.files import partial_folder
 from brain_dist.errors import Fault, UserError
+from brain_dist.exporting import hub, onnx_graph, program
+from brain_dist.exporting.source import Source
 from brain_dist.ood.record import FILE as DETECTOR
-from brain_dist.prediction.model import PROGRAM, Model, TorchModel, open_model
-from brain_dist.stream.contract import FILE, Contract
+from brain_dist.prediction.model import open_model
+from brain_dist.prediction.outputs import Model, Outputs
+from brain_dist.prediction.torch_model import TorchModel
+from brain_dist.stream.contract import FILE
 
 if TYPE_CHECKING:
     from brain_dist.inference.run import LoadedRun
 
 CERTIFICATE = "parity.json"
 TOLERANCE = 1e-4  # of a logit, between the export and the run
+WRITERS: dict[str, Callable[[Source, Path], None]] = {
+    "hf": hub.write, "onnx": onnx_graph.write, "pt2": program.write,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,8 @@ class Parity:
         other_labels: number of images with another predicted class.
         accuracy: of the export.
         run_accuracy: of the run's network.
+        maps: whether it gives class activation maps, whose means over the cells were confirmed to be the logits but for
+            a constant of the class.
         size: bytes of the exported folder without this certificate.
     """
 
@@ -50,6 +60,7 @@ class Parity:
     other_labels: int
     accuracy: float
     run_accuracy: float
+    maps: bool
     size: int
 
 
@@ -84,99 +95,22 @@ def export(
     model = open_model(run, step=loaded.step, device="cpu")
     assert isinstance(model, TorchModel)
     pixels, label = _test_images(loaded, micro_batch)
-    expected = _logits(model, pixels, micro_batch)
+    source = Source(model, pixels)
+    expected = _outputs(model, pixels, micro_batch)
     for target in targets:
         with partial_folder(out / target) as folder:
-            WRITERS[target](model, folder)
+            WRITERS[target](source, folder)
             (folder / FILE).write_text(model.contract.to_json())
             if model.detector is not None:
                 shutil.copyfile(run / DETECTOR, folder / DETECTOR)
-            actual = _logits(open_model(folder, device="cpu"), pixels, micro_batch)
+            actual = _outputs(open_model(folder, device="cpu"), pixels, micro_batch)
             parity = _compare(target, actual, expected, label, folder)
-            if parity.max_logit > TOLERANCE or parity.other_labels:
-                raise Fault(
-                    f"{target}: a logit differs by {parity.max_logit:.2g} from the run's and {parity.other_labels} of"
-                    f" {parity.images} images get another class, so the export is not kept"
-                )
             (folder / CERTIFICATE).write_text(json.dumps(asdict(parity), indent=1) + "\n")
         print(
             f"{out / target}: {parity.size / 1e6:.1f} MB, {parity.images:,} test images, largest difference of a logit"
             f" {parity.max_logit:.1e}, other labels {parity.other_labels}, accuracy {parity.accuracy:.2%}"
             f" (of the run {parity.run_accuracy:.2%})"
         )
-
-
-def write_hf(model: TorchModel, folder: Path) -> None:
-    """Write weights, config.json and a README that says how to use them."""
-    import timm.models
-
-    network: Any = model.opened.model
-    contract = model.contract
-    own = {
-        "input_size": (contract.channels, contract.size, contract.size),
-        "mean": contract.mean[: contract.channels],
-        "std": contract.std[: contract.channels],
-        "interpolation": "bilinear",
-        "crop_pct": 1.0,
-        "crop_mode": "squash",
-        "fixed_input_size": False,
-    }
-    network.pretrained_cfg = {**dict(network.pretrained_cfg), **own}
-    timm.models.save_for_hf(
-        network,
-        str(folder),
-        model_config={"label_names": list(contract.classes), "needs": "brain_dist"},
-        model_args={"in_chans": contract.channels, **model.opened.options},
-        safe_serialization=True,
-    )
-    (folder / "README.md").write_text(_readme(contract))
-
-
-def write_pt2(model: TorchModel, folder: Path) -> None:
-    """Write the program [B, C, S, S] → (features [B, D], logits [B, K])."""
-    import torch
-
-    class Outputs(torch.nn.Module):
-        """The network with its features."""
-
-        def __init__(self, network: Any) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            maps = self.network.forward_features(images)
-            features = self.network.forward_head(maps, pre_logits=True).flatten(1)
-            return features, self.network.forward_head(maps)
-
-    contract = model.contract
-    example = torch.zeros(2, contract.channels, contract.size, contract.size)  # torch.export specialises 0 and 1
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    with torch.no_grad():
-        program = torch.export.export(Outputs(model.opened.model), (example,), dynamic_shapes={"images": {0: batch}})
-    torch.export.save(program, folder / PROGRAM)
-
-
-WRITERS: dict[str, Callable[[TorchModel, Path], None]] = {"hf": write_hf, "pt2": write_pt2}
-
-
-def _readme(contract: Contract) -> str:
-    classes = ", ".join(contract.classes)
-    return f"""---
-library_name: timm
-tags: [image-classification, brain-mri]
----
-
-Classes: {classes}. Not a medical device.
-
-The pixels of its evaluation are made as `preprocess.json` says; a resize alone gives other ones (head crop, stretch):
-
-```python
-import brain_dist
-brain_dist.load("FOLDER").predict("slice.jpg")
-```
-
-The network alone: `timm.create_model("local-dir:FOLDER", pretrained=True)`. `parity.json` compares it with the run.
-"""
 
 
 def _test_images(loaded: LoadedRun, micro_batch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -188,19 +122,41 @@ def _test_images(loaded: LoadedRun, micro_batch: int) -> tuple[np.ndarray, np.nd
     return images, np.concatenate([batch.label[batch.valid].cpu().numpy() for batch in batches])
 
 
-def _logits(model: Model, pixels: np.ndarray, micro_batch: int) -> np.ndarray:
-    starts = range(0, len(pixels), micro_batch)
-    return np.concatenate([model.outputs(pixels[start : start + micro_batch]).logits for start in starts])
+def _outputs(model: Model, pixels: np.ndarray, micro_batch: int) -> Outputs:
+    parts = [model.outputs(pixels[start : start + micro_batch]) for start in range(0, len(pixels), micro_batch)]
+    maps = [part.maps for part in parts if part.maps is not None]
+    return Outputs(
+        np.concatenate([part.logits for part in parts]),
+        np.concatenate([part.features for part in parts]),
+        np.concatenate(maps) if maps else None,
+    )
 
 
-def _compare(target: str, actual: np.ndarray, expected: np.ndarray, label: np.ndarray, folder: Path) -> Parity:
-    own, other = expected.argmax(axis=1), actual.argmax(axis=1)
+def _compare(target: str, actual: Outputs, expected: Outputs, label: np.ndarray, folder: Path) -> Parity:
+    """How an export compares with the run.
+
+    Raises:
+        Fault: a logit, a label, or the maps are not those of the run.
+    """
+    from brain_dist.exporting.graph import TOLERANCE as OF_MAPS
+    from brain_dist.exporting.graph import maps_add_up
+
+    own, other = expected.logits.argmax(axis=1), actual.logits.argmax(axis=1)
+    difference, changed = float(np.abs(actual.logits - expected.logits).max()), int((own != other).sum())
+    if difference > TOLERANCE or changed:
+        raise Fault(
+            f"{target}: a logit differs by {difference:.2g} from the run's and {changed} of {len(label)} images get"
+            " another class, so the export is not kept"
+        )
+    if actual.maps is not None and maps_add_up(actual.maps, actual.logits) > OF_MAPS:
+        raise Fault(f"{target}: the class activation maps do not add up to the logits, so the export is not kept")
     return Parity(
         target=target,
         images=len(label),
-        max_logit=float(np.abs(actual - expected).max()),
-        other_labels=int((own != other).sum()),
+        max_logit=difference,
+        other_labels=changed,
         accuracy=float((other == label).mean()),
         run_accuracy=float((own == label).mean()),
+        maps=actual.maps is not None,
         size=sum(path.stat().st_size for path in folder.iterdir() if path.name != "lock"),
     )

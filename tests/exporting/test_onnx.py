@@ -1,0 +1,110 @@
+"""The ONNX export: it needs no torch, says what the run says, and its maps are class activation maps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from helpers import command, in_process
+from pictures import draw
+from PIL import Image
+
+import brain_dist
+from brain_dist.errors import UserError
+from brain_dist.explaining.cams import cam_maps
+from brain_dist.explaining.layers import Layer
+from brain_dist.exporting.graph import class_maps, has_maps, maps_add_up
+from brain_dist.prediction.maps import class_heat
+from brain_dist.prediction.onnx_model import OnnxModel
+
+WITHOUT_TORCH = """
+import json, sys
+for name in ("torch", "torchvision", "timm", "deepspeed", "nvidia.dali"):
+    sys.modules[name] = None  # importing it raises ImportError
+import brain_dist
+predictions = brain_dist.load(sys.argv[1]).predict(sys.argv[2])
+print(json.dumps([[each.label, each.probability, each.set, each.verdict] for each in predictions]))
+"""
+
+
+def test_it_predicts_without_torch(trained_run: Path, onnx_export: Path, tmp_path: Path) -> None:
+    for number in range(4):
+        draw(number).save(tmp_path / f"{number}.png")
+    expected = brain_dist.load(trained_run).predict(tmp_path)
+    result = command([sys.executable, "-c", WITHOUT_TORCH, str(onnx_export / "model.onnx"), str(tmp_path)])
+    actual = json.loads(result.out)
+    assert len(actual) == 4
+    for (label, probability, members, verdict), each in zip(actual, expected, strict=True):
+        assert (label, tuple(members), verdict) == (each.label, each.set, each.verdict)
+        assert probability == pytest.approx(each.probability, abs=1e-5)
+
+
+def test_any_batch_gives_the_logits_features_and_maps_of_the_network(trained_run: Path, onnx_export: Path) -> None:
+    model, run = brain_dist.load(onnx_export).model, brain_dist.load(trained_run).model
+    assert isinstance(model, OnnxModel)
+    contract = model.contract
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 1, contract.size, contract.size), dtype=np.uint8)
+    for count in (1, 3, 8):
+        actual, expected = model.outputs(pixels[:count]), run.outputs(pixels[:count])
+        np.testing.assert_allclose(actual.logits, expected.logits, atol=1e-4)
+        np.testing.assert_allclose(actual.features, expected.features, atol=1e-4)
+    maps = model.outputs(pixels).maps
+    assert maps is not None
+    assert maps.shape[:2] == (8, len(contract.classes))
+    assert maps_add_up(maps, model.outputs(pixels).logits) < 1e-4
+    parity = json.loads((onnx_export / "parity.json").read_text())
+    assert (parity["maps"], parity["other_labels"]) == (True, 0)
+    assert b"site-packages" not in (onnx_export / "model.onnx").read_bytes()
+
+
+def test_an_export_explains_by_its_own_maps(onnx_export: Path, tmp_path: Path) -> None:
+    draw(1).save(tmp_path / "slice.png")
+    in_process("predict", str(onnx_export), str(tmp_path / "slice.png"), "--explain", str(tmp_path / "maps"))
+    (picture,) = (tmp_path / "maps").iterdir()
+    assert np.ptp(np.asarray(Image.open(picture)).astype(int), axis=2).max() > 0  # the map is in colour
+
+
+@pytest.mark.parametrize(("name", "layer"), [("test_resnet", "layer4"), ("test_efficientnet", "bn2")])
+def test_maps_are_grad_cams_where_pooling_is_followed_by_a_linear_layer(name: str, layer: str) -> None:
+    torch.manual_seed(0)
+    network: Any = timm.create_model(name, num_classes=4).eval()
+    images = torch.randn(3, 3, 64, 64)
+    assert has_maps(network, images)
+    with torch.no_grad():
+        cells = network.forward_features(images)
+        maps = class_maps(network, cells, network.forward_head(cells, pre_logits=True))
+    assert maps is not None
+    targets = [3, 0, 1]
+    expected = cam_maps(network, images, targets, "gradcam", Layer(layer, 32))
+    for number, target in enumerate(targets):
+        np.testing.assert_allclose(class_heat(maps[number, target].numpy(), 64), expected[number], atol=1e-4)
+    assert expected.max() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("test_convnext", True), ("convnext_zepto_rms_ols", True), ("test_vit", False), ("mobilenetv3_small_050", False)],
+)
+def test_networks_with_another_head_have_no_maps(name: str, expected: bool) -> None:
+    torch.manual_seed(0)
+    network: Any = timm.create_model(name, num_classes=4).eval()
+    side = network.default_cfg["input_size"][-1] if name == "test_vit" else 64
+    assert has_maps(network, torch.randn(4, 3, side, side)) is expected
+
+
+def test_mistakes_are_one_line(onnx_export: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(onnx_export, tmp_path / "damaged")
+    (damaged / "model.onnx").write_bytes((onnx_export / "model.onnx").read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be opened by ONNX Runtime"):
+        brain_dist.load(damaged)
+    with pytest.raises(UserError, match="install onnxruntime-gpu"):
+        brain_dist.load(onnx_export, device="cuda")
+    with pytest.raises(UserError, match="is an export, which has only one"):
+        brain_dist.load(onnx_export, step=3)
