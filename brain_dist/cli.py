@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a classifier on shards, on one process or many",
     "evaluate": "predict a split, each sample exactly once, and compute the metrics",
     "predict": "predict any image files: JPEG, PNG, TIFF, DICOM, NIfTI, arrays, folders, archives",
+    "dicom": "receive MR series from scanners or a PACS, and send a Structured Report about each (listen)",
     "export": "write a run's network in other formats (Hugging Face hub, torch.export), compared on its test images",
     "adopt": "take in the predictions of any model, to judge them like a run's own",
     "calibrate": "calibrate probabilities on validation images, and make sets of classes with a known coverage",

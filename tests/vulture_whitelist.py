@@ -56,6 +56,15 @@ _.SpecificCharacterSet
 _.TransferSyntaxUID
 _.VOILUTFunction
 _.file_meta
+# pynetdicom
+_.acse_timeout
+_.connection_timeout
+_.dimse_timeout
+_.maximum_associations
+_.maximum_pdu_size
+_.network_timeout
+_.require_called_aet
+_.require_calling_aet
 # fsspec
 _.protocol
 _._strip_protocol

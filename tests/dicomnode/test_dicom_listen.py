@@ -1,0 +1,216 @@
+"""`brain-dist dicom listen` in a real process, with dcmtk's storescu, echoscu and storescp at its ends."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pydicom
+import pytest
+from dicom_series import PATIENT, ROOT, dump, errors_of, write_series
+from fork_server import Ranks
+from helpers import fork_server, free_ports, in_process
+from pydicom.uid import MRImageStorage
+from pynetdicom import AE
+
+from brain_dist.collection.decoding import BadImage
+from brain_dist.dicomnode.header import read_header
+from brain_dist.dicomnode.inbox import Inbox
+
+pytestmark = pytest.mark.skipif(not shutil.which("storescu"), reason="needs Debian's dcmtk")
+
+
+class Node:
+    """A node that runs in a process of its own."""
+
+    def __init__(self, run: Path, folder: Path, *options: str, port: int) -> None:
+        self.port = port
+        self.store, self.log = folder / "store", folder / f"log-{time.monotonic_ns()}"
+        arguments = ["listen", str(run), "--store", str(self.store), "--port", str(self.port), "--device", "cpu"]
+        self.process = Ranks(fork_server(), 1, "dicom", [*arguments, *options], self.log)
+
+    def wait_until_ready(self) -> None:
+        wait_for(lambda: "listening on" in self.text or not self.process.running())
+        assert "listening on" in self.text, self.text
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and return the exit code."""
+        self.process.signal(0, number)
+        return self.process.wait(120)[0]
+
+
+@contextmanager
+def node(run: Path, folder: Path, *options: str, port: int | None = None) -> Iterator[Node]:
+    """A node that is ready, and is killed at the end if it still runs."""
+    started = Node(run, folder, *options, port=port or free_ports(1)[0])
+    try:
+        started.wait_until_ready()
+        yield started
+    finally:
+        if started.process.running():
+            started.stop(signal.SIGKILL)
+
+
+@contextmanager
+def archive(folder: Path, port: int) -> Iterator[Path]:
+    """The storescp of dcmtk as a PACS; its folder of what it received."""
+    folder.mkdir(exist_ok=True)
+    command = ["storescp", "--aetitle", "PACS", "--output-directory", str(folder), str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield folder
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    """The condition's value as soon as it is true."""
+    deadline = time.monotonic() + 120
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not happen within two minutes"
+        time.sleep(0.02)
+    return value
+
+
+def send(port: int, paths: list[Path], *options: str) -> subprocess.CompletedProcess[str]:
+    """Send files by storescu."""
+    command = ["storescu", *options, "-aec", "BRAIN_DIST", "127.0.0.1", str(port), *map(str, paths)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def images(report: Path) -> int:
+    """How many images a report is about."""
+    (study,) = pydicom.dcmread(report).CurrentRequestedProcedureEvidenceSequence
+    return sum(len(series.ReferencedSOPSequence) for series in study.ReferencedSeriesSequence)
+
+
+def test_series_come_in_and_reports_go_out(trained_run: Path, tmp_path: Path) -> None:
+    first, second = write_series(tmp_path, 1, 3), write_series(tmp_path, 2, 1)
+    (refused,) = write_series(tmp_path, 3, 1, BurnedInAnnotation="YES")
+    (pacs_port,) = free_ports(1)
+    with (
+        archive(tmp_path / "pacs", pacs_port) as pacs,
+        node(trained_run, tmp_path, "--to", f"127.0.0.1:{pacs_port}:PACS", "--sender", "STORESCU") as listener,
+    ):
+        echo = ["echoscu", "-aec", "BRAIN_DIST", "127.0.0.1", str(listener.port)]
+        assert subprocess.run([*echo, "-aet", "STORESCU"], check=False).returncode == 0
+        assert subprocess.run([*echo, "-aet", "STRANGER"], check=False, capture_output=True).returncode != 0
+        assert send(listener.port, [*first, *second, refused]).returncode == 0
+        reports = wait_for(lambda: len(found := sorted(pacs.glob("SR*"))) == 3 and found)
+        wait_for(lambda: not list((listener.store / "unsent").iterdir()))
+        assert listener.stop() == 0
+        assert list((listener.store / "incoming").iterdir()) == []
+        assert sorted(images(report) for report in reports) == [1, 1, 3]
+        for report in reports:
+            assert errors_of(report) == []
+        texts = [dump(report) for report in reports]
+        assert all("Müller^Zoë" in text and f"{ROOT}1." in text for text in texts)
+        assert sum("The image has burned-in annotation." in text for text in texts) == 1
+        assert sum('"Class with the largest probability"' in text for text in texts) == 2
+        log = listener.text
+        assert log.splitlines()[-1].startswith("stopped; 0 images and 0 reports wait in ")
+        for text in (*PATIENT.values(), "Zo", "19610412", ROOT):
+            assert text not in log
+
+
+@pytest.mark.slow
+def test_what_was_accepted_survives_stops_crashes_and_an_absent_peer(trained_run: Path, tmp_path: Path) -> None:
+    paths = write_series(tmp_path, 1, 5)
+    (pacs_port,) = free_ports(1)
+    options = ["--to", f"127.0.0.1:{pacs_port}:PACS", "--queue", "3"]
+    client = AE(ae_title="SCANNER")
+    client.add_requested_context(MRImageStorage)
+    with node(trained_run, tmp_path, *options) as listener:  # killed with two images of an open association
+        association = client.associate("127.0.0.1", listener.port, ae_title="BRAIN_DIST")
+        datasets = [pydicom.dcmread(path) for path in paths]
+        assert [association.send_c_store(each).Status for each in datasets[:2]] == [0, 0]
+        listener.stop(signal.SIGKILL)
+        association.abort()
+    with node(trained_run, tmp_path, *options) as listener:
+        wait_for(lambda: len(list((listener.store / "unsent").glob("*.dcm"))) == 1)
+        association = client.associate("127.0.0.1", listener.port, ae_title="BRAIN_DIST")
+        statuses = [association.send_c_store(each).Status for each in datasets]
+        assert statuses == [0, 0, 0, 0xA700, 0xA700]
+        association.release()
+        wait_for(lambda: len(list((listener.store / "unsent").glob("*.dcm"))) == 2)
+        association = client.associate("127.0.0.1", listener.port, ae_title="BRAIN_DIST")
+        assert association.send_c_store(datasets[0]).Status == 0
+        listener.process.signal(0, signal.SIGTERM)
+        wait_for(lambda: "stopping" in listener.text)
+        assert association.send_c_store(datasets[1]).Status == 0xA700
+        association.release()
+        assert listener.process.wait(120) == [0]
+        assert "stopped; 0 images and 3 reports wait in " in listener.text
+        assert "cannot be reached, or refuses the association" in listener.text
+    with archive(tmp_path / "pacs", pacs_port) as pacs, node(trained_run, tmp_path, *options) as listener:
+        reports = wait_for(lambda: len(found := sorted(pacs.glob("SR*"))) == 3 and found)
+        assert sorted(images(report) for report in reports) == [1, 2, 3]
+        partial = next(report for report in reports if images(report) == 3)
+        assert "Incomplete: 2 images of this series were refused" in dump(partial)
+        assert listener.stop() == 0
+
+
+def test_inbox_closes_quiet_series_and_gives_up_on_deadly_ones(tmp_path: Path) -> None:
+    path, other = (write_series(tmp_path / "images", number, 1)[0] for number in (1, 2))
+    headers = [read_header(each.read_bytes()) for each in (path, other)]
+    inbox = Inbox(tmp_path, 2)
+    assert inbox.add(7, headers[0], path.read_bytes())
+    inbox.close_quiet(60)
+    assert inbox.jobs.empty()
+    inbox.close_quiet(0)
+    job = inbox.jobs.get_nowait()
+    assert job is not None
+    assert (job.images, job.refused, inbox.waiting) == (1, 0, 1)
+    assert job.paths[0].read_bytes() == path.read_bytes()
+    assert inbox.add(7, headers[1], other.read_bytes())
+    assert not inbox.add(7, headers[1], other.read_bytes())  # two wait
+    assert inbox.begin(job)  # and the process ends, twice
+    again = Inbox(tmp_path, 2)
+    job = again.jobs.get_nowait()
+    assert job is not None
+    assert again.begin(job)
+    third = Inbox(tmp_path, 2)
+    job = third.jobs.get_nowait()
+    assert job is not None
+    assert not third.begin(job)
+    third.done(job, failed=True)
+    assert third.waiting == 1
+    assert [each.name for each in (tmp_path / "failed").iterdir()] == [job.folder.name]
+    third.stop()
+    assert not third.add(8, headers[0], path.read_bytes())
+    third.end()
+    remaining = third.jobs.get_nowait()
+    assert remaining is not None
+    assert third.begin(remaining)
+    assert third.jobs.get_nowait() is None
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--to", "pacs:104"], "--to pacs:104: must be HOST:PORT:AET, such as pacs.example:104:PACS"),
+        (["--aet", "A_TITLE_THAT_IS_TOO_LONG"], "--aet A_TITLE_THAT_IS_TOO_LONG: a title of 1 to 16 ASCII characters"),
+        (["--queue", "0"], "--queue 0: must be ≥ 1"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, options: list[str], error: str) -> None:
+    arguments = ["listen", str(tmp_path), "--store", str(tmp_path / "store"), *options]
+    result = in_process("dicom", *arguments, expect=2)
+    assert result.err.count("\n") == 1
+    assert error in result.err
+
+
+def test_file_that_is_not_dicom_has_no_header() -> None:
+    with pytest.raises(BadImage, match="is not a DICOM file"):
+        read_header(b"\0" * 200)
