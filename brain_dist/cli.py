@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": "predict any image files: JPEG, PNG, TIFF, DICOM, NIfTI, arrays, folders, archives",
     "dicom": "receive MR series from scanners or a PACS, and send a Structured Report about each (listen)",
     "export": "write a run's network in other formats (Hugging Face hub, torch.export), compared on its test images",
+    "serve": "answer over HTTP, with a page: upload an image, get probabilities, set of classes, verdict",
     "adopt": "take in the predictions of any model, to judge them like a run's own",
     "calibrate": "calibrate probabilities on validation images, and make sets of classes with a known coverage",
     "outliers": "fit how unlike the training an image is, so that predict can refuse it",

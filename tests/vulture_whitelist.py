@@ -70,3 +70,11 @@ _.protocol
 _._strip_protocol
 # deepspeed
 _.__compatible_ops__
+# fields of the OpenAPI document
+_.notice
+_.input_size
+_.ood
+# uvicorn
+_.handle_exit
+_.force_exit
+_.should_exit

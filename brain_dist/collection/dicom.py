@@ -77,6 +77,13 @@ def read_header(file: BinaryIO, keywords: Sequence[str]) -> Any:
     return dcmread(_inflated(file), stop_before_pixels=True, specific_tags=list(keywords))
 
 
+def read_extent(file: BinaryIO) -> tuple[int, int]:
+    """The number of pixels of all frames together, and the number of frames, as the header states them."""
+    dataset = _read(file, stop_before_pixels=True, specific_tags=["Rows", "Columns", "NumberOfFrames"])
+    frames = max(1, int(dataset.get("NumberOfFrames") or 1))
+    return int(dataset.Rows) * int(dataset.Columns) * frames, frames
+
+
 def read_pixels(file: BinaryIO, part: RecipePart) -> SlicePixels:
     """The gray pixels of any frame, after rescale, window and MONOCHROME1's inversion."""
     from pydicom.pixels import apply_rescale, pixel_array

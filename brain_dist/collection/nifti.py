@@ -33,6 +33,14 @@ def read_contents(file: BinaryIO, part: RecipePart) -> Contents:
     return Contents([(n, {**attributes, "slice": n}) for n in range(first, end, slices.step)], volume=True)
 
 
+def read_extent(file: BinaryIO, part: RecipePart) -> tuple[int, int]:
+    """The number of voxels, and the number of slices, as the header states them."""
+    slices = part.slices or SliceRange()
+    image, _ = _open_volume(file, slices)
+    shape = np.array(image.shape)[_stored_axes(image)]
+    return math.prod(image.shape), int(shape[slices.axis])
+
+
 def read_pixels(file: BinaryIO, part: RecipePart) -> SlicePixels:
     """The gray pixels of any slice, after reading the volume once."""
     import nibabel

@@ -24,6 +24,7 @@ BATCH = 32
 THREADS = 2  # that decode while the network computes
 AHEAD = 8  # files that are read ahead
 Load = Callable[[], list[Slice]]
+Output = tuple[np.ndarray, float | None]  # logits [K] of an image, and its p-value of being like the training's
 
 
 class Predictor:
@@ -78,34 +79,51 @@ class Predictor:
                 count = 0
         yield from self._answers(list(waiting), batch)
 
+    def outputs(self, images: list[np.ndarray]) -> list[Output]:
+        """What the network says about images, in one forward pass.
+
+        Args:
+            images: the pixels of slices, uint8 [S, S] or [S, S, 3].
+
+        Raises:
+            Fault: the network's logits are not finite.
+        """
+        outputs, detector = self.model.outputs(stack_pixels(images, self.contract)), self.model.detector
+        if not np.isfinite(outputs.logits).all():
+            raise Fault("the network's logits are not finite; train with train.precision=amp or a smaller optim.lr")
+        p_values: list[float | None] = [None] * len(images)
+        if detector is not None:
+            p_values = detector.p_values(outputs.features, outputs.logits).tolist()
+        return list(zip(outputs.logits, p_values, strict=True))
+
+    def answers(self, name: str, slices: list[Slice], outputs: Iterator[Output]) -> list[Prediction]:
+        """The predictions of a file: one for each slice, and one for the file if it has several.
+
+        Args:
+            name: the file.
+            slices: its slices.
+            outputs: what the network says about those with pixels, in their order.
+        """
+        predictions = []
+        detector = self.model.detector
+        limit = 0.0 if detector is None else detector.limit
+        for each in slices:
+            if each.pixels is None:
+                predictions.append(Prediction(name, each.frame, error=each.error))
+                continue
+            logit, ood_p = next(outputs)
+            predictions.append(
+                answer(name, each.frame, each.pixels, logit, ood_p, self.contract, unlike=each.unlike, limit=limit)
+            )
+        mean = mean_of_slices(predictions)
+        return predictions if mean is None else [*predictions, mean]
+
     def _answers(self, files: list[tuple[str, list[Slice]]], batch: int) -> Iterator[Prediction]:
         images = [each.pixels for _, loaded in files for each in loaded if each.pixels is not None]
-        logits: list[np.ndarray] = []
-        p_values: list[float | None] = []
-        detector = self.model.detector
-        for start in range(0, len(images), batch):
-            outputs = self.model.outputs(stack_pixels(images[start : start + batch], self.contract))
-            if not np.isfinite(outputs.logits).all():
-                raise Fault("the network's logits are not finite; train with train.precision=amp or a smaller optim.lr")
-            logits += list(outputs.logits)
-            batch_p = None if detector is None else detector.p_values(outputs.features, outputs.logits)
-            p_values += [None] * len(outputs.logits) if batch_p is None else batch_p.tolist()
-        results = zip(logits, p_values, strict=True)
+        batches = (images[start : start + batch] for start in range(0, len(images), batch))
+        outputs = iter([output for each in batches for output in self.outputs(each)])
         for name, loaded in files:
-            predictions = []
-            for each in loaded:
-                if each.pixels is None:
-                    predictions.append(Prediction(name, each.frame, error=each.error))
-                    continue
-                logit, ood_p = next(results)
-                limit = 0.0 if detector is None else detector.limit
-                predictions.append(
-                    answer(name, each.frame, each.pixels, logit, ood_p, self.contract, unlike=each.unlike, limit=limit)
-                )
-            yield from predictions
-            mean = mean_of_slices(predictions)
-            if mean is not None:
-                yield mean
+            yield from self.answers(name, loaded, outputs)
 
 
 def load(model: str | Path, *, step: int | str | None = None, device: str = "auto") -> Predictor:
