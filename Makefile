@@ -73,6 +73,7 @@ graph: .venv/ready ## print the imports between the packages
 lock: ## pin the packages of pyproject.toml with hashes; existing pins stay
 	$(UV) pip compile --quiet --universal --python-version 3.11 --extra dev $(LOCK) --output-file requirements.lock
 	$(UV) pip compile --quiet --universal --python-version 3.11 --extra bench $(LOCK) --output-file requirements-bench.lock
+	$(UV) pip compile --quiet --universal --python-version 3.11 --constraint requirements.lock $(filter-out pyproject.toml,$(LOCK)) --output-file containers/serve.lock containers/serve.in
 	version=$$(sed -n 's/^nvidia-dali-cuda120==\([^ ]*\).*/\1/p' requirements.lock) && echo "nvidia-dali-cuda130==$$version" | $(UV) pip compile --quiet --universal --python-version 3.11 --constraint requirements.lock $(filter-out pyproject.toml,$(LOCK)) --output-file requirements-dali130.lock -
 
 bench: .venv/ready ## compare loader backends; see benchmarks/README.md

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from brain_dist.common.files import check_writable
 from brain_dist.common.locks import Busy, take_lock
+from brain_dist.common.notify import notify
 from brain_dist.dicomnode.evaluator import Evaluator
 from brain_dist.dicomnode.header import silence
 from brain_dist.dicomnode.inbox import SETTLE, Inbox
@@ -102,6 +103,7 @@ def listen(
             thread.start()
         goal = f"reports go to {peer}" if peer else f"reports stay in {reports}"
         print(f"listening on {host}:{port} as {title}; {goal}; not a medical device", flush=True)
+        notify("READY=1")
         while not stop.wait(1.0):
             inbox.close_quiet(SETTLE)
         _stop(receiver, inbox, evaluator, sender, time.monotonic() + grace)
@@ -118,6 +120,7 @@ def _stop(
     """Refuse what comes, and finish before the deadline what has come."""
     inbox.stop()
     print("stopping: further images are refused", flush=True)
+    notify("STOPPING=1")
     receiver.stop()
     patience = min(deadline, time.monotonic() + LAST_WORDS)
     while receiver.associations and time.monotonic() < patience:

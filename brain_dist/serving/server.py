@@ -12,6 +12,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from brain_dist.common.notify import notify
 from brain_dist.errors import UserError
 from brain_dist.serving.service import Service
 from brain_dist.serving.settings import Settings
@@ -56,12 +57,19 @@ class Server(uvicorn.Server):
         self._service = service
         self._drain: asyncio.Task[None] | None = None
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer, and tell systemd so."""
+        await super().startup(sockets)
+        if self.started:
+            notify("READY=1")
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end; a second signal ends at once."""
         if self._service.draining:
             self.should_exit = self.force_exit = True
             return
         self._service.draining = True
+        notify("STOPPING=1")
         name = signal.Signals(sig).name
         print(f"brain-dist: {name}: finishing {self._service.in_service} requests", flush=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -29,11 +30,11 @@ pytestmark = pytest.mark.skipif(not shutil.which("storescu"), reason="needs Debi
 class Node:
     """A node that runs in a process of its own."""
 
-    def __init__(self, run: Path, folder: Path, *options: str, port: int) -> None:
+    def __init__(self, run: Path, folder: Path, *options: str, port: int, **variables: str) -> None:
         self.port = port
         self.store, self.log = folder / "store", folder / f"log-{time.monotonic_ns()}"
         arguments = ["listen", str(run), "--store", str(self.store), "--port", str(self.port), "--device", "cpu"]
-        self.process = Ranks(fork_server(), 1, "dicom", [*arguments, *options], self.log)
+        self.process = Ranks(fork_server(), 1, "dicom", [*arguments, *options], self.log, env=variables)
 
     def wait_until_ready(self) -> None:
         wait_for(lambda: "listening on" in self.text or not self.process.running())
@@ -50,9 +51,9 @@ class Node:
 
 
 @contextmanager
-def node(run: Path, folder: Path, *options: str, port: int | None = None) -> Iterator[Node]:
+def node(run: Path, folder: Path, *options: str, port: int | None = None, **variables: str) -> Iterator[Node]:
     """A node that is ready, and is killed at the end if it still runs."""
-    started = Node(run, folder, *options, port=port or free_ports(1)[0])
+    started = Node(run, folder, *options, port=port or free_ports(1)[0], **variables)
     try:
         started.wait_until_ready()
         yield started
@@ -72,6 +73,13 @@ def archive(folder: Path, port: int) -> Iterator[Path]:
     finally:
         process.kill()
         process.wait()
+
+
+def bound(manager: socket.socket, folder: Path) -> str:
+    """The address of a socket that stands for systemd's."""
+    manager.bind(str(folder / "notify"))
+    manager.settimeout(60)
+    return str(folder / "notify")
 
 
 def wait_for(condition: Callable[[], Any]) -> Any:
@@ -99,10 +107,13 @@ def test_series_come_in_and_reports_go_out(trained_run: Path, tmp_path: Path) ->
     first, second = write_series(tmp_path, 1, 3), write_series(tmp_path, 2, 1)
     (refused,) = write_series(tmp_path, 3, 1, BurnedInAnnotation="YES")
     (pacs_port,) = free_ports(1)
+    options = ["--to", f"127.0.0.1:{pacs_port}:PACS", "--sender", "STORESCU"]
     with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
         archive(tmp_path / "pacs", pacs_port) as pacs,
-        node(trained_run, tmp_path, "--to", f"127.0.0.1:{pacs_port}:PACS", "--sender", "STORESCU") as listener,
+        node(trained_run, tmp_path, *options, NOTIFY_SOCKET=bound(manager, tmp_path)) as listener,
     ):
+        assert manager.recv(64) == b"READY=1"
         echo = ["echoscu", "-aec", "BRAIN_DIST", "127.0.0.1", str(listener.port)]
         assert subprocess.run([*echo, "-aet", "STORESCU"], check=False).returncode == 0
         assert subprocess.run([*echo, "-aet", "STRANGER"], check=False, capture_output=True).returncode != 0
@@ -110,6 +121,7 @@ def test_series_come_in_and_reports_go_out(trained_run: Path, tmp_path: Path) ->
         reports = wait_for(lambda: len(found := sorted(pacs.glob("SR*"))) == 3 and found)
         wait_for(lambda: not list((listener.store / "unsent").iterdir()))
         assert listener.stop() == 0
+        assert manager.recv(64) == b"STOPPING=1"
         assert list((listener.store / "incoming").iterdir()) == []
         assert sorted(images(report) for report in reports) == [1, 1, 3]
         for report in reports:
