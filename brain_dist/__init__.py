@@ -10,10 +10,13 @@ In Python::
     metrics = predictions.evaluate()
 """
 
+import os
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
+# ONNX Runtime's packages for Linux otherwise report their use to Microsoft, from its import on
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # imported when first used, so that `import brain_dist` and `--help` stay fast
 _MODULES = {
     "batches": "brain_dist.stream.batches",
