@@ -1,6 +1,6 @@
 """Export the network of a run to other formats, each compared with the run on its test images.
 
-    brain-dist export runs/NAME --to hf,onnx,pt2 --out exported
+    brain-dist export runs/NAME --to hf,onnx,int8 --out exported
 
 Each format gets a folder with the model, preprocess.json and parity.json; `brain-dist predict` accepts it like a run.
 """
@@ -19,7 +19,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser("brain-dist export", description=__doc__.split("\n\n")[0])
     parser.add_argument("run", type=Path, help="the run's folder, such as runs/NAME")
     parser.add_argument(
-        "--to", required=True, metavar="FORMAT,…", help="hf (Hugging Face hub, timm), onnx, pt2 (torch.export)"
+        "--to",
+        required=True,
+        metavar="FORMAT,…",
+        help="hf (Hugging Face hub, timm), onnx, int8, pt2 (torch.export), triton",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the exports")
     parser.add_argument("--step", type=checkpoint_step, help="step of the checkpoint, or best (default: the newest)")

@@ -103,7 +103,7 @@ def onnx_export(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """The export of ``trained_run`` to ONNX."""
 
     def build(folder: Path) -> None:
-        in_process("export", str(trained_run), "--to", "onnx", "--out", str(folder / "out"))
+        verb("export", str(trained_run), "--to", "onnx", "--out", str(folder / "out"))
 
     return build_once(tmp_path_factory, "onnx", build) / "out" / "onnx"
 

@@ -24,6 +24,7 @@ _.pytest_collection_modifyitems
 _.classes_
 _.decision_function
 # onnxruntime
+_.get_next
 _.intra_op_num_threads
 _.log_severity_level
 # torch

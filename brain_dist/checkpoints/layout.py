@@ -32,6 +32,7 @@ from brain_dist.errors import Fault, UserError
 
 MARKER, MODEL, EMA = "COMPLETE", "model.safetensors", "ema.safetensors"
 _HUB = (MODEL, "pytorch_model.bin")  # weights in a folder of the Hugging Face hub's layout, beside config.json
+_PROGRAMS = ("model.onnx", "model.pt2")  # exports without a state dict
 
 
 def checkpoint_folder(root: Path, step: int) -> Path:
@@ -113,6 +114,10 @@ def weights_file(path: Path) -> Path:
         for name in _HUB:
             if (path / name).is_file():
                 return path / name
+    if any((path / name).is_file() for name in _PROGRAMS):
+        raise UserError(
+            f"{path} is a program whose weights have lost their names; use the run, or `export RUN --to hf`"
+        )
     steps = complete_steps(path / "checkpoints")
     folder = checkpoint_folder(path / "checkpoints", steps[-1]) if steps else path
     if not (folder / MARKER).is_file():

@@ -149,17 +149,29 @@ def examine_values(pixels: np.ndarray, mode: str, smaller: Smaller | None = None
     return _measure(store_values(pixels, mode, smaller))
 
 
-def store_image(data: bytes, smaller: Smaller | None = None, window: Window = DEFAULT_WINDOW) -> StoredImage:
+def store_image(
+    data: bytes, smaller: Smaller | None = None, window: Window = DEFAULT_WINDOW, channel: int | None = None
+) -> StoredImage:
     """An encoded image as a shard stores it.
 
     Args:
         data: bytes of the file.
         smaller: how a large image is made smaller; None keeps the size.
         window: maps 16-bit and float values to gray.
+        channel: which channel of a colour image is stored, from 0; None stores the image. A gray image is stored as it
+            is, unlike in a build, where a recipe says what the files have.
 
     Raises:
-        BadImage: ``data`` is not exactly one complete image of a usable size.
+        BadImage: ``data`` is not exactly one complete image of a usable size, or has no such channel.
     """
+    if channel is not None:
+        image, upright, mode = decode_image(data)
+        bands = upright.split()
+        if len(bands) >= 3:
+            if channel >= len(bands):
+                names = ", ".join(image.getbands())
+                raise BadImage(f"has the channels {names}, but the model was trained on channel {channel}")
+            return store_values(np.asarray(bands[channel]), mode, smaller)
     return _store(*decode_gray(data, window), smaller)
 
 

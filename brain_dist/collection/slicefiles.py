@@ -92,7 +92,7 @@ def stored_slices(
     """
     with errors_as_bad_image():
         if part.format == "images":
-            return [(None, store_image(data, smaller, part.window))]
+            return [(None, store_image(data, smaller, part.window, part.channel))]
         reader = _READERS[part.format]
         frames = [frame for frame, _ in reader.read_contents(file_of(data), part).slices]
         pixels = reader.read_pixels(file_of(data), part)

@@ -14,20 +14,31 @@ from brain_dist.errors import UserError
 from brain_dist.prediction.onnx_model import FEATURES, GRAPH, INPUT, LOGITS, MAPS
 
 if TYPE_CHECKING:
-    from brain_dist.exporting.source import Source
+    import numpy as np
+
+    from brain_dist.prediction.torch_model import TorchModel
 
 MAX_BATCH = 4096
 
 
-def write(source: Source, folder: Path) -> None:
-    """Write the graph from pixels to logits, features and, if the network has them, class activation maps."""
+def write_graph(model: TorchModel, pixels: np.ndarray, path: Path) -> None:
+    """Write the graph from pixels to logits, features and, if the network has them, class activation maps.
+
+    Args:
+        model: the network, on the CPU.
+        pixels: images uint8 [N, 1 or 3, S, S], on which it is tried whether the network has maps.
+        path: the file.
+
+    Raises:
+        UserError: a package that it needs is not installed.
+    """
     import torch
 
     from brain_dist.exporting.graph import FromPixels, has_maps
 
     onnx = import_onnx()
-    opened, contract = source.model.opened, source.model.contract
-    maps = has_maps(opened.model, source.model.inputs(source.pixels[:8]))
+    opened, contract = model.opened, model.contract
+    maps = has_maps(opened.model, model.inputs(pixels[:8]))
     channels = 1 if contract.color == "gray" else 3
     example = torch.zeros(2, channels, contract.size, contract.size, dtype=torch.uint8)  # 1 would be specialised
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
@@ -35,17 +46,18 @@ def write(source: Source, folder: Path) -> None:
         torch.onnx.export(
             FromPixels(opened.model, opened.normalize, maps=maps).eval(),
             (example,),
-            folder / GRAPH,
+            path,
             dynamo=True,
             input_names=[INPUT],
             output_names=[LOGITS, FEATURES, *([MAPS] if maps else [])],
             dynamic_shapes={INPUT: {0: batch}},
             external_data=False,
         )
-    model = onnx.load(folder / GRAPH)
-    for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info):
+    content = onnx.load(path)
+    graph = content.graph
+    for part in (*graph.node, *graph.input, *graph.output, *graph.value_info):
         part.ClearField("metadata_props")  # paths and lines of the program that exported it
-    onnx.save(model, folder / GRAPH)
+    onnx.save(content, path)
 
 
 def import_onnx() -> Any:

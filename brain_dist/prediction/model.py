@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brain_dist.errors import UserError, print_once
 from brain_dist.ood.record import Detector, read_detector
-from brain_dist.prediction.onnx_model import GRAPH, OnnxModel
+from brain_dist.prediction.onnx_model import GRAPH, REPOSITORY, OnnxModel
 from brain_dist.prediction.outputs import Model
 from brain_dist.prediction.torch_model import ProgramModel, TorchModel, open_hub
 from brain_dist.stream.contract import FILE, Contract, read_contract
@@ -15,7 +16,8 @@ from brain_dist.stream.contract import FILE, Contract, read_contract
 if TYPE_CHECKING:
     import torch
 
-PROGRAM, HUB = "model.pt2", "config.json"  # with GRAPH, the files that tell the kind of an export
+PROGRAM, HUB = "model.pt2", "config.json"  # with those of ONNX, the files that tell the kind of an export
+CERTIFICATE = "parity.json"  # how an export compares with its run
 
 
 def open_model(path: Path, *, step: int | str | None = None, device: str = "auto") -> Model:
@@ -33,7 +35,7 @@ def open_model(path: Path, *, step: int | str | None = None, device: str = "auto
     path = model_folder(path)
     if not path.is_dir():
         raise UserError(f"{path} is not the folder of a run or of an export; give one, such as runs/NAME")
-    exported = next((name for name in (GRAPH, PROGRAM, HUB) if (path / name).is_file()), None)
+    exported = next((name for name in (GRAPH, REPOSITORY, PROGRAM, HUB) if (path / name).is_file()), None)
     if exported is not None and step is not None:
         raise UserError(f"--step {step}: {path} is an export, which has only one")
     if exported is None:
@@ -45,8 +47,9 @@ def open_model(path: Path, *, step: int | str | None = None, device: str = "auto
     if contract is None:
         raise UserError(f"{path} has no {FILE}; export the run again with `brain-dist export`")
     detector = _detector(path, contract)
-    if exported == GRAPH:
-        return OnnxModel(path / GRAPH, contract, detector, device)
+    _say_if_not_ready(path / CERTIFICATE)
+    if exported in (GRAPH, REPOSITORY):
+        return OnnxModel(path / exported, contract, detector, device)
     if exported == PROGRAM:
         return ProgramModel(path / PROGRAM, contract, detector, _torch_device(device))
     return TorchModel(open_hub(path, contract, _torch_device(device)), detector)
@@ -69,6 +72,17 @@ def _detector(path: Path, contract: Contract) -> Detector | None:
             f" not calibrated; add --step {calibration.step}, or calibrate again"
         )
     return detector
+
+
+def _say_if_not_ready(certificate: Path) -> None:
+    """Say once that an export may be worse than its run, if its certificate says so."""
+    try:
+        content = json.loads(certificate.read_text(encoding="utf-8"))
+        reason = content.get("reason")
+    except (OSError, ValueError, AttributeError):
+        return  # an export without a readable certificate claims nothing
+    if reason:
+        print_once(f"{certificate.parent} is not ready for use: {reason}")
 
 
 def _torch_device(name: str) -> torch.device:

@@ -15,6 +15,7 @@ from brain_dist.ranks.world import discover
 from brain_dist.stream.contract import Contract
 
 GRAPH = "model.onnx"
+REPOSITORY = Path("brain_dist", "1", GRAPH)  # in a model repository of Triton
 INPUT, LOGITS, FEATURES, MAPS = "pixels", "logits", "features", "maps"  # names in the graph
 _GPU, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 

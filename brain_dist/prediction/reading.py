@@ -75,9 +75,9 @@ def read_slices(data: bytes, name: str, contract: Contract, choose: Choose) -> l
             return array_slices(_load_array(data), contract, choose)
         kind = _format(data, name.lower())
         window = contract.window if kind == "dicom" else _plain_window(contract)
-        part = RecipePart(
-            format=kind, window=window, slices=SliceRange(axis=contract.slice_axis) if kind == "nifti" else None
-        )
+        across = SliceRange(axis=contract.slice_axis) if kind == "nifti" else None
+        channel = contract.channel if kind == "images" else None
+        part = RecipePart(format=kind, window=window, slices=across, channel=channel)
         other = kind == "dicom" and _is_other_modality(data)
         stored = stored_slices(data, part, choose, contract.smaller)
     except BadImage as error:
@@ -174,7 +174,7 @@ def _store_encoded(image: Any, contract: Contract) -> StoredImage:
     """Store an image as if it were a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return store_image(buffer.getvalue(), contract.smaller, _plain_window(contract))
+    return store_image(buffer.getvalue(), contract.smaller, _plain_window(contract), contract.channel)
 
 
 def _of_stored(frame: int | None, stored: StoredImage | str, contract: Contract) -> Slice:

@@ -69,6 +69,7 @@ class Contract:
         std: pixels are then divided by it.
         window: maps 16-bit and float values to gray, with the keys of a recipe's ``window``.
         slice_axis: axis (RAS+) that slices of a NIfTI volume are perpendicular to.
+        channel: which channel of a colour image is used, from 0, as the recipe chose it; None uses the image.
         max_side: a larger image is first reduced to this many pixels on the longer side; None keeps it.
         jpeg_quality: quality of the JPEGs among the reduced images.
         classes: names of the outputs.
@@ -89,6 +90,7 @@ class Contract:
     dataset_version: str
     window: Window = DEFAULT_WINDOW
     slice_axis: int = 2
+    channel: int | None = None
     max_side: int | None = None
     jpeg_quality: int = JPEG_QUALITY
     weights: WeightsEntry | None = None
@@ -175,6 +177,7 @@ def _storing(dataset: Dataset) -> dict[str, Any]:
     choices: dict[str, list[Any]] = {
         "window": [part["window"] for part in parts if "window" in part],
         "slice_axis": [part["slices"]["axis"] for part in parts if part.get("format") == "nifti"],
+        "channel": [part.get("channel") for part in parts if part.get("format", "images") == "images"],
         "max_side": [manifest.options.get("max_side") for manifest in built],
         "jpeg_quality": [manifest.options.get("jpeg_quality") for manifest in built],
     }

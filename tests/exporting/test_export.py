@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import google.protobuf.text_format
 import numpy as np
+import onnx
+import onnx.numpy_helper
 import pytest
 import timm
 import torch
-from helpers import in_process
+from helpers import in_process, verb
 from pictures import draw
 from safetensors.torch import load_file, save_file
 
@@ -25,20 +30,24 @@ from brain_dist.stream.contract import FILE, read_contract
 pytestmark = pytest.mark.slow
 
 
+FORMATS = ["hf", "onnx", "int8", "pt2", "triton"]
+EXACT = ["hf", "onnx", "pt2", "triton"]
+
+
 @pytest.fixture(scope="module")
 def exports(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exports") / "out"
-    result = in_process("export", str(trained_run), "--to", "hf,pt2", "--out", str(out))
-    lines = result.out.splitlines()
-    assert [line.split(":")[0] for line in lines] == [str(out / "hf"), str(out / "pt2")]
-    assert all("other labels 0" in line for line in lines)
+    result = verb("export", str(trained_run), "--to", ",".join(FORMATS), "--out", str(out))
+    for target in FORMATS:
+        (row,) = [line for line in result.out.splitlines() if line.split("┃")[0].split("│")[0].strip() == target]
+        assert row.count("│") == 7
     return out
 
 
 def test_exports_predict_what_the_run_predicts(trained_run: Path, exports: Path) -> None:
     images = [draw(number) for number in range(5)]
     expected = brain_dist.load(trained_run).predict(images)
-    for target in ("hf", "pt2"):
+    for target in EXACT:
         model = brain_dist.load(exports / target)
         for batch in (1, 3, 5):
             predictions = model.predict(images, batch=batch)
@@ -51,6 +60,9 @@ def test_exports_predict_what_the_run_predicts(trained_run: Path, exports: Path)
         assert parity["images"] == len(brain_dist.load_run(trained_run).rows("test"))
         assert parity["max_logit"] <= 1e-4
         assert parity["accuracy"] == parity["run_accuracy"]
+        assert parity["ready"]
+        assert [speed["batch"] for speed in parity["speed"]] == [1, 8, 32]
+        assert all(0 < speed["median"] <= speed["p95"] for speed in parity["speed"])
         assert read_contract(exports / target) == read_contract(trained_run)
 
 
@@ -88,7 +100,10 @@ def test_an_export_that_says_something_else_is_not_kept(trained_run: Path, tmp_p
 
 def test_mistakes_are_one_line(trained_run: Path, exports: Path, tmp_path: Path) -> None:
     for arguments, message in (
-        ([str(trained_run), "--to", "onx", "--out", str(tmp_path)], "'onx' is unknown; choose from hf, onnx, pt2"),
+        (
+            [str(trained_run), "--to", "onx", "--out", str(tmp_path)],
+            "'onx' is unknown; choose from hf, onnx, int8, pt2, triton",
+        ),
         ([str(trained_run), "--to", "hf", "--out", str(exports)], "exists; remove it"),
     ):
         error = in_process("export", *arguments, expect=2).err
@@ -112,3 +127,57 @@ def test_an_export_is_a_source_of_weights(trained_run: Path, exports: Path) -> N
     own = load_file(trained_run / "checkpoints" / f"{step:08d}" / "model.safetensors")
     exported = load_file(weights_file(exports / "hf"))
     assert all(torch.equal(value.float(), own[name].float()) for name, value in exported.items())
+
+
+def test_int8_quantises_convolutions_and_leaves_the_maps(trained_run: Path, exports: Path) -> None:
+    graph = onnx.load(exports / "int8" / "model.onnx").graph
+    constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    producer = {name: node for node in graph.node for name in node.output}
+    quantised = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    of_maps = [node for node in quantised if producer[node.input[0]].op_type != "DequantizeLinear"]
+    assert len(of_maps) == 1  # the classifier's weights, applied to each cell
+    weights = [producer[node.input[1]] for node in quantised if node is not of_maps[0]]
+    assert {node.op_type for node in weights} == {"DequantizeLinear"}
+    assert {constants[node.input[0]].dtype for node in weights} == {np.dtype(np.int8)}
+    assert max(constants[node.input[1]].size for node in weights) > 1  # a scale for each channel
+    certificate = json.loads((exports / "int8" / "parity.json").read_text())
+    assert certificate["max_logit"] > 0
+    assert certificate["maps"]
+    assert certificate["ready"] == (certificate["reason"] is None)
+    assert certificate["size"] < json.loads((exports / "onnx" / "parity.json").read_text())["size"]
+    run = brain_dist.load(trained_run).predict([draw(number) for number in range(5)])
+    small = brain_dist.load(exports / "int8").predict([draw(number) for number in range(5)])
+    for each, other in zip(small, run, strict=True):
+        assert each.probability == pytest.approx(other.probability, abs=0.2)
+
+
+def test_an_export_that_is_not_ready_says_so_when_opened(exports: Path, tmp_path: Path, capfd: Any) -> None:
+    worse = shutil.copytree(exports / "int8", tmp_path / "worse")
+    content = json.loads((worse / "parity.json").read_text())
+    (worse / "parity.json").write_text(json.dumps({**content, "ready": False, "reason": "it may lose 2 points"}))
+    brain_dist.load(worse)
+    assert f"{worse} is not ready for use: it may lose 2 points\n" in capfd.readouterr().err
+
+
+def test_tritons_schema_accepts_the_configuration(trained_run: Path, exports: Path) -> None:
+    contract = read_contract(trained_run)
+    assert contract is not None
+    text = (exports / "triton" / "brain_dist" / "config.pbtxt").read_text()
+    config = google.protobuf.text_format.Parse(text, triton_schema().ModelConfig())
+    assert (config.name, config.backend, config.max_batch_size) == ("brain_dist", "onnxruntime", 64)
+    assert [(each.name, each.data_type, list(each.dims)) for each in config.input] == [("pixels", 2, [1, 32, 32])]
+    assert [each.name for each in config.output] == ["logits", "features", "maps"]
+    assert list(config.output[0].dims) == [len(contract.classes)]
+    assert list(config.dynamic_batching.preferred_batch_size) == [8, 16]
+    assert (exports / "triton" / "brain_dist" / "1" / "model.onnx").is_file()
+
+
+def triton_schema() -> Any:
+    """Triton's schema of model configurations, without its client, which needs gRPC."""
+    (origin,) = importlib.util.find_spec("tritonclient").submodule_search_locations
+    spec = importlib.util.spec_from_file_location("schema", Path(origin) / "grpc" / "model_config_pb2.py")
+    assert spec is not None
+    assert spec.loader is not None
+    schema = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(schema)
+    return schema

@@ -17,6 +17,7 @@ from pictures import draw
 from PIL import Image
 
 import brain_dist
+from brain_dist.checkpoints.layout import weights_file
 from brain_dist.errors import UserError
 from brain_dist.explaining.cams import cam_maps
 from brain_dist.explaining.layers import Layer
@@ -106,5 +107,7 @@ def test_mistakes_are_one_line(onnx_export: Path, tmp_path: Path) -> None:
         brain_dist.load(damaged)
     with pytest.raises(UserError, match="install onnxruntime-gpu"):
         brain_dist.load(onnx_export, device="cuda")
+    with pytest.raises(UserError, match="use the run, or `export RUN --to hf`"):
+        weights_file(onnx_export)
     with pytest.raises(UserError, match="is an export, which has only one"):
         brain_dist.load(onnx_export, step=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -20,7 +21,7 @@ from brain_dist.common.files import sha256_file
 from brain_dist.config import Config, DataConfig, ModelConfig
 from brain_dist.errors import UserError
 from brain_dist.prediction.outputs import stack_pixels
-from brain_dist.prediction.reading import read_slices
+from brain_dist.prediction.reading import array_slices, image_slices, read_slices
 from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.stream.contract import FILE, Contract, read_contract
 
@@ -63,6 +64,36 @@ def test_prediction_sees_the_pixels_of_evaluation(
     assert len(paths) > 8
     pieces = [read_slices(path.read_bytes(), path.name, contract, list)[0].pixels for path in paths]
     np.testing.assert_array_equal(stack_pixels([piece for piece in pieces if piece is not None], contract), loaded)
+
+
+def test_prediction_takes_the_channel_of_the_training(tmp_path: Path) -> None:
+    for label, kind in enumerate(("glioma", "notumor")):
+        (tmp_path / "images" / kind).mkdir(parents=True)
+        for number in range(12):
+            channels = [draw(1000 * label + 10 * number + channel, size=80) for channel in range(3)]
+            Image.merge("RGB", channels).save(tmp_path / "images" / kind / f"{number:02d}.tif")
+    (tmp_path / "recipe.yaml").write_text("name: three\nparts: [{channel: 2}]\n")
+    options = ["--recipe", str(tmp_path / "recipe.yaml"), "--fractions", "0.4,0.2,0.4", "--allow-missing"]
+    in_process("shard", "build", "--source", str(tmp_path / "images"), "--out", str(tmp_path / "shards"), *options)
+    dataset = open_dataset(tmp_path / "shards")
+    data = DataConfig(size=32)
+    contract = Contract.of(Config(data=data, model=ModelConfig()), dataset.classes, dataset.version, dataset)
+    assert contract.channel == 2
+    (tmp_path / FILE).write_text(contract.to_json())
+    assert read_contract(tmp_path) == contract
+    (batch,) = brain_dist.batches(dataset, "test", loader="opencv", normalize=False, size=32)
+    paths = [tmp_path / "images" / dataset.columns["source"][row] for row in batch.row.tolist()]
+    for path, pixels in zip(paths, batch.image.numpy(), strict=True):
+        (each,) = read_slices(path.read_bytes(), path.name, contract, list)
+        np.testing.assert_array_equal(each.pixels, pixels[0])
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(image_slices(image, contract)[0].pixels, pixels[0])
+            np.testing.assert_array_equal(array_slices(np.asarray(image), contract, list)[0].pixels, pixels[0])
+            gray = image.split()[2]  # a gray picture has nothing to choose from
+        np.testing.assert_array_equal(image_slices(gray, contract)[0].pixels, pixels[0])
+    four = dataclasses.replace(contract, channel=3)
+    (each,) = read_slices(paths[0].read_bytes(), paths[0].name, four, list)
+    assert each.error == "has the channels R, G, B, but the model was trained on channel 3"
 
 
 def test_contract_of_a_run_names_its_weights_and_its_calibration(trained_run: Path) -> None:
