@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brain_dist.errors import UserError
-from brain_dist.prediction.onnx_model import FEATURES, GRAPH, INPUT, LOGITS, MAPS
+from brain_dist.prediction.onnx_model import FEATURES, INPUT, LOGITS, MAPS
 
 if TYPE_CHECKING:
     import numpy as np
