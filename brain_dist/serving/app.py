@@ -141,8 +141,7 @@ def _add_state(app: FastAPI, service: Service, about: dict[str, Any]) -> None:
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        if about["maps"]:
-            service.prepare_maps()
+        service.load_maps()  # a service that is used without the page never loads it
         return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
 
 

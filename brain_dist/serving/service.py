@@ -46,6 +46,7 @@ class Service:
         self.batcher = Batcher(
             predictor.outputs, self.metrics, max_batch=settings.max_batch, max_wait=settings.max_wait
         )
+        self._loading: asyncio.Future[None] | None = None
         self._decoders = ThreadPoolExecutor(max(2, min(8, *core_limits().values())), "decoding")
 
     @property
@@ -127,14 +128,17 @@ class Service:
                 frames[len(frames) // 2 : len(frames) // 2 + 1] if frame is None else [n for n in frames if n == frame]
             )
 
+        await asyncio.shield(self.load_maps())
         (piece,) = await self._decode(data, choose)
         assert piece.pixels is not None
         image: np.ndarray = piece.pixels
         return await self.batcher.call(lambda: explanation(self.predictor.model, image, piece.frame))
 
-    def prepare_maps(self) -> None:
-        """Load in the background what :meth:`explain` needs; the page calls this, and an API without it never waits."""
-        self._decoders.submit(load_libraries, self.predictor.model)
+    def load_maps(self) -> asyncio.Future[None]:
+        """Begin, once, to load what :meth:`explain` needs. It takes seconds, during which other requests go on."""
+        if self._loading is None:
+            self._loading = asyncio.get_running_loop().run_in_executor(None, load_libraries, self.predictor.model)
+        return self._loading
 
     async def _decode(self, data: bytes, choose: Choose) -> list[Any]:
         arguments = (data, self.predictor.contract, choose, self.settings)
