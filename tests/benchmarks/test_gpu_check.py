@@ -22,6 +22,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_dry_facts_are_recorded_once(tmp_path: Path) -> None:
     kit, out = tmp_path / "kit", tmp_path / "out"
     arguments = [sys.executable, "benchmarks/gpu_check.py", "--kit", str(kit), "--out", str(out), "--dry"]

@@ -161,6 +161,7 @@ def test_shards_that_training_knew_entirely_are_refused(base: Path) -> None:
     verb("evaluate", str(base / "run"), "--shards", str(shards), "--name", "same", "--allow-known")
 
 
+@pytest.mark.slow
 def test_several_ranks_agree(base: Path) -> None:
     evaluate(base, name="one")
     launch(2, "evaluate", str(base / "run"), "--shards", str(base / "other"), "--name", "two")

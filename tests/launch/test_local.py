@@ -58,9 +58,8 @@ def test_ranks_save_and_end_if_their_launcher_is_hung_up_interrupted_or_killed(
     assert complete_steps(tmp_path / "run" / "checkpoints")[-1] == steps
 
 
-@pytest.mark.parametrize(
-    "number", [*(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGTERM)), signal.SIGKILL]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_loading_processes_serve_their_rank_until_it_ends(
     number: signal.Signals, phantom_shards: Path, tmp_path: Path
 ) -> None:

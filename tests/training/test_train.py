@@ -74,7 +74,11 @@ DEEPSPEED = ["-m", "deepspeed.launcher.launch", "--world_info=eyJsb2NhbGhvc3QiOi
     ("zero_stage", "launcher"),
     [
         pytest.param(0, ["launch/local.py", "-n", "2", "train"], marks=pytest.mark.slow),
-        (1, ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "brain_dist.train"]),
+        pytest.param(
+            1,
+            ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "brain_dist.train"],
+            marks=pytest.mark.slow,
+        ),
         (2, [*DEEPSPEED, "brain_dist.train"]),
         pytest.param(3, ["launch/local.py", "-n", "2", "train"], marks=pytest.mark.slow),
     ],
