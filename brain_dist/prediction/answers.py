@@ -70,6 +70,7 @@ def answer(
         unlike: whether the file already says that it is unlike the training.
         limit: an ``ood_p`` below this is unlike the training.
     """
+    logit = np.asarray(logit, dtype=np.float64)
     plain = softmax(logit)
     calibration = calibration_in_use(contract)
     probability = plain if calibration is None else softmax(logit / calibration.temperature)
@@ -113,5 +114,5 @@ def mean_of_slices(predictions: list[Prediction]) -> Prediction | None:
 
 def softmax(logit: np.ndarray) -> np.ndarray:
     """Probabilities float64 [K] of logits [K]."""
-    exponential = np.exp(np.asarray(logit, dtype=np.float64) - np.max(logit))
+    exponential = np.exp(logit - np.max(logit))
     return exponential / exponential.sum()
