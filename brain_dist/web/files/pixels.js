@@ -199,6 +199,31 @@ export function stretched(picture) {
   return new Picture(picture.width, picture.height, picture.planes.map((plane) => plane.map((value) => table[value])));
 }
 
+/** Largest minus smallest value of the picture's thumbnail of 64 × 64 area means: small if it shows nothing. */
+export function thumbnailRange({ width, height, planes: [values] }) {
+  const side = 64;
+  let [low, high] = [255, 0];
+  for (let j = 0; j < side; j++) {
+    const rows = [Math.floor((j * height) / side), Math.max(Math.ceil(((j + 1) * height) / side), 1)];
+    for (let i = 0; i < side; i++) {
+      const columns = [Math.floor((i * width) / side), Math.max(Math.ceil(((i + 1) * width) / side), 1)];
+      let [sum, total] = [0, 0];
+      for (let y = rows[0]; y < rows[1]; y++) {
+        const down = Math.min(y + 1, ((j + 1) * height) / side) - Math.max(y, (j * height) / side);
+        for (let x = columns[0]; x < columns[1]; x++) {
+          const share = down * (Math.min(x + 1, ((i + 1) * width) / side) - Math.max(x, (i * width) / side));
+          sum += share * values[y * width + x];
+          total += share;
+        }
+      }
+      const mean = Math.round(sum / total);
+      low = Math.min(low, mean);
+      high = Math.max(high, mean);
+    }
+  }
+  return high - low;
+}
+
 function isGray({ planes: [red, green, blue] }) {
   return red.every((value, i) => value === green[i] && value === blue[i]);
 }
@@ -209,16 +234,10 @@ function roundHalfToEven(value) {
   return rest > 0.5 || (rest === 0.5 && whole % 2 === 1) ? whole + 1 : whole;
 }
 
-/** The network's input: float32 [1, channels, size, size], normalised. */
+/** The network's input: uint8 values of one plane or, where the contract keeps colours, of three. */
 export function networkInput(pixels, contract) {
-  const count = pixels.width * pixels.height;
-  const input = new Float32Array(contract.channels * count);
-  const average = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
-  for (let channel = 0; channel < contract.channels; channel++) {
-    const mean = contract.channels === 1 ? average(contract.mean) : contract.mean[channel];
-    const deviation = contract.channels === 1 ? average(contract.std) : contract.std[channel];
-    const plane = pixels.planes[pixels.planes.length === 1 ? 0 : channel];
-    for (let i = 0; i < count; i++) input[channel * count + i] = (plane[i] / 255 - mean) / deviation;
-  }
+  const planes = contract.color === "gray" ? 1 : 3;
+  const input = new Uint8Array(planes * pixels.width * pixels.height);
+  for (let i = 0; i < planes; i++) input.set(pixels.planes[pixels.planes.length === 1 ? 0 : i], i * input.length / planes);
   return input;
 }

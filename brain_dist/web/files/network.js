@@ -1,0 +1,65 @@
+// The network in the browser: the files of the export, ONNX Runtime in WebAssembly, and an answer for each picture.
+
+import * as ort from "./ort/ort.wasm.min.mjs";
+import { Detector, answer } from "./answers.js";
+import { decode } from "./decode.js";
+import { networkInput, networkPixels, pictures, thumbnailRange } from "./pixels.js";
+
+const BLANK_RANGE = 8; // gray values; what differs by less shows nothing
+const here = (name) => new URL(name, import.meta.url).href;
+
+ort.env.wasm.wasmPaths = here("./ort/"); // must be absolute: a relative path is resolved twice
+ort.env.wasm.numThreads = 1; // more need headers that a static server does not send
+
+/** The network of this folder with its contract. Nothing is fetched after it is open. */
+export async function openNetwork() {
+  const contract = await (await fetched("./preprocess.json")).json();
+  const found = await fetch(here("./outliers.safetensors"));
+  const detector = found.ok ? new Detector(await found.arrayBuffer()) : null;
+  const bytes = new Uint8Array(await (await fetched("./model.onnx")).arrayBuffer());
+  return new Network(await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] }), contract, detector);
+}
+
+async function fetched(name) {
+  const response = await fetch(here(name));
+  if (!response.ok) throw new Error(`${name} cannot be loaded (${response.status}); export the edition again`);
+  return response;
+}
+
+/** An opened network. */
+export class Network {
+  constructor(session, contract, detector) {
+    this.session = session;
+    this.contract = contract;
+    this.detector = detector;
+  }
+
+  /**
+   * The answer for a file, as brain_dist.prediction gives it.
+   * @param {Blob} file
+   * @returns {Promise<object>} label, probability, probabilities, set, ood_p, verdict; the pixels that the network saw
+   *   (a Picture), and maps: class → float values of height × width cells, or null if the network gives none
+   */
+  async predict(file) {
+    const { rgba, width, height } = await decode(file);
+    const picture = pictures(rgba, width, height);
+    const pixels = networkPixels(picture, this.contract);
+    const { color, size, classes } = this.contract;
+    const shape = [1, color === "gray" ? 1 : 3, size, size];
+    const input = new ort.Tensor("uint8", networkInput(pixels, this.contract), shape);
+    const outputs = await this.session.run({ pixels: input });
+    const logits = outputs.logits.data;
+    if (!Array.from(logits).every(Number.isFinite)) throw new Error("the network's logits are not finite");
+    const limit = this.detector ? this.detector.limit : 0;
+    const oodP = this.detector ? this.detector.pValue(outputs.features.data, logits) : null;
+    const unlike = thumbnailRange(picture.gray) < BLANK_RANGE;
+    const maps = outputs.maps ? mapsOf(outputs.maps, classes) : null;
+    return { ...answer(logits, oodP, this.contract, { unlike, limit }), logits: [...logits], pixels, maps };
+  }
+}
+
+function mapsOf({ data, dims: [, count, height, width] }, classes) {
+  const area = height * width;
+  const values = Object.fromEntries(classes.map((name, c) => [name, data.slice(c * area, (c + 1) * area)]));
+  return { height, width, values, count };
+}
