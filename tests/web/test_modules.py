@@ -31,8 +31,7 @@ CONTRACT = Contract(
 SEEN = """async ([data, contract]) => {
   const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
   const [{ decode }, pixels] = [await import("./decode.js"), await import("./pixels.js")];
-  const { rgba, width, height } = await decode(new Blob([bytes]));
-  const pictures = pixels.pictures(rgba, width, height);
+  const pictures = pixels.pictures(await decode(new Blob([bytes])));
   const seen = pixels.networkPixels(pictures, contract);
   const planes = seen.planes.map((plane) => [...plane]);
   return [pixels.headBox(pictures.gray), planes, [...pixels.networkInput(seen, contract)]];

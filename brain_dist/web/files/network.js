@@ -41,8 +41,7 @@ export class Network {
    *   (a Picture), and maps: class → float values of height × width cells, or null if the network gives none
    */
   async predict(file) {
-    const { rgba, width, height } = await decode(file);
-    const picture = pictures(rgba, width, height);
+    const picture = pictures(await decode(file));
     const pixels = networkPixels(picture, this.contract);
     const { color, size, classes } = this.contract;
     const shape = [1, color === "gray" ? 1 : 3, size, size];

@@ -1,8 +1,9 @@
 // From a decoded picture to the pixels that the network sees: preprocess.json carried out in the browser.
 //
 // The steps are those of brain_dist/stream/pixels.py: reduction by block means, one sampling with linear interpolation,
-// stretch. The head's box is that of brain_dist/collection/measures.py. The decoder is the browser's own, so a JPEG may
-// differ by a few gray levels from libjpeg's scaled decoding; parity.json says by how much on the test images.
+// stretch. The head's box is that of brain_dist/collection/measures.py. The decoder is the browser's own: libjpeg's scaled
+// decoding averages values before they are rounded to 8 bits, here they are averaged after it, so that where a JPEG is
+// reduced, a sixth of the pixels differ by one gray level. `python -m benchmarks.parity` measures it.
 
 /** A picture of one gray channel or of red, green and blue, one after the other. */
 export class Picture {
@@ -19,7 +20,7 @@ export class Picture {
 }
 
 /** Gray and colours of opaque RGBA values. @returns {{gray: Picture, rgb: Picture}} */
-export function pictures(rgba, width, height) {
+export function pictures({ rgba, width, height }) {
   const planes = [0, 1, 2].map(() => new Uint8Array(width * height));
   const gray = new Uint8Array(width * height);
   for (let i = 0; i < gray.length; i++) {
