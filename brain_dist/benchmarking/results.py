@@ -59,11 +59,18 @@ class Benchmark:
 
     @property
     def missing(self) -> list[str]:
-        """The cells and tests that are not finished, in words."""
-        rows = [row for row in self.cells if row["state"] == "missing"]
-        if len({row["test"] for row in self.cells}) == 1:
-            return [title(row) for row in rows]
-        return [f"{title(row)}, tested on {row['test']}" for row in rows]
+        """The cells that are not finished, in words, each with its missing tests if others are there."""
+        several = len({row["source"] for row in self.cells}) > 1
+        cells: dict[str, list[Row]] = {}
+        for row in self.cells:
+            cells.setdefault(row["cell"], []).append(row)
+        lines = []
+        for rows in cells.values():
+            tests = [row["test"] for row in rows if row["state"] == "missing"]
+            name = f"{title(rows[0])}, {rows[0]['source']}" if several else title(rows[0])
+            if tests:
+                lines.append(name if len(tests) == len(rows) else f"{name}, tested on {' and '.join(tests)}")
+        return lines
 
 
 def read_benchmark(folder: Folder) -> Benchmark:

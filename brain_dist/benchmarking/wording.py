@@ -72,6 +72,11 @@ COSTS: dict[str, Callable[[Row], str]] = {
 }
 
 
+def measured_costs(costs: Sequence[Row], names: Sequence[str] = tuple(COSTS)) -> list[str]:
+    """Those of the names in :data:`COSTS` that were measured for a model."""
+    return [name for name in names if any(COSTS[name](row) != NOT_MEASURED for row in costs)]
+
+
 def markdown(benchmark: Benchmark) -> str:
     """The content of table.md."""
     record = benchmark.record
@@ -84,9 +89,8 @@ def markdown(benchmark: Benchmark) -> str:
         lines += [f"  - {model}: {trials_text(tried)}" for model, tried in trials.items()]
     lines += [f"- {note}" for note in benchmark.notes]
     if benchmark.missing:
-        lines += [
-            f"- {len(benchmark.missing)} of {len(benchmark.cells)} cells are missing: {'; '.join(benchmark.missing)}"
-        ]
+        planned = len({row["cell"] for row in benchmark.cells})
+        lines += [f"- {len(benchmark.missing)} of {planned} cells are missing: {'; '.join(benchmark.missing)}"]
     for part in benchmark.parts:
         lines += ["", *_part_lines(part, several=len(benchmark.parts) > 1)]
     lines += ["", "## Costs", "", *_cost_lines(benchmark.costs)]
@@ -135,7 +139,11 @@ def _both(row: Row, name: str) -> str:
 
 
 def _cost_lines(costs: Sequence[Row]) -> list[str]:
-    lines = _table(["model", *COSTS], [[row["model"], *(text(row) for text in COSTS.values())] for row in costs])
+    names = measured_costs(costs)
+    lines = _table(["model", *names], [[row["model"], *(COSTS[name](row) for name in names)] for row in costs])
+    lines = lines if names else []
+    if len(names) < len(COSTS):
+        lines += ["", f"Not measured: {', '.join(name for name in COSTS if name not in names)}."]
     places = dict.fromkeys(
         f"{row['device']}, {row['threads']} threads, {row['size']}², {row['precision']}"
         for row in costs
@@ -196,9 +204,11 @@ def print_tables(benchmark: Benchmark) -> None:
         show(place, headers, rows)
         if "refused" in part.ranks:
             console.print(f"no ranks: {escape(part.ranks['refused'])}")
-    chosen = ("parameters (M)", "GMACs", "images/s", "peak memory (MB)", "training (s)")
-    rows = [[row["model"], *(COSTS[name](row) for name in chosen)] for row in benchmark.costs]
-    show("costs", ["model", *chosen], rows)
+    shown = ("parameters (M)", "GMACs", "images/s", "peak memory (MB)", "training (s)")
+    chosen = measured_costs(benchmark.costs, shown)
+    if chosen:
+        rows = [[row["model"], *(COSTS[name](row) for name in chosen)] for row in benchmark.costs]
+        show("costs", ["model", *chosen], rows)
     for note in benchmark.notes:
         console.print(f"note: {escape(note)}")
     if benchmark.missing:
