@@ -120,7 +120,7 @@ def _add_state(app: FastAPI, service: Service, about: dict[str, Any]) -> None:
     @app.get("/v1/model", response_model=schemas.ModelCard, responses=documented("unauthorized"))
     async def model() -> Response:
         """What is served, its limits and its model card."""
-        return JSONResponse(model_document(service.predictor, service.settings, about))
+        return JSONResponse(model_document(service.predictor, service.settings.limits(), about))
 
     @app.get("/healthz", response_model=schemas.State)
     async def health() -> Response:

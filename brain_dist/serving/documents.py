@@ -14,7 +14,6 @@ from brain_dist.prediction.outputs import Model
 from brain_dist.prediction.predictor import Predictor
 from brain_dist.prediction.table import DIGITS, SCHEMA
 from brain_dist.serving.maps import class_maps
-from brain_dist.serving.settings import BATCH_FILES, Settings
 
 NOTICE = "Not a medical device. For research only; not for diagnosis or treatment."
 
@@ -37,12 +36,12 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, DIGITS)
 
 
-def model_document(predictor: Predictor, settings: Settings, about: dict[str, Any]) -> dict[str, Any]:
+def model_document(predictor: Predictor, limits: dict[str, float], about: dict[str, Any]) -> dict[str, Any]:
     """What is served: classes, calibration, preprocessing, limits, speed, and what it is not.
 
     Args:
         predictor: the model.
-        settings: the limits.
+        limits: of a file, see :meth:`~brain_dist.serving.settings.Settings.limits`.
         about: name, card, speed and method of maps of the model.
     """
     contract, detector = predictor.contract, predictor.model.detector
@@ -62,10 +61,7 @@ def model_document(predictor: Predictor, settings: Settings, about: dict[str, An
         "coverage": 1 - calibration.alpha if calibration is not None and has_sets else None,
         "ood": None if detector is None else {"method": detector.reference.method, "limit": detector.limit,
                                               "patients": detector.groups},
-        "limits": {
-            "bytes": settings.max_bytes, "pixels": settings.max_pixels, "frames": settings.max_frames,
-            "files": BATCH_FILES, "seconds": settings.deadline,
-        },
+        "limits": limits,
     }  # fmt: skip
 
 

@@ -50,6 +50,13 @@ class Settings:
     grace: float
     linger: float
 
+    def limits(self) -> dict[str, float]:
+        """What a request may have at most, for clients: bytes, pixels and slices of a file, files, and seconds."""
+        return {
+            "bytes": self.max_bytes, "pixels": self.max_pixels, "frames": self.max_frames, "files": BATCH_FILES,
+            "seconds": self.deadline,
+        }  # fmt: skip
+
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address."""

@@ -21,6 +21,7 @@ from brain_dist.ood.record import FILE as DETECTOR
 from brain_dist.ood.record import Detector, read_detector, write_detector
 from brain_dist.ood.scores import METHODS, fit
 from brain_dist.prediction.answers import answer
+from brain_dist.prediction.maps import class_heat
 from brain_dist.stream.contract import CalibrationEntry, Contract, WeightsEntry
 
 CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
@@ -171,3 +172,11 @@ def test_p_values_equal_those_of_the_detector(modules: Page, tmp_path: Path, met
     assert actual[0] == 0.05
     assert actual[1] == pytest.approx(detector.p_values(new, logits).tolist(), abs=1e-9)
     assert len(set(actual[1])) > 3
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (3, 4), (1, 1)])
+def test_heat_maps_equal_those_of_the_service(modules: Page, shape: tuple[int, int]) -> None:
+    for cells in (np.random.default_rng(1).normal(0, 2, shape).astype(np.float32), np.full(shape, -1, np.float32)):
+        given = [cells.ravel().tolist(), shape[1], shape[0], 32]
+        actual = modules.evaluate("async (given) => [...(await import('./pixels.js')).heat(...given)]", given)
+        np.testing.assert_allclose(np.reshape(actual, (32, 32)), class_heat(cells, 32), atol=2e-6)

@@ -1,44 +1,44 @@
 // The network in the browser: the files of the export, ONNX Runtime in WebAssembly, and an answer for each picture.
 
-import * as ort from "./ort/ort.wasm.min.mjs";
+import * as ort from "../ort/ort.wasm.min.mjs";
 import { Detector, answer } from "./answers.js";
 import { decode } from "./decode.js";
 import { networkInput, networkPixels, pictures, thumbnailRange } from "./pixels.js";
 
 const BLANK_RANGE = 8; // gray values; what differs by less shows nothing
-const here = (name) => new URL(name, import.meta.url).href;
+const inFolder = (name) => new URL(`../${name}`, import.meta.url).href;
 
-ort.env.wasm.wasmPaths = here("./ort/"); // must be absolute: a relative path is resolved twice
+ort.env.wasm.wasmPaths = inFolder("ort/"); // must be absolute: a relative path is resolved twice
 ort.env.wasm.numThreads = 1; // more need headers that a static server does not send
 
-/** The network of this folder with its contract. Nothing is fetched after it is open. */
+/** The network of this folder. Nothing is fetched after it is open. */
 export async function openNetwork() {
-  const contract = await (await fetched("./preprocess.json")).json();
-  const found = await fetch(here("./outliers.safetensors"));
-  const detector = found.ok ? new Detector(await found.arrayBuffer()) : null;
-  const bytes = new Uint8Array(await (await fetched("./model.onnx")).arrayBuffer());
-  return new Network(await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] }), contract, detector);
+  const about = await (await fetched("model.json")).json();
+  const contract = await (await fetched("preprocess.json")).json();
+  const detector = about.ood ? new Detector(await (await fetched("outliers.safetensors")).arrayBuffer()) : null;
+  const bytes = new Uint8Array(await (await fetched("model.onnx")).arrayBuffer());
+  const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+  return new Network(session, about, contract, detector);
 }
 
 async function fetched(name) {
-  const response = await fetch(here(name));
+  const response = await fetch(inFolder(name));
   if (!response.ok) throw new Error(`${name} cannot be loaded (${response.status}); export the edition again`);
   return response;
 }
 
 /** An opened network. */
 export class Network {
-  constructor(session, contract, detector) {
-    this.session = session;
-    this.contract = contract;
-    this.detector = detector;
+  /** `about` is what the page says of the model, `contract` the content of preprocess.json. */
+  constructor(session, about, contract, detector) {
+    Object.assign(this, { session, about, contract, detector });
   }
 
   /**
    * The answer for a file, as brain_dist.prediction gives it.
    * @param {Blob} file
-   * @returns {Promise<object>} label, probability, probabilities, set, ood_p, verdict; the pixels that the network saw
-   *   (a Picture), and maps: class → float values of height × width cells, or null if the network gives none
+   * @returns {Promise<object>} label, probability, probabilities, set, ood_p, verdict, logits; the pixels that the network
+   *   saw (a Picture), and maps: values of height × width cells of each class, or null if the network gives none
    */
   async predict(file) {
     const picture = pictures(await decode(file));
@@ -57,8 +57,8 @@ export class Network {
   }
 }
 
-function mapsOf({ data, dims: [, count, height, width] }, classes) {
+function mapsOf({ data, dims: [, , height, width] }, classes) {
   const area = height * width;
   const values = Object.fromEntries(classes.map((name, c) => [name, data.slice(c * area, (c + 1) * area)]));
-  return { height, width, values, count };
+  return { height, width, values };
 }

@@ -225,6 +225,34 @@ export function thumbnailRange({ width, height, planes: [values] }) {
   return high - low;
 }
 
+/**
+ * The part of a class activation map that raises the score of its class, for display.
+ * @param {ArrayLike<number>} cells width × height values
+ * @returns {Float32Array} size × size values from 0 to 1; all are 0 if no cell raises the score
+ */
+export function heat(cells, width, height, size) {
+  const at = (y, x) => {
+    const [row, column] = [Math.min(Math.max(y, 0), height - 1), Math.min(Math.max(x, 0), width - 1)];
+    return Math.max(cells[row * width + column], 0);
+  };
+  const values = new Float32Array(size * size);
+  for (let j = 0; j < size; j++) {
+    const y = ((j + 0.5) * height) / size - 0.5;
+    const below = y - Math.floor(y);
+    for (let i = 0; i < size; i++) {
+      const x = ((i + 0.5) * width) / size - 0.5;
+      const beside = x - Math.floor(x);
+      const [top, left] = [Math.floor(y), Math.floor(x)];
+      const upper = at(top, left) * (1 - beside) + at(top, left + 1) * beside;
+      const lower = at(top + 1, left) * (1 - beside) + at(top + 1, left + 1) * beside;
+      values[j * size + i] = upper * (1 - below) + lower * below;
+    }
+  }
+  const low = values.reduce((least, value) => Math.min(least, value), Infinity);
+  const range = values.reduce((most, value) => Math.max(most, value), 0) - low || 1;
+  return values.map((value) => (value - low) / range);
+}
+
 function isGray({ planes: [red, green, blue] }) {
   return red.every((value, i) => value === green[i] && value === blue[i]);
 }
