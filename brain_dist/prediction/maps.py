@@ -57,13 +57,15 @@ def class_heat(cells: np.ndarray, size: int) -> np.ndarray:
 
     Returns:
         float32 [S, S] from 0 to 1: interpolated, from the smallest value to the largest. All are 0 if no cell raises
-        the score.
+        the score, or all do so alike.
     """
     import cv2
 
     heat = cv2.resize(np.maximum(cells, 0).astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
-    heat -= heat.min()
-    return heat / (heat.max() or 1)
+    low, high = heat.min(), heat.max()
+    if high - low <= 1e-5 * high:  # what differs is the rounding of the interpolation
+        return np.zeros_like(heat)
+    return (heat - low) / (high - low)
 
 
 def _heat(model: Model, pixels: np.ndarray, target: int) -> np.ndarray:

@@ -228,7 +228,8 @@ export function thumbnailRange({ width, height, planes: [values] }) {
 /**
  * The part of a class activation map that raises the score of its class, for display.
  * @param {ArrayLike<number>} cells width × height values
- * @returns {Float32Array} size × size values from 0 to 1; all are 0 if no cell raises the score
+ * @returns {Float32Array} size × size values from 0 to 1; all are 0 if no cell raises the score, or all
+ *   do so alike
  */
 export function heat(cells, width, height, size) {
   const at = (y, x) => {
@@ -249,8 +250,9 @@ export function heat(cells, width, height, size) {
     }
   }
   const low = values.reduce((least, value) => Math.min(least, value), Infinity);
-  const range = values.reduce((most, value) => Math.max(most, value), 0) - low || 1;
-  return values.map((value) => (value - low) / range);
+  const high = values.reduce((most, value) => Math.max(most, value), 0);
+  if (high - low <= 1e-5 * high) return new Float32Array(size * size);
+  return values.map((value) => (value - low) / (high - low));
 }
 
 function isGray({ planes: [red, green, blue] }) {
