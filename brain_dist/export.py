@@ -22,10 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--to",
         required=True,
         metavar="FORMAT,…",
-        help="hf (Hugging Face hub, timm), onnx, int8, pt2 (torch.export), triton",
+        help="hf (Hugging Face hub, timm), onnx, int8, pt2 (torch.export), triton, web (a page with the network in it)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the exports")
     parser.add_argument("--step", type=checkpoint_step, help="step of the checkpoint, or best (default: the newest)")
+    parser.add_argument(
+        "--ort", type=Path, metavar="DIR", help="ONNX Runtime for browsers, as npm installed it, for `--to web`"
+    )
     parser.add_argument("--shards", help="where the run's own shards are now")
     parser.add_argument(
         "--batch", dest="micro_batch", metavar="N", type=int, default=32, help="images per forward pass (default: 32)"

@@ -14,7 +14,7 @@ from brain_dist.judging.weighted import WeightedMetrics
 from brain_dist.prediction.answers import softmax
 from brain_dist.prediction.outputs import Outputs
 
-TOLERANCE = 1e-4  # of a logit, for an export that computes in 32 bits
+TOLERANCE = 1e-4  # of a logit, or of the largest one of its image if that exceeds 1; for an export in 32 bits
 MARGIN = 0.01  # of balanced accuracy, which an export may lose
 METRICS = ("accuracy", "balanced_accuracy")
 
@@ -93,8 +93,10 @@ def certify(
     from brain_dist.exporting.graph import maps_add_up
 
     own, other = expected.logits.argmax(axis=1), actual.logits.argmax(axis=1)
-    largest, changed = float(np.abs(actual.logits - expected.logits).max()), int((own != other).sum())
-    if exact and (largest > TOLERANCE or changed):
+    differences = np.abs(actual.logits - expected.logits).max(axis=1)
+    scale = np.maximum(1, np.abs(expected.logits).max(axis=1))
+    largest, changed = float(differences.max()), int((own != other).sum())
+    if exact and ((differences > TOLERANCE * scale).any() or changed):
         raise Fault(
             f"{target}: a logit differs by {largest:.2g} from the run's and {changed} of {len(label)} images get"
             " another class, so the export is not kept"

@@ -6,6 +6,7 @@ onnx   a graph for ONNX Runtime and others, without torch: pixels → logits, fe
 int8   the same graph with convolutions and products in 8 bits; ready only if it keeps the balanced accuracy
 pt2    a program of torch.export with a free batch size, which needs torch but neither timm nor this project
 triton a model repository of Triton Inference Server with the ONNX graph
+web    the browser edition: a page with the ONNX graph in it, which answers without a server
 ====== ===============================================================================================================
 """
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from brain_dist.common.files import partial_folder, write_atomically
 from brain_dist.errors import UserError
-from brain_dist.exporting import hub, int8, program, triton
+from brain_dist.exporting import edition, hub, int8, program, triton
 from brain_dist.exporting.certificate import Certificate, certify
 from brain_dist.exporting.source import Source, open_source
 from brain_dist.exporting.speed import Speed, measure
@@ -34,6 +35,7 @@ from brain_dist.prediction.torch_model import TorchModel
 from brain_dist.ranks.threads import choose_threads
 from brain_dist.ranks.world import discover
 from brain_dist.stream.contract import FILE
+from brain_dist.web.build import find_runtime, write_sums
 
 
 def write_onnx(source: Source, folder: Path) -> None:
@@ -43,6 +45,7 @@ def write_onnx(source: Source, folder: Path) -> None:
 
 WRITERS: dict[str, Callable[[Source, Path], None]] = {
     "hf": hub.write, "onnx": write_onnx, "int8": int8.write, "pt2": program.write, "triton": triton.write,
+    "web": edition.write,
 }  # fmt: skip
 INEXACT = ("int8",)
 BATCHES, ROUNDS, SECONDS = (1, 8, 32), 20, 20.0  # of the measurement of speed
@@ -50,7 +53,7 @@ BATCHES, ROUNDS, SECONDS = (1, 8, 32), 20, 20.0  # of the measurement of speed
 
 def export(
     run: Path, out: Path, targets: Sequence[str], *, step: int | str | None = None, shards: str | None = None,
-    micro_batch: int = 32,
+    micro_batch: int = 32, ort: Path | None = None,
 ) -> None:  # fmt: skip
     """Write a folder for each format into ``out``, and print how each compares with the run.
 
@@ -61,6 +64,7 @@ def export(
         step: see :func:`brain_dist.inference.run.load_run`.
         shards: where the run's own shards are now.
         micro_batch: images per forward pass of the comparison.
+        ort: where ONNX Runtime for browsers is, for the browser edition.
 
     Raises:
         UserError: an unknown format, a folder that exists, a package that is not installed, or the run or its shards
@@ -76,13 +80,14 @@ def export(
             raise UserError(f"--to {','.join(targets)}: {target!r} is unknown; choose from {', '.join(WRITERS)}")
         if (out / target).exists():
             raise UserError(f"{out / target} exists; remove it, or choose another folder with --out")
+    runtime = find_runtime(ort) if "web" in targets else None
     torch.set_num_threads(choose_threads(discover()).count)
     loaded = load_run(run, step=step, shards=shards)
     if loaded.dataset.version != loaded.trained_version:
         raise UserError(f"{loaded.dataset.root} is not what {run} was trained on; the comparison needs its own shards")
     model = open_model(run, step=loaded.step, device="cpu")
     assert isinstance(model, TorchModel)
-    source = open_source(model, loaded)
+    source = open_source(model, loaded, runtime)
     expected = _outputs(model, source.pixels, micro_batch)
     certificates, models = [], {"run": model.outputs}
     for target in targets:
@@ -105,6 +110,8 @@ def export(
         if certificate.target in INEXACT:
             certificate.slower = _slower(certificate.target, speeds)
         _write(out / certificate.target / CERTIFICATE, certificate)
+    if runtime is not None:
+        write_sums(out / "web")
     print_table(run, certificates, speeds)
 
 
