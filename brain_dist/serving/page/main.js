@@ -25,6 +25,8 @@ function banner(text, ...more) {
 }
 
 async function start() {
+  $("formats").textContent = source.formats;
+  $("where").textContent = source.remote ? "" : "The network is being loaded…";
   try {
     model = await source.describe();
   } catch (error) {
@@ -33,7 +35,7 @@ async function start() {
       $("token").focus();
       return;
     }
-    banner("The service cannot be reached. ", element("button", { type: "button", class: "plain", onclick: start }, "Try again"));
+    banner(`${error.message} `, element("button", { type: "button", class: "plain", onclick: start }, "Try again"));
     return;
   }
   banner("");
@@ -161,6 +163,8 @@ addEventListener("drop", (event) => {
   delete document.body.dataset.dragging;
   add([...event.dataTransfer.files]);
 });
-addEventListener("offline", () => banner("This computer is offline. Files wait here until it is online again."));
-addEventListener("online", () => start());
+if (source.remote) {
+  addEventListener("offline", () => banner("This computer is offline. Files wait here until it is online again."));
+  addEventListener("online", () => start());
+}
 start();

@@ -11,6 +11,7 @@ export class Refusal extends Error {
 
 export class Server {
   remote = true; // the images leave this browser
+  formats = "JPEG, PNG, TIFF, DICOM or NIfTI.";
   #token = "";
 
   /** The access token for all further requests; it is kept in this page's memory only. */
