@@ -15,7 +15,7 @@ def write(source: Source, folder: Path) -> None:
     import timm.models
 
     network: Any = source.model.opened.model
-    contract = source.model.contract
+    contract, options = source.model.contract, source.model.opened.options
     own = {
         "input_size": (contract.channels, contract.size, contract.size),
         "mean": contract.mean[: contract.channels],
@@ -30,7 +30,8 @@ def write(source: Source, folder: Path) -> None:
         network,
         str(folder),
         model_config={"label_names": list(contract.classes), "needs": "brain_dist"},
-        model_args={"in_chans": contract.channels, **source.model.opened.options},
+        # timm ignores an option that is None when it creates a network by name, but not when it opens a folder
+        model_args={"in_chans": contract.channels, **{k: v for k, v in options.items() if v is not None}},
         safe_serialization=True,
     )
     (folder / "README.md").write_text(_readme(contract))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -77,6 +78,20 @@ def test_the_hub_folder_is_loaded_by_timm(trained_run: Path, exports: Path) -> N
     assert (config["input_size"], config["crop_mode"], config["crop_pct"]) == ((3, 32, 32), "squash", 1.0)
     np.testing.assert_allclose(config["mean"], model.contract.mean)
     assert json.loads((exports / "hf" / "config.json").read_text())["label_names"] == list(model.contract.classes)
+
+
+def test_the_hub_folder_has_the_options_of_the_network(trained_run: Path, tmp_path: Path) -> None:
+    model = brain_dist.load(trained_run).model
+    assert isinstance(model, TorchModel)
+    options = {"ls_init_value": None, "kernel_sizes": 3}
+    network = timm.create_model("test_convnext", num_classes=4, **options)
+    opened = dataclasses.replace(model.opened, model=network.eval(), options=options)
+    empty = np.zeros(0)
+    source = Source(TorchModel(opened, None), brain_dist.load_run(trained_run), empty, empty, empty)
+    export.WRITERS["hf"](source, tmp_path)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert loaded.state_dict().keys() == network.state_dict().keys()
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in loaded.state_dict().items())
 
 
 def test_an_export_that_says_something_else_is_not_kept(trained_run: Path, tmp_path: Path) -> None:
