@@ -75,7 +75,7 @@ def recipe(check: Check, epochs: int) -> dict[str, Any]:
         "augment.scale": [0.7, 1.0],
         "augment.rotate": 15,
         "model.name": check.sizes.model,
-        "model.options": '{"ls_init_value": null}',  # layer scale's 1e-6 needs many epochs to grow
+        "model.options": '{"ls_init_value": 1.0}',  # layer scale's 1e-6 needs many epochs to grow
         "model.drop_path": 0.1,
         "optim.lr": 4e-4,
         "optim.warmup_epochs": 2 if epochs > 8 else 0.5,

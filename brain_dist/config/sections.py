@@ -146,7 +146,7 @@ class ModelConfig(Section):
         sync_batchnorm: Compute BatchNorm statistics over the micro-batches of all ranks instead of each rank alone.
         compile: Compile the network with torch.compile for training; evaluations are not compiled. The first step takes
             minutes, and on the CPU needs a C++ compiler; later steps are faster. Not with `train.zero_stage: 3`.
-        options: Further arguments of the timm model, such as `{ls_init_value: null}`.
+        options: Further arguments of the timm model, such as `{ls_init_value: 0.1}`. timm ignores those that are null.
     """
 
     name: str = "convnext_base"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from brain_dist.common.progress import show_activity
 from brain_dist.common.text import nearest
 from brain_dist.config import Config, ModelConfig
-from brain_dist.errors import Fault, UserError
+from brain_dist.errors import Fault, UserError, print_once
 from brain_dist.networks.weights import apply_weights, read_weights
 from brain_dist.ranks.device import is_out_of_memory
 from brain_dist.ranks.group import is_connection_loss
@@ -77,6 +77,9 @@ def _create(config: ModelConfig, classes: int, *, pretrained: bool) -> Any:
     arguments: dict[str, Any] = {"num_classes": classes, "in_chans": config.in_chans, "drop_rate": config.drop}
     if config.drop_path:
         arguments["drop_path_rate"] = config.drop_path
+    ignored = [name for name, value in config.options.items() if value is None]
+    if ignored:
+        print_once(f"model.options: timm ignores {', '.join(ignored)}, which is null; leave it out")
     try:
         return timm.create_model(config.name, pretrained=pretrained, **arguments, **config.options)
     except Exception as error:  # whatever timm raises about its arguments, as an assertion, a KeyError, …

@@ -65,7 +65,7 @@ def test_refusals(phantom_shards: Path, tmp_path: Path, models: str, arguments: 
 
 def test_files_of_models_must_not_change_the_conditions(phantom_shards: Path, tmp_path: Path) -> None:
     (tmp_path / "one.yaml").write_text(
-        "model: {name: test_convnext, options: {ls_init_value: null}}\noptim: {lr: 0.002}\n"
+        "model: {name: test_convnext, options: {ls_init_value: 1.0}}\noptim: {lr: 0.002}\n"
     )
     (tmp_path / "two.yaml").write_text("model: {name: test_efficientnet}\noptim: {layer_decay: 0.9}\n")
     error = run(tmp_path / "out", phantom_shards, models=f"{tmp_path}/one.yaml,{tmp_path}/two.yaml")

@@ -154,7 +154,7 @@ def test_layer_decay_equals_plain_adamw_also_after_a_resume(
 ) -> None:
     config = dataclasses.replace(
         with_stage(zero_stage),
-        model=ModelConfig(name="test_convnext", options={"ls_init_value": None}),
+        model=ModelConfig(name="test_convnext"),
         optim=dataclasses.replace(CONFIG.optim, layer_decay=0.5),
     )
     batches = noise_batches(24, device)
