@@ -79,3 +79,7 @@ _.ood
 _.handle_exit
 _.force_exit
 _.should_exit
+# litserve
+_.decode_request
+_.unbatch
+_.encode_response
