@@ -64,7 +64,7 @@ def test_every_shipped_configuration_loads_and_names_a_timm_model(file: Path) ->
 
 def test_the_robust_recipe_is_what_the_ablation_measured() -> None:
     base = ["--config", "configs/external/base.yaml", "--config"]
-    assert config.load([*base, "configs/robust.yaml"]) == config.load([*base, "configs/external/all.yaml"])
+    assert config.load([*base, "configs/robust.yaml"]) == config.load([*base, "configs/external/erased_pasted.yaml"])
 
 
 def test_the_published_protocol_shows_every_image_whole_and_unchanged_in_training() -> None:
