@@ -97,6 +97,7 @@ def test_page_and_files_of_a_comparison(runs: dict[str, Path], tmp_path: Path) -
     assert {row["refused"][:13] for row in rows if row["test"] == "friedman"} == {"1 collection:"}
 
 
+@pytest.mark.slow
 def test_seeds_of_a_model_are_averaged(runs: dict[str, Path]) -> None:
     group, sides = f"both={runs['good']},{runs['poor']}", ["good", "poor"]
     comparison = in_process("compare", "--group", group, str(runs["same"]), "--metric", "accuracy").out

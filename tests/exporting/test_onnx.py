@@ -69,7 +69,23 @@ def test_an_export_explains_by_its_own_maps(onnx_export: Path, tmp_path: Path) -
     draw(1).save(tmp_path / "slice.png")
     in_process("predict", str(onnx_export), str(tmp_path / "slice.png"), "--explain", str(tmp_path / "maps"))
     (picture,) = (tmp_path / "maps").iterdir()
-    assert np.ptp(np.asarray(Image.open(picture)).astype(int), axis=2).max() > 0  # the map is in colour
+    seen, with_map = np.split(np.asarray(Image.open(picture)), 2, axis=1)
+    model = brain_dist.load(onnx_export).model
+    maps = model.outputs(np.zeros((1, 1, 32, 32), dtype=np.uint8)).maps
+    assert maps is not None
+    assert maps.shape[2:] == (1, 1)
+    np.testing.assert_array_equal(with_map, seen, "a map of one cell says nothing of a place")
+    assert seen.max() > 100
+
+
+def test_a_map_for_display_is_scaled_and_empty_if_it_says_nothing() -> None:
+    heat = class_heat(np.array([[-1.0, 0.0], [0.0, 4.0]], dtype=np.float32), 32)
+    assert heat.shape == (32, 32)
+    assert (heat.min(), heat.max()) == (0, 1)
+    assert heat[-1, -1] == 1
+    assert heat[0, 0] == 0
+    for value in (3.0, 0.0, -2.0):
+        assert not class_heat(np.full((5, 5), value, dtype=np.float32), 160).any()
 
 
 @pytest.mark.parametrize(("name", "layer"), [("test_resnet", "layer4"), ("test_efficientnet", "bn2")])

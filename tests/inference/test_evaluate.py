@@ -157,7 +157,8 @@ def test_damaged_weights_are_refused(run: Path, tmp_path: Path) -> None:
         load_run(copy)
 
 
-@pytest.mark.parametrize("options", [pytest.param([], marks=pytest.mark.slow), ["--step", "best"]])
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--step", "best"]])
 def test_one_rank_chooses_the_checkpoint(run: Path, tmp_path: Path, options: list[str]) -> None:
     """While a run trains, ranks that looked for checkpoints themselves would find different ones."""
     behind = copy_of(run, tmp_path)  # what rank 1 sees: the checkpoint that rank 0 chooses is not there yet
@@ -271,6 +272,7 @@ def test_the_table_and_its_metrics_are_written_together_or_not_at_all(run: Path,
     assert sorted((path.name, path.read_bytes()) for path in out.iterdir()) == sorted(before.items())
 
 
+@pytest.mark.slow
 def test_links_in_a_run_of_someone_else_are_not_followed(run: Path, tmp_path: Path) -> None:
     copy = copy_of(run, tmp_path)
     shutil.rmtree(copy / "predictions", ignore_errors=True)

@@ -289,6 +289,7 @@ def test_names_are_escaped(run: Path) -> None:
     assert "script" not in page.tags
 
 
+@pytest.mark.slow
 def test_a_training_that_has_not_ended_is_marked(run: Path) -> None:
     """The log ends at step 7, which is 2 epochs."""
     config_file, log = run / "config.yaml", run / "metrics.jsonl"
