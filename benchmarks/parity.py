@@ -109,7 +109,7 @@ def encoded(loaded: LoadedRun, rows: np.ndarray, source: Path | None) -> Iterato
 def in_browser(edition: Path, files: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Pixels int16 [N, ...], flat, that the browser edition makes of encoded images, and probabilities [N, K]."""
     script = """async (text) => {
-      const { openNetwork } = await import("./network.js");
+      const { openNetwork } = await import("./page/network.js");
       window.network ??= await openNetwork();
       const answer = await window.network.predict(new Blob([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))]));
       return [answer.pixels.planes.flatMap((plane) => [...plane]), answer.logits];
