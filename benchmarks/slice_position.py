@@ -72,10 +72,10 @@ def eccentricities(dataset: Dataset) -> np.ndarray:
     """
     numbers = []
     for source in dataset.columns["source"].astype(str):
-        found = re.findall(r"\d+", Path(source).stem)
-        if not found:
+        digits = re.findall(r"\d+", Path(source).stem)
+        if not digits:
             raise UserError(f"{dataset.root}: {source} has no number of a slice in its name")
-        numbers.append(int(found[-1]))
+        numbers.append(int(digits[-1]))
     number, patient = np.array(numbers, dtype=float), dataset.columns["patient"].astype(str)
     result = np.zeros(len(number))
     for name in np.unique(patient):

@@ -30,7 +30,7 @@ def open_socket(settings: Settings) -> socket.socket:
     host, port = settings.host, settings.port
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # asyncio sets TCP_NODELAY only where the protocol is named; without it an answer waits 40 ms for an acknowledgement
+        # asyncio sets TCP_NODELAY if the protocol is named; without it an answer waits 40 ms for an acknowledgement
         listener = socket.socket(family, kind, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if settings.reuse_port:

@@ -15,16 +15,16 @@ def test_answers_do_not_wait_for_an_acknowledgement() -> None:
     """Headers and body are two writes; without TCP_NODELAY the second one waits 40 ms for the client's kernel."""
 
     async def accepted() -> int:
-        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        nodelay: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            found.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            nodelay.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
             writer.close()
 
         listener = open_socket(SETTINGS)
         async with await asyncio.start_server(connected, sock=listener):
             _, writer = await asyncio.open_connection(*listener.getsockname())
-            value = await found
+            value = await nodelay
             writer.close()
             return value
 
