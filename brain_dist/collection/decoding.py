@@ -106,7 +106,7 @@ def _load(data: bytes, luminance: bool) -> tuple[Image.Image, str]:
         raise BadImage(f"contains {frames} images; a file must contain one slice")
     mode = image.mode
     if luminance and image.format in ("JPEG", "MPO") and mode == "RGB":
-        # the luminance as it is stored: it is what DALI's gray decoding returns, and there is no chroma to upsample
+        # the stored luminance, which DALI's gray decoding returns, too; no chroma has to be upsampled
         image.draft("L", image.size)
     image.load()
     return image, mode
@@ -116,7 +116,7 @@ def encoded_size(data: bytes) -> tuple[int, int]:
     """Width and height of a stored JPEG or PNG by its header, several times faster than by Pillow.
 
     Raises:
-        BadImage: there is no such header.
+        BadImage: the data do not begin with such a header.
     """
     try:
         if data.startswith(b"\x89PNG\r\n\x1a\n"):

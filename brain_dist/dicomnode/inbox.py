@@ -1,4 +1,4 @@
-"""Received images on disk until they are evaluated: what the sender was told is stored survives a crash.
+"""Received images on disk until they are evaluated. One whose storage was confirmed to its sender survives a crash.
 
 Each series of an association is a folder below ``incoming``. It becomes a job when the association ends, or when no
 image of the series has come for :data:`SETTLE` seconds. After a restart every folder that is still there is a job.

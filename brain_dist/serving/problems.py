@@ -24,7 +24,7 @@ KINDS = {
 
 
 class Problem(Exception):
-    """An error that the client is told about.
+    """An error that is reported to the client.
 
     Attributes:
         kind: a name of :data:`KINDS`.

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,12 @@ import numpy as np
 import pytest
 from axe_core_python.sync_playwright import Axe
 from pictures import draw
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page, Route
 from scans import write_dicom, write_nifti
 from services import Service
 
 import brain_dist
+from benchmarks.support.chromium import chromium
 
 ANSWERED = "article[data-state='answered']"
 REFUSED = "article[data-state='refused']"
@@ -41,16 +40,8 @@ def service(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        reason = "chromium is not installed (apt-get install chromium)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
+    with chromium() as opened:
+        yield opened
 
 
 class Visit:
