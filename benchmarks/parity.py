@@ -111,7 +111,7 @@ def in_browser(edition: Path, files: Sequence[bytes]) -> tuple[np.ndarray, np.nd
     script = """async (text) => {
       const { openNetwork } = await import("./page/network.js");
       window.network ??= await openNetwork();
-      const answer = await window.network.predict(new Blob([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))]));
+      const [answer] = await window.network.predict(new Blob([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))]));
       return [answer.pixels.planes.flatMap((plane) => [...plane]), answer.logits];
     }"""
     with served(edition) as address, chromium() as browser:

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the exports")
     parser.add_argument("--step", type=checkpoint_step, help="step of the checkpoint, or best (default: the newest)")
     parser.add_argument(
-        "--ort", type=Path, metavar="DIR", help="ONNX Runtime for browsers, as npm installed it, for `--to web`"
+        "--npm", type=Path, metavar="DIR", help="folder in which npm installed the libraries that `--to web` needs"
     )
     parser.add_argument("--shards", help="where the run's own shards are now")
     parser.add_argument(

@@ -57,6 +57,8 @@ _.SpecificCharacterSet
 _.TransferSyntaxUID
 _.VOILUTFunction
 _.file_meta
+# pydicom
+_.is_undefined_length
 # pynetdicom
 _.acse_timeout
 _.connection_timeout

@@ -1,4 +1,4 @@
-"""The browser edition: the ONNX graph with the page and ONNX Runtime for browsers."""
+"""The browser edition: the ONNX graph with the page and the libraries that it needs in a browser."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from brain_dist.web.build import write_edition
 if TYPE_CHECKING:
     from brain_dist.exporting.source import Source
 
-LIMITS = {"bytes": 100e6, "pixels": 8192 * 8192, "frames": 1}  # of a file; those of decode.js
+LIMITS = {"bytes": 100e6, "pixels": 8192 * 8192, "frames": 512}  # of a file; those of checks.js
 
 
 def write(source: Source, folder: Path) -> None:
     """Write the graph and the edition around it."""
-    assert source.runtime is not None
+    assert source.libraries is not None
     (folder / GRAPH).write_bytes(source.onnx)
     model = OnnxModel(folder / GRAPH, source.model.contract, source.model.detector, "cpu")
     about = {"name": source.loaded.path.name, "speed": None, "maps": map_method(model), "card": None}
-    write_edition(folder, source.runtime, model_document(Predictor(model), LIMITS, about))
+    write_edition(folder, source.libraries, model_document(Predictor(model), LIMITS, about))

@@ -35,7 +35,7 @@ from brain_dist.prediction.torch_model import TorchModel
 from brain_dist.ranks.threads import choose_threads
 from brain_dist.ranks.world import discover
 from brain_dist.stream.contract import FILE
-from brain_dist.web.build import find_runtime, write_sums
+from brain_dist.web.build import check_libraries, write_sums
 
 
 def write_onnx(source: Source, folder: Path) -> None:
@@ -53,7 +53,7 @@ BATCHES, ROUNDS, SECONDS = (1, 8, 32), 20, 20.0  # of the measurement of speed
 
 def export(
     run: Path, out: Path, targets: Sequence[str], *, step: int | str | None = None, shards: str | None = None,
-    micro_batch: int = 32, ort: Path | None = None,
+    micro_batch: int = 32, npm: Path | None = None,
 ) -> None:  # fmt: skip
     """Write a folder for each format into ``out``, and print how each compares with the run.
 
@@ -64,7 +64,7 @@ def export(
         step: see :func:`brain_dist.inference.run.load_run`.
         shards: where the run's own shards are now.
         micro_batch: images per forward pass of the comparison.
-        ort: where ONNX Runtime for browsers is, for the browser edition.
+        npm: folder in which npm installed the libraries of the browser edition.
 
     Raises:
         UserError: an unknown format, a folder that exists, a package that is not installed, or the run or its shards
@@ -80,14 +80,14 @@ def export(
             raise UserError(f"--to {','.join(targets)}: {target!r} is unknown; choose from {', '.join(WRITERS)}")
         if (out / target).exists():
             raise UserError(f"{out / target} exists; remove it, or choose another folder with --out")
-    runtime = find_runtime(ort) if "web" in targets else None
+    libraries = check_libraries(npm) if "web" in targets else None
     torch.set_num_threads(choose_threads(discover()).count)
     loaded = load_run(run, step=step, shards=shards)
     if loaded.dataset.version != loaded.trained_version:
         raise UserError(f"{loaded.dataset.root} is not what {run} was trained on; the comparison needs its own shards")
     model = open_model(run, step=loaded.step, device="cpu")
     assert isinstance(model, TorchModel)
-    source = open_source(model, loaded, runtime)
+    source = open_source(model, loaded, libraries)
     expected = _outputs(model, source.pixels, micro_batch)
     certificates, models = [], {"run": model.outputs}
     for target in targets:
@@ -110,7 +110,7 @@ def export(
         if certificate.target in INEXACT:
             certificate.slower = _slower(certificate.target, speeds)
         _write(out / certificate.target / CERTIFICATE, certificate)
-    if runtime is not None:
+    if libraries is not None:
         write_sums(out / "web")
     print_table(run, certificates, speeds)
 

@@ -29,7 +29,7 @@ class Source:
         pixels: the run's test images, uint8 [N, 1 or 3, S, S].
         label: their classes, int64 [N].
         group: their groups [N]: patients, with their copies.
-        runtime: where ONNX Runtime for browsers is; None if it is not needed.
+        libraries: where npm installed what the browser edition needs; None if it is not exported.
     """
 
     model: TorchModel
@@ -37,7 +37,7 @@ class Source:
     pixels: np.ndarray
     label: np.ndarray
     group: np.ndarray
-    runtime: Path | None = None
+    libraries: Path | None = None
 
     @cached_property
     def onnx(self) -> bytes:
@@ -59,11 +59,11 @@ class Source:
         return load_pixels(self.loaded, np.sort(np.concatenate(chosen)))[0]
 
 
-def open_source(model: TorchModel, loaded: LoadedRun, runtime: Path | None = None) -> Source:
+def open_source(model: TorchModel, loaded: LoadedRun, libraries: Path | None = None) -> Source:
     """What writers need of a run."""
     rows = loaded.rows("test")
     pixels, label, seen = load_pixels(loaded, rows)
-    return Source(model, loaded, pixels, label, loaded.dataset.columns["group"][seen], runtime)
+    return Source(model, loaded, pixels, label, loaded.dataset.columns["group"][seen], libraries)
 
 
 def load_pixels(loaded: LoadedRun, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

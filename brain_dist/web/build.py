@@ -13,49 +13,53 @@ from brain_dist import serving
 from brain_dist.errors import UserError
 from brain_dist.web import FILES
 
-PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
-RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+# npm's name → version, folder of the edition, and the files of it, in their folders of the package
+LIBRARIES = {
+    "onnxruntime-web": ("1.30.0", "ort", ("dist/ort.wasm.min.mjs", "dist/ort-wasm-simd-threaded.mjs",
+                                          "dist/ort-wasm-simd-threaded.wasm")),
+    "dicom-parser": ("1.8.21", "dicom", ("dist/dicomParser.min.js", "LICENSE")),
+}  # fmt: skip
+INSTALL = " ".join(["npm install --prefix npm", *(f"{name}@{version}" for name, (version, *_) in LIBRARIES.items())])
 ABOUT, SUMS = "model.json", "SHA256SUMS"
 PAGE = Path(serving.__file__).with_name("page")
 AT_THE_TOP = ("index.html", "offline.js")  # a service worker reaches what is below its own folder
 
 
-def find_runtime(folder: Path | None) -> Path:
-    """The folder ``dist`` of ONNX Runtime for browsers.
-
-    Args:
-        folder: that folder, or the folder in which npm installed the package.
+def check_libraries(folder: Path | None) -> Path:
+    """The folder in which npm installed what the browser edition needs besides the project: ``folder``, if it is there.
 
     Raises:
-        UserError: it is not there, or is another version.
+        UserError: a library is not there, or is another version.
     """
-    command = f"run `npm install --prefix ort {PACKAGE}@{VERSION}` and add `--ort ort`"
+    command = f"run `{INSTALL}` and add `--npm npm`"
     if folder is None:
-        raise UserError(f"--to web needs ONNX Runtime for browsers: {command}")
-    for dist in (folder, folder / "node_modules" / PACKAGE / "dist"):
-        if all((dist / name).is_file() for name in RUNTIME):
-            about = dist.parent / "package.json"
-            version = json.loads(about.read_text())["version"] if about.is_file() else "unknown"
-            if version != VERSION:
-                raise UserError(f"--ort {folder} is version {version} of {PACKAGE}: {command}")
-            return dist
-    raise UserError(f"--ort {folder} does not have {', '.join(RUNTIME)}: {command}")
+        raise UserError(f"--to web needs libraries for browsers: {command}")
+    for name, (version, _, files) in LIBRARIES.items():
+        package = folder / "node_modules" / name
+        missing = [file for file in ("package.json", *files) if not (package / file).is_file()]
+        if missing:
+            raise UserError(f"--npm {folder}: {package / missing[0]} is missing; {command}")
+        installed = json.loads((package / "package.json").read_text())["version"]
+        if installed != version:
+            raise UserError(f"--npm {folder} has version {installed} of {name}, not {version}: {command}")
+    return folder
 
 
-def write_edition(folder: Path, runtime: Path, about: Mapping[str, Any]) -> None:
-    """Add the page, its modules and ONNX Runtime to a folder that has model.onnx and preprocess.json.
+def write_edition(folder: Path, libraries: Path, about: Mapping[str, Any]) -> None:
+    """Add the page, its modules and the libraries to a folder that has model.onnx and preprocess.json.
 
     Args:
         folder: the folder.
-        runtime: see :func:`find_runtime`.
+        libraries: see :func:`check_libraries`.
         about: what the page says of the model, as :func:`brain_dist.serving.documents.model_document` has it.
     """
-    for name in ("page", "ort"):
-        (folder / name).mkdir()
+    (folder / "page").mkdir()
     for file in (*PAGE.iterdir(), *FILES.iterdir()):  # the edition's server.js takes the place of the service's
         shutil.copyfile(file, (folder if file.name in AT_THE_TOP else folder / "page") / file.name)
-    for name in RUNTIME:
-        shutil.copyfile(runtime / name, folder / "ort" / name)
+    for name, (_, place, files) in LIBRARIES.items():
+        (folder / place).mkdir()
+        for path in files:
+            shutil.copyfile(libraries / "node_modules" / name / path, folder / place / Path(path).name)
     (folder / ABOUT).write_text(json.dumps(about, indent=1, allow_nan=False) + "\n")
 
 

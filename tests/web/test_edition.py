@@ -9,46 +9,46 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pydicom.data
 import pytest
-from helpers import in_process, verb
+from helpers import ROOT, in_process, verb
 from pictures import draw
+from PIL import Image
 from playwright.sync_api import Browser, Page
+from scans import write_dicom
 
 import brain_dist
 from benchmarks.support.chromium import served
 from brain_dist.store.dataset import open_dataset
 from brain_dist.store.reader import ShardReader
-from brain_dist.web.build import PACKAGE, RUNTIME, VERSION
+from brain_dist.web.build import INSTALL, LIBRARIES
 
 
-def test_the_runtime_is_asked_for_with_the_command_that_installs_it(trained_run: Path, tmp_path: Path) -> None:
-    command = f"run `npm install --prefix ort {PACKAGE}@{VERSION}` and add `--ort ort`"
+def test_the_libraries_are_asked_for_with_the_command_that_installs_them(trained_run: Path, tmp_path: Path) -> None:
+    command = f"run `{INSTALL}` and add `--npm npm`"
+    assert INSTALL in (ROOT / "docs" / "browser.md").read_text()
     arguments = ["export", str(trained_run), "--to", "web", "--out", str(tmp_path / "out")]
     assert command in in_process(*arguments, expect=2).err
-    assert command in in_process(*arguments, "--ort", str(tmp_path), expect=2).err
-    dist = tmp_path / "node_modules" / PACKAGE / "dist"
-    dist.mkdir(parents=True)
-    for name in RUNTIME:
-        (dist / name).touch()
-    (dist.parent / "package.json").write_text(json.dumps({"version": "1.0.0"}))
-    error = in_process(*arguments, "--ort", str(tmp_path), expect=2).err
-    assert f"is version 1.0.0 of {PACKAGE}: {command}" in error
+    for name, (version, _, files) in LIBRARIES.items():
+        package = tmp_path / "node_modules" / name
+        assert f"{package / 'package.json'} is missing" in in_process(*arguments, "--npm", str(tmp_path), expect=2).err
+        for file in files:
+            (package / file).parent.mkdir(parents=True, exist_ok=True)
+            (package / file).touch()
+        (package / "package.json").write_text(json.dumps({"version": "1.0.0"}))
+        error = in_process(*arguments, "--npm", str(tmp_path), expect=2).err
+        assert f"has version 1.0.0 of {name}, not {version}: {command}" in error
+        (package / "package.json").write_text(json.dumps({"version": version}))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")
-def edition(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def edition(trained_run: Path, libraries: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The browser edition of a run, made as docs/browser.md says."""
-    npm = shutil.which("npm")
-    assert npm is not None, "npm is not installed (apt-get install npm)"
     folder = tmp_path_factory.mktemp("edition")
-    subprocess.run(
-        [npm, "install", "--prefix", str(folder / "ort"), f"{PACKAGE}@{VERSION}", "--ignore-scripts", "--no-audit"],
-        check=True, capture_output=True, timeout=300,
-    )  # fmt: skip
     run = shutil.copytree(trained_run, folder / "run")
     verb("outliers", str(run), "--alpha", "0.3")
-    verb("export", str(run), "--to", "web", "--ort", str(folder / "ort"), "--out", str(folder / "out"))
+    verb("export", str(run), "--to", "web", "--npm", str(libraries), "--out", str(folder / "out"))
     return folder / "out" / "web"
 
 
@@ -71,7 +71,7 @@ def page(edition: Path, browser: Browser) -> Iterator[Page]:
 
 @pytest.mark.slow
 def test_after_it_has_loaded_it_answers_like_predict_and_asks_nobody(
-    edition: Path, trained_run: Path, phantom_shards: Path, page: Page, tmp_path: Path
+    edition: Path, phantom_shards: Path, page: Page, tmp_path: Path
 ) -> None:
     dataset = open_dataset(phantom_shards)
     reader = ShardReader(dataset)
@@ -80,7 +80,13 @@ def test_after_it_has_loaded_it_answers_like_predict_and_asks_nobody(
         files.append(tmp_path / f"{row}.png")
         files[-1].write_bytes(reader.read(row))
     draw(5, 700).save(tmp_path / "large.jpg", quality=95)
-    files.append(tmp_path / "large.jpg")
+    predictor = brain_dist.load(edition.parents[1] / "run", device="cpu")
+    like = next(file for file in files if predictor.predict(file)[0].verdict != "not_like_training")
+    slice_ = np.asarray(Image.open(like).convert("L")).astype(np.uint16)
+    write_dicom(tmp_path / "IM0001", 9 * slice_, Modality="MR", WindowCenter=900, WindowWidth=1800)
+    write_dicom(tmp_path / "frames.dcm", np.stack([9 * slice_, 5 * slice_[:, ::-1], slice_]), Modality="MR")
+    write_dicom(tmp_path / "ct.dcm", slice_, Modality="CT")
+    files += [tmp_path / name for name in ("large.jpg", "IM0001", "frames.dcm", "ct.dcm")]
     requests: list[str] = []
     page.context.set_offline(True)
     page.on("request", lambda request: requests.append(request.url))
@@ -91,15 +97,26 @@ def test_after_it_has_loaded_it_answers_like_predict_and_asks_nobody(
     with page.expect_download() as download:
         page.click("#save")
     results = json.loads(Path(download.value.path()).read_text())["results"]
-    expected = brain_dist.load(edition.parents[1] / "run", device="cpu").predict(files)
-    assert len(results) == len(expected) == len(files)
-    for result, prediction in zip(results, expected, strict=True):
-        (answer,) = result["predictions"]
+    expected = predictor.predict(files)
+    answers = [answer for result in results for answer in result["predictions"]]
+    assert len(results) == len(files)
+    assert [answer["frame"] for answer in answers] == [prediction.frame for prediction in expected]
+    assert [answer["frame"] for answer in answers[-5:]] == [1, 2, 3, "mean", None]
+    for answer, prediction in zip(answers, expected, strict=True):
         assert answer["label"] == prediction.label
         assert answer["verdict"] == prediction.verdict
-        assert tuple(answer["set"]) == prediction.set
+        assert answer["set"] == (None if prediction.set is None else list(prediction.set))
         assert answer["probabilities"] == pytest.approx(prediction.probabilities, abs=0.01)
-        assert answer["ood_p"] == pytest.approx(prediction.ood_p, abs=0.1)
+        if prediction.ood_p is not None:
+            assert answer["ood_p"] == pytest.approx(prediction.ood_p, abs=0.1)
+    assert answers[-1]["verdict"] == "not_like_training"
+    card = page.locator("article", has_text="frames.dcm")
+    before = card.locator("canvas").evaluate("(canvas) => canvas.toDataURL()")
+    card.locator(".slider input").fill("2")
+    card.locator(".slider input").dispatch_event("change")
+    page.wait_for_function("document.querySelectorAll('figure [data-loading]').length === 0")
+    assert card.locator("canvas").evaluate("(canvas) => canvas.toDataURL()") != before
+    assert not [url for url in requests if not url.startswith(("data:", "blob:"))]
     page.reload()
     page.wait_for_selector("#model:not([hidden])", timeout=60_000)
     assert "Files do not leave this browser" in page.inner_text("#where")
@@ -107,13 +124,21 @@ def test_after_it_has_loaded_it_answers_like_predict_and_asks_nobody(
 
 @pytest.mark.slow
 def test_files_that_it_does_not_read_are_refused_in_words(page: Page, tmp_path: Path) -> None:
-    (tmp_path / "scan.dcm").write_bytes(bytes(128) + b"DICM" + bytes(64))
+    compressed = pydicom.data.get_testdata_file("MR_small_RLE.dcm", download=False)
+    shutil.copy(str(compressed), tmp_path / "compressed.dcm")
+    (tmp_path / "damaged.dcm").write_bytes(bytes(128) + b"DICM" + bytes(64))
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("not an image")
     page.set_input_files("#files", sorted(tmp_path.iterdir()))
-    page.wait_for_function("document.querySelectorAll('[data-state=refused]').length === 3")
+    page.wait_for_function("document.querySelectorAll('[data-state=refused]').length === 4")
     text = page.inner_text("#results")
-    for reason in ("is a DICOM file, which this edition does not read", "is empty (0 bytes)", "is not an image"):
+    for reason in (
+        "The file is a DICOM file that is compressed (transfer syntax 1.2.840.10008.1.2.5), which this edition does not"
+        " read; use `brain-dist predict` or `brain-dist serve`.",
+        "The file cannot be decoded (its data elements are damaged or incomplete).",
+        "is empty (0 bytes)",
+        "is not an image",
+    ):
         assert reason in text
 
 

@@ -20,7 +20,7 @@ from brain_dist.collection.pixels import store_image
 from brain_dist.ood.record import FILE as DETECTOR
 from brain_dist.ood.record import Detector, read_detector, write_detector
 from brain_dist.ood.scores import METHODS, fit
-from brain_dist.prediction.answers import answer
+from brain_dist.prediction.answers import Prediction, answer, mean_of_slices
 from brain_dist.prediction.maps import class_heat
 from brain_dist.stream.contract import CalibrationEntry, Contract, WeightsEntry
 
@@ -32,7 +32,8 @@ CONTRACT = Contract(
 SEEN = """async ([data, contract]) => {
   const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
   const [{ decode }, pixels] = [await import("./decode.js"), await import("./pixels.js")];
-  const pictures = pixels.pictures(await decode(new Blob([bytes])));
+  const [{ picture }] = await decode(new Blob([bytes]), contract);
+  const pictures = picture();
   const seen = pixels.networkPixels(pictures, contract);
   const planes = seen.planes.map((plane) => [...plane]);
   return [pixels.headBox(pictures.gray), planes, [...pixels.networkInput(seen, contract)]];
@@ -111,13 +112,12 @@ def test_colours_are_kept_where_the_contract_says_so(modules: Page) -> None:
     ("data", "reason"),
     [
         (b"", r"is empty \(0 bytes\)"),
-        (bytes(128) + b"DICM" + bytes(20), "is a DICOM file, which this edition does not read"),
         (encoded(Image.fromarray(np.full((40, 40), 9000, np.uint16)), "PNG"), "is a 16-bit PNG"),
         (b"<!doctype html><p>not found</p>", "is not an image that this browser can decode"),
         (encoded(draw(3), "JPEG")[:200], "is not an image that this browser can decode"),
         (encoded(draw(3, 12), "PNG"), "is 12 × 12 pixels; a slice has at least 16 on each side"),
     ],
-    ids=["empty", "DICOM", "16-bit PNG", "web page", "truncated", "tiny"],
+    ids=["empty", "16-bit PNG", "web page", "truncated", "tiny"],
 )
 def test_a_file_that_cannot_be_used_is_refused_in_words(modules: Page, data: bytes, reason: str) -> None:
     with pytest.raises(Error, match=reason):
@@ -148,6 +148,27 @@ def test_answers_equal_those_of_prediction(modules: Page, calibration: str, ood_
         assert actual["set"] == (None if expected.set is None else list(expected.set))
         assert actual["probabilities"] == pytest.approx(expected.probabilities, abs=1e-12)
         assert actual["probability"] == pytest.approx(expected.probability, abs=1e-12)
+
+
+def test_the_mean_of_slices_equals_that_of_prediction(modules: Page) -> None:
+    rng = np.random.default_rng(6)
+    given = [json.loads(CONTRACT.to_json()), []]
+    for verdicts in (["ok", "unsure", None], ["ok", "not_like_training", "unsure"], ["not_like_training"] * 2, ["ok"]):
+        rows = [rng.dirichlet(np.full(4, 0.2)).tolist() for _ in verdicts]
+        named = [dict(zip(CLASSES, row, strict=True)) for row in rows]
+        slices = [
+            Prediction("x", n, probabilities=p, verdict=v) for n, (p, v) in enumerate(zip(named, verdicts, strict=True))
+        ]
+        given[1] = [{"probabilities": each.probabilities, "verdict": each.verdict} for each in slices]
+        actual = modules.evaluate(
+            "async ([contract, slices]) => (await import('./answers.js')).meanOfSlices(slices, contract)", given
+        )
+        expected = mean_of_slices(slices)
+        if expected is None:
+            assert actual is None
+            continue
+        assert (actual["frame"], actual["label"], actual["verdict"]) == ("mean", expected.label, None)
+        assert actual["probabilities"] == pytest.approx(expected.probabilities, abs=1e-12)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -83,7 +83,9 @@ async function ask(card) {
       if (card.file.size > model.limits.bytes) {
         throw Object.assign(new Error("the file is too large"), { kind: "refused", status: 413 });
       }
-      const predictions = await source.predict(card.file);
+      const predictions = await source.predict(card.file, (done, all) => {
+        if (all > 1) card.wait(`Predicting slice ${done + 1} of ${all}…`);
+      });
       card.show(predictions);
       const { label, probability } = card.main;
       say(`${card.title.textContent}: ${label ? `${className(label)}, ${percent(probability)}` : "no answer"}`);

@@ -1,5 +1,5 @@
 // Asks the service that this page came from. Another source of answers, such as a network in the browser, offers the
-// same three functions: describe(), predict(file) and explain(file, frame), and throws the same errors.
+// same three functions: describe(), predict(file, progress) and explain(file, frame), and throws the same errors.
 
 /** A refusal: `kind` is offline, busy, unauthorized or refused; `seconds` says when to try again. */
 export class Refusal extends Error {
@@ -24,7 +24,7 @@ export class Server {
     return this.#ask("v1/model", {});
   }
 
-  /** The predictions of a file. */
+  /** The predictions of a file, whose slices the service predicts together: it does not report progress. */
   async predict(file) {
     return (await this.#send("v1/predict", file)).predictions;
   }

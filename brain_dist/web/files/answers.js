@@ -39,6 +39,18 @@ export function answer(logits, oodP, contract, { unlike = false, limit = 0 } = {
   };
 }
 
+/** The answer for a file with several slices: the mean of the logarithms over those like the training; null without any. */
+export function meanOfSlices(answers, { classes }) {
+  const usable = answers.filter(({ verdict }) => verdict !== "not_like_training");
+  if (answers.length < 2 || !usable.length) return null;
+  const logarithm = (value) => Math.log(Math.max(value, 1e-300));
+  const means = classes.map((name) => usable.reduce((sum, each) => sum + logarithm(each.probabilities[name]), 0) / usable.length);
+  const values = softmax(means);
+  const best = values.indexOf(Math.max(...values));
+  const probabilities = Object.fromEntries(classes.map((name, i) => [name, values[i]]));
+  return { frame: "mean", label: classes[best], probability: values[best], probabilities, set: null, ood_p: null, verdict: null };
+}
+
 /** A fitted detector of outliers, read from the bytes of outliers.safetensors. */
 export class Detector {
   constructor(buffer) {

@@ -1,9 +1,10 @@
 // The network in the browser: the files of the export, ONNX Runtime in WebAssembly, and an answer for each picture.
 
 import * as ort from "../ort/ort.wasm.min.mjs";
-import { Detector, answer } from "./answers.js";
+import { Detector, answer, meanOfSlices } from "./answers.js";
 import { decode } from "./decode.js";
-import { networkInput, networkPixels, pictures, thumbnailRange } from "./pixels.js";
+import { loadParser } from "./dicom.js";
+import { networkInput, networkPixels, thumbnailRange } from "./pixels.js";
 
 const BLANK_RANGE = 8; // gray values; what differs by less shows nothing
 const inFolder = (name) => new URL(`../${name}`, import.meta.url).href;
@@ -16,6 +17,7 @@ export async function openNetwork() {
   const about = await (await fetched("model.json")).json();
   const contract = await (await fetched("preprocess.json")).json();
   const detector = about.ood ? new Detector(await (await fetched("outliers.safetensors")).arrayBuffer()) : null;
+  await loadParser(inFolder("dicom/dicomParser.min.js"));
   const bytes = new Uint8Array(await (await fetched("model.onnx")).arrayBuffer());
   const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
   return new Network(session, about, contract, detector);
@@ -35,13 +37,27 @@ export class Network {
   }
 
   /**
-   * The answer for a file, as brain_dist.prediction gives it.
+   * The answers for a file, as brain_dist.prediction gives them: one for each slice, and one for the file if it has several.
    * @param {Blob} file
-   * @returns {Promise<object>} label, probability, probabilities, set, ood_p, verdict, logits; the pixels that the network
-   *   saw (a Picture), and maps: values of height × width cells of each class, or null if the network gives none
+   * @param {(done: number, all: number) => void} progress called before each slice
+   * @returns {Promise<object[]>} frame, label, probability, probabilities, set, ood_p, verdict; of a slice also logits, the
+   *   pixels that the network saw (a Picture), and maps: values of height × width cells of each class, or null if the
+   *   network gives none
    */
-  async predict(file) {
-    const picture = pictures(await decode(file));
+  async predict(file, progress = () => {}) {
+    const slices = await decode(file, this.contract);
+    const answers = [];
+    for (const slice of slices) {
+      progress(answers.length, slices.length);
+      if (answers.length) await new Promise((resolve) => setTimeout(resolve)); // lets the page show it
+      answers.push({ frame: slice.frame, ...(await this.#answer(slice)) });
+    }
+    const mean = meanOfSlices(answers, this.contract);
+    return mean ? [...answers, mean] : answers;
+  }
+
+  async #answer(slice) {
+    const picture = slice.picture();
     const pixels = networkPixels(picture, this.contract);
     const { color, size, classes } = this.contract;
     const shape = [1, color === "gray" ? 1 : 3, size, size];
@@ -51,7 +67,7 @@ export class Network {
     if (!Array.from(logits).every(Number.isFinite)) throw new Error("the network's logits are not finite");
     const limit = this.detector ? this.detector.limit : 0;
     const oodP = this.detector ? this.detector.pValue(outputs.features.data, logits) : null;
-    const unlike = thumbnailRange(picture.gray) < BLANK_RANGE;
+    const unlike = slice.unlike || thumbnailRange(picture.gray) < BLANK_RANGE;
     const maps = outputs.maps ? mapsOf(outputs.maps, classes) : null;
     return { ...answer(logits, oodP, this.contract, { unlike, limit }), logits: [...logits], pixels, maps };
   }

@@ -31,16 +31,19 @@ export function pictures({ rgba, width, height }) {
   return { gray: new Picture(width, height, [gray]), rgb: new Picture(width, height, planes) };
 }
 
+/** A picture without colours. @returns {{gray: Picture, rgb: null}} */
+export const grayPicture = (width, height, values) => ({ gray: new Picture(width, height, [values]), rgb: null });
+
 /**
  * What the network sees of a picture.
- * @param {{gray: Picture, rgb: Picture}} picture
+ * @param {{gray: Picture, rgb: ?Picture}} picture
  * @param {object} contract the content of preprocess.json
  * @returns {Picture} size × size pixels
  */
 export function networkPixels(picture, contract) {
   const { width, height } = picture.gray;
   const box = contract.head_crop ? headBox(picture.gray) : [0, 0, width, height];
-  const source = contract.color === "rgb" && !isGray(picture.rgb) ? picture.rgb : picture.gray;
+  const source = contract.color === "rgb" && picture.rgb && !isGray(picture.rgb) ? picture.rgb : picture.gray;
   const sampled = sampleBox(source, box, contract.size);
   return contract.stretch ? stretched(sampled) : sampled;
 }
@@ -259,7 +262,8 @@ function isGray({ planes: [red, green, blue] }) {
   return red.every((value, i) => value === green[i] && value === blue[i]);
 }
 
-function roundHalfToEven(value) {
+/** As numpy.rint, of values that are not negative. */
+export function roundHalfToEven(value) {
   const whole = Math.floor(value);
   const rest = value - whole;
   return rest > 0.5 || (rest === 0.5 && whole % 2 === 1) ? whole + 1 : whole;

@@ -1,7 +1,7 @@
 // The source of answers of the browser edition: the network in this browser. It has the functions and errors of the
 // service's server.js, whose place it takes. After the page has loaded, nothing is fetched.
 
-import { Refused } from "./decode.js";
+import { Refused } from "./checks.js";
 import { openNetwork } from "./network.js";
 import { heat } from "./pixels.js";
 
@@ -17,9 +17,9 @@ export class Refusal extends Error {
 
 export class Server {
   remote = false; // the images stay in this browser
-  formats = "JPEG, PNG, WebP, BMP or GIF.";
+  formats = "JPEG, PNG, WebP, BMP, GIF or DICOM.";
   #network = null;
-  #last = { file: null, answer: null };
+  #answers = new WeakMap(); // file → promise of its answers
 
   /** What the network is: classes, limits, calibration. */
   async describe() {
@@ -32,39 +32,40 @@ export class Server {
     }
   }
 
-  /** The prediction of a file, in a list. */
-  async predict(file) {
-    const { label, probability, probabilities, set, ood_p: oodP, verdict } = await this.#answer(file);
+  /** The predictions of a file; `progress` is called before each slice with the numbers of those done and of all. */
+  async predict(file, progress) {
     const rounded = (value) => (value === null ? null : Number(value.toFixed(DIGITS)));
-    const all = Object.fromEntries(Object.entries(probabilities).map(([name, value]) => [name, rounded(value)]));
-    return [
-      { frame: null, label, probability: rounded(probability), probabilities: all, set, ood_p: rounded(oodP), verdict, error: null },
-    ];
+    return (await this.#answersFor(file, progress)).map(({ frame, label, probability, probabilities, set, ood_p: oodP, verdict }) => {
+      const all = Object.fromEntries(Object.entries(probabilities).map(([name, value]) => [name, rounded(value)]));
+      return { frame, label, probability: rounded(probability), probabilities: all, set, ood_p: rounded(oodP), verdict, error: null };
+    });
   }
 
-  /** What the network saw of a file, and a map for each class; pictures as data URLs. */
-  async explain(file) {
-    const { pixels, maps } = await this.#answer(file);
+  /** What the network saw of a slice, and a map for each class; pictures as data URLs. */
+  async explain(file, frame) {
+    const { pixels, maps } = (await this.#answersFor(file)).find((each) => each.frame === frame);
     const image = dataUrl(pixels.width, pixels.planes);
-    if (!maps) return { frame: null, image, maps: {} };
+    if (!maps) return { frame, image, maps: {} };
     const pictures = Object.entries(maps.values).map(([name, cells]) => {
       const values = heat(cells, maps.width, maps.height, pixels.width);
       return [name, dataUrl(pixels.width, [values.map((value) => 255 * value)])];
     });
-    return { frame: null, image, maps: Object.fromEntries(pictures) };
+    return { frame, image, maps: Object.fromEntries(pictures) };
   }
 
-  async #answer(file) {
-    if (this.#last.file !== file) {
-      const network = await this.#network;
-      try {
-        this.#last = { file, answer: await network.predict(file) };
-      } catch (error) {
-        if (!(error instanceof Refused)) throw error;
-        throw new Refusal("refused", `the file ${error.message}`, { title: "Not readable", status: 422 });
-      }
+  #answersFor(file, progress) {
+    if (!this.#answers.has(file)) this.#answers.set(file, this.#ask(file, progress));
+    return this.#answers.get(file);
+  }
+
+  async #ask(file, progress) {
+    const network = await this.#network;
+    try {
+      return await network.predict(file, progress);
+    } catch (error) {
+      if (!(error instanceof Refused)) throw error;
+      throw new Refusal("refused", `the file ${error.message}`, { title: "Not readable", status: 422 });
     }
-    return this.#last.answer;
   }
 }
 
