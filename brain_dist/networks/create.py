@@ -70,6 +70,13 @@ def create_network(config: ModelConfig, classes: int, *, seed: int, load_weights
     return model
 
 
+def print_ignored(config: ModelConfig) -> None:
+    """Print which of ``model.options`` timm ignores because they are null, if any."""
+    ignored = [name for name, value in config.options.items() if value is None]
+    if ignored:
+        print_once(f"model.options: timm ignores {', '.join(ignored)}, which is null; leave it out")
+
+
 def _create(config: ModelConfig, classes: int, *, pretrained: bool) -> Any:
     """``timm.create_model``, with its errors in one line."""
     timm = import_timm()
@@ -77,9 +84,6 @@ def _create(config: ModelConfig, classes: int, *, pretrained: bool) -> Any:
     arguments: dict[str, Any] = {"num_classes": classes, "in_chans": config.in_chans, "drop_rate": config.drop}
     if config.drop_path:
         arguments["drop_path_rate"] = config.drop_path
-    ignored = [name for name, value in config.options.items() if value is None]
-    if ignored:
-        print_once(f"model.options: timm ignores {', '.join(ignored)}, which is null; leave it out")
     try:
         return timm.create_model(config.name, pretrained=pretrained, **arguments, **config.options)
     except Exception as error:  # whatever timm raises about its arguments, as an assertion, a KeyError, …

@@ -99,12 +99,12 @@ def overlay(gray: np.ndarray, heat: np.ndarray) -> np.ndarray:
     Cold regions keep the image, hot regions turn from violet to orange. Only the middle of the inferno colour map is
     used: its brightness alone shows the order, and its pale end would look gray on black.
     """
-    import matplotlib
+    import cv2
 
-    colour = matplotlib.colormaps["inferno"](0.3 + 0.5 * heat)[..., :3]
+    level = (256 * (0.3 + 0.5 * heat)).astype(np.uint8)
+    colour = cv2.applyColorMap(level, cv2.COLORMAP_INFERNO)[..., ::-1]  # OpenCV orders blue, green, red
     weight = 0.65 * heat[..., None]
-    mixed = (1 - weight) * (gray[..., None] / 255) + weight * colour
-    return np.round(255 * np.clip(mixed, 0, 1)).astype(np.uint8)
+    return np.round((1 - weight) * gray[..., None] + weight * colour).astype(np.uint8)
 
 
 def outlined(pixels: np.ndarray, mask: np.ndarray | None, side: int = 256) -> np.ndarray:
@@ -118,15 +118,16 @@ def outlined(pixels: np.ndarray, mask: np.ndarray | None, side: int = 256) -> np
     Returns:
         uint8 [k · H, k · W, 3].
     """
+    import cv2
     from PIL import Image
-    from scipy import ndimage
 
     factor = -(-side // min(pixels.shape[:2]))
     size = (factor * pixels.shape[1], factor * pixels.shape[0])
     image = np.array(Image.fromarray(pixels).convert("RGB").resize(size, Image.Resampling.BILINEAR))
     if mask is not None:
         large = mask.repeat(factor, axis=0).repeat(factor, axis=1)
-        border = large & ~ndimage.binary_erosion(large, iterations=2, border_value=1)
-        image[ndimage.binary_dilation(border)] = 0  # a dark rim, visible on bright and on coloured pixels
+        cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+        border = large & (cv2.erode(large.astype(np.uint8), cross, iterations=2) == 0)
+        image[cv2.dilate(border.astype(np.uint8), cross) > 0] = 0  # a dark rim, visible on bright and coloured pixels
         image[border] = OUTLINE
     return image

@@ -2,7 +2,8 @@
 
 The list of files is divided into parts that do not depend on the number of ranks, and images are batched within a part,
 so the table has the same bytes on any number of ranks. A rank writes each of its parts when it is done, into a folder
-beside the table; `--resume` skips these. At the end the main rank joins them.
+beside the table; `--resume` skips these. At the end the main rank joins them. Ranks agree through torch; one process
+with an ONNX export does not import it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ from brain_dist.prediction.model import model_folder
 from brain_dist.prediction.predictor import Predictor, file_load, load
 from brain_dist.prediction.reading import Choose, parse_slices
 from brain_dist.prediction.sources import Source, find_sources
-from brain_dist.ranks.world import World
+from brain_dist.ranks.device import choose_device, require_torch
+from brain_dist.ranks.group import clear_faults, gather_objects, process_group, run_on_main
+from brain_dist.ranks.threads import choose_threads, limit_torch
+from brain_dist.ranks.watch import Watch, watch_ranks
+from brain_dist.ranks.world import World, discover
 from brain_dist.stream.contract import Contract
 
 EXIT_PARTLY = 3  # some files could not be predicted
@@ -107,21 +112,15 @@ def predict(
         UserError: an option does not fit, no file is found, or the model or the table cannot be used.
         Fault: a rank was lost, or the disk is full.
     """
-    from brain_dist.ranks.device import choose_device
-    from brain_dist.ranks.group import clear_faults, gather_objects, process_group, run_on_main
-    from brain_dist.ranks.watch import watch_ranks
-    from brain_dist.ranks.world import discover
-
     choose = parse_slices(slices)
     if micro_batch < 1:
         raise UserError(f"--batch {micro_batch}: must be ≥ 1")
     world = discover()
     _check_options(out, paths, resume, world)
-    target = choose_device(world, device)
     with (
         clear_faults(f"lower --batch {micro_batch}"),
         watch_ranks(world, timeout) as watch,
-        process_group(world, target, timeout, watch),
+        nullcontext() if world.size == 1 else process_group(world, choose_device(world, device), timeout, watch),
     ):
         watch.report_progress("listing the files", math.inf)
         listed: list[Source] = []
@@ -137,7 +136,8 @@ def predict(
         run_on_main(world, prepare)
         entries = gather_objects([[each.path, each.member, each.problem] for each in listed], world)[0]
         watch.report_progress("opening the model", math.inf)
-        predictor = load(model, step=step, device=str(target))
+        predictor = load(model, step=step, device=device)
+        limit_torch(choose_threads(world).count)
         weights = predictor.contract.weights
         if len(set(gather_objects(weights and weights.sha256, world))) > 1:
             raise Fault(f"{model} saved another checkpoint while its ranks opened it; choose one with --step")
@@ -168,8 +168,11 @@ def _check_options(out: Path | None, paths: Sequence[str], resume: bool, world: 
         raise UserError(
             f"{'--resume' if resume else 'a prediction on several ranks'} needs a table; add --out FILE.csv"
         )
-    if "-" in paths and world.size > 1:
+    if world.size == 1:
+        return
+    if "-" in paths:
         raise UserError("a list on standard input is for one process; several ranks need the paths as arguments")
+    require_torch("a prediction on several ranks", "start one process")
 
 
 def _words(paths: Sequence[str]) -> Iterable[str]:
@@ -227,7 +230,7 @@ def _part_file(folder: Path, number: int) -> Path:
 
 
 def _predict_parts(
-    task: _Task, folder: Path, world: World, fail_fast: bool, progress: Progress, watch: Any
+    task: _Task, folder: Path, world: World, fail_fast: bool, progress: Progress, watch: Watch
 ) -> str | None:
     """Predict this rank's parts; with ``fail_fast``, the first file that cannot be predicted is returned."""
     parts, classes = task.parts, task.predictor.contract.classes

@@ -11,6 +11,8 @@ from brain_dist.ood.record import Detector, read_detector
 from brain_dist.prediction.onnx_model import GRAPH, REPOSITORY, OnnxModel
 from brain_dist.prediction.outputs import Model
 from brain_dist.prediction.torch_model import ProgramModel, TorchModel, open_hub
+from brain_dist.ranks.device import choose_device, require_torch
+from brain_dist.ranks.world import discover
 from brain_dist.stream.contract import FILE, Contract, read_contract
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ def open_model(path: Path, *, step: int | str | None = None, device: str = "auto
         device: auto, cpu or cuda.
 
     Raises:
-        UserError: it is not a model, or has no complete checkpoint.
+        UserError: it is not a model, has no complete checkpoint, or needs torch, which is not installed.
         Fault: its weights are damaged.
     """
     path = model_folder(path)
@@ -38,6 +40,8 @@ def open_model(path: Path, *, step: int | str | None = None, device: str = "auto
     exported = next((name for name in (GRAPH, REPOSITORY, PROGRAM, HUB) if (path / name).is_file()), None)
     if exported is not None and step is not None:
         raise UserError(f"--step {step}: {path} is an export, which has only one")
+    if exported not in (GRAPH, REPOSITORY):
+        require_torch(str(path), "give an ONNX export (`brain-dist export RUN --to onnx`)")
     if exported is None:
         from brain_dist.inference.network import open_network
 
@@ -86,7 +90,4 @@ def _say_if_not_ready(certificate: Path) -> None:
 
 
 def _torch_device(name: str) -> torch.device:
-    from brain_dist.ranks.device import choose_device
-    from brain_dist.ranks.world import discover
-
     return choose_device(discover(), name)

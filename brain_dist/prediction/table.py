@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,15 @@ def prediction_of(values: Row, classes: Sequence[str]) -> Prediction:
 
 
 def check_format(path: Path) -> None:
-    """Check the suffix of a table.
+    """Check that a table can be written in the format that its name says.
 
     Raises:
-        UserError: it is not one of :data:`FORMATS`.
+        UserError: its suffix is not one of :data:`FORMATS`, or the format needs a package that is not installed.
     """
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"--out {path}: must end in {', '.join(FORMATS)}")
+    if path.suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
+        raise UserError(f"--out {path}: pyarrow is not installed; run `pip install pyarrow`, or choose .csv or .json")
 
 
 def encode(path: Path, rows: list[Row], classes: Sequence[str], model: dict[str, Any]) -> bytes:

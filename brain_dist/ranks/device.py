@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -79,11 +80,26 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux reports KiB
 
 
+def require_torch(task: str, instead: str) -> None:
+    """Check that torch can be imported.
+
+    Args:
+        task: what needs it, as the subject of a sentence.
+        instead: what the user can do without it.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"{task} needs torch, which cannot be imported ({error}); install it, or {instead}") from None
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an operation of torch failed because the memory of the device, or of the host, is full."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    torch = sys.modules.get("torch")
+    return torch is not None and (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error))
 
 
 def enable_determinism() -> None:

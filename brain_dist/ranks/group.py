@@ -184,9 +184,8 @@ def _read_secret() -> bytes:
 
 def is_connection_loss(error: Exception) -> bool:
     """Whether a collective failed because another rank is gone, rather than because of an error on this rank."""
-    import torch.distributed as dist
-
-    return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+    dist = sys.modules.get("torch.distributed")
+    return dist is not None and (isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error))
 
 
 @contextlib.contextmanager
@@ -229,11 +228,11 @@ def gather_rows(array: np.ndarray, world: World) -> np.ndarray:
 
 
 def _gather_bytes(data: bytes, world: World) -> list[bytes]:
+    if world.size == 1:
+        return [data]
     import torch
     import torch.distributed as dist
 
-    if world.size == 1:
-        return [data]
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world.size)]
     dist.all_gather(sizes, torch.tensor([len(data)]))
     longest = max(int(size) for size in sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 
 from brain_dist.common.cores import core_limits
@@ -68,3 +69,9 @@ def threads_of_user() -> int | None:
     if not first.isdecimal() or not int(first):
         raise UserError(f"OMP_NUM_THREADS={text}: must be a positive integer")
     return int(first)
+
+
+def limit_torch(threads: int) -> None:
+    """Let torch compute with so many threads, if it is imported: a model that it does not compute needs no torch."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(threads)

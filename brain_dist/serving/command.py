@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from brain_dist.errors import UserError
 from brain_dist.prediction.predictor import Predictor, load
+from brain_dist.ranks.threads import limit_torch
 from brain_dist.serving.maps import map_method
 from brain_dist.serving.settings import Settings, is_loopback, make_settings
 
@@ -69,10 +69,7 @@ def open_predictor(model: Path, step: int | str | None, device: str, settings: S
     import nibabel  # noqa: F401 (the first DICOM and NIfTI files shall not wait for their readers)
     import pydicom.pixels  # noqa: F401
 
-    if "torch" in sys.modules:  # an ONNX export does not need it
-        import torch
-
-        torch.set_num_threads(settings.threads or 1)
+    limit_torch(settings.threads or 1)
     return predictor
 
 

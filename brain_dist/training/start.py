@@ -18,7 +18,7 @@ from brain_dist.common.progress import show_activity
 from brain_dist.config import Config, ModelConfig
 from brain_dist.errors import EXIT_PREEMPTED, Fault, UserError
 from brain_dist.inference.network import write_contract
-from brain_dist.networks.create import create_network
+from brain_dist.networks.create import create_network, print_ignored
 from brain_dist.ranks.device import choose_device, enable_determinism
 from brain_dist.ranks.group import clear_faults, gather_objects, process_group, run_on_main
 from brain_dist.ranks.rendezvous import LONGEST_STEP
@@ -116,6 +116,7 @@ def _prepare(
     run_on_main(world, lambda: attempts.begin(run, first_step))
 
     model = config.model if checkpoint_step is not None else _find_weights(config.model, world)
+    print_ignored(model)
     network = create_network(model, len(dataset.classes), seed=config.run.seed, load_weights=checkpoint_step is None)
     engine = Engine(config, network, world, device, frozen_steps=schedule.frozen_steps)
     if checkpoint_step is not None:

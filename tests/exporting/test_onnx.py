@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import sys
@@ -25,26 +26,58 @@ from brain_dist.exporting.graph import class_maps, has_maps, maps_add_up
 from brain_dist.prediction.maps import class_heat
 from brain_dist.prediction.onnx_model import OnnxModel
 
-WITHOUT_TORCH = """
-import json, sys
-for name in ("torch", "torchvision", "timm", "deepspeed", "nvidia.dali"):
-    sys.modules[name] = None  # importing it raises ImportError
-import brain_dist
-predictions = brain_dist.load(sys.argv[1]).predict(sys.argv[2])
-print(json.dumps([[each.label, each.probability, each.set, each.verdict] for each in predictions]))
+# of `pip install`: what containers/serve.in does not list; importing it raises ImportError
+MISSING = ("torch", "torchvision", "timm", "deepspeed", "nvidia", "pandas", "pyarrow", "scipy", "sklearn", "matplotlib")
+WITHOUT_TORCH = f"""
+import sys
+sys.modules.update(dict.fromkeys({MISSING}))
+from brain_dist.cli import entry
+entry()
 """
 
 
 def test_it_predicts_without_torch(trained_run: Path, onnx_export: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
     for number in range(4):
-        draw(number).save(tmp_path / f"{number}.png")
-    expected = brain_dist.load(trained_run).predict(tmp_path)
-    result = command([sys.executable, "-c", WITHOUT_TORCH, str(onnx_export / "model.onnx"), str(tmp_path)])
-    actual = json.loads(result.out)
-    assert len(actual) == 4
-    for (label, probability, members, verdict), each in zip(actual, expected, strict=True):
-        assert (label, tuple(members), verdict) == (each.label, each.set, each.verdict)
-        assert probability == pytest.approx(each.probability, abs=1e-5)
+        draw(number).save(images / f"{number}.png")
+    (images / "empty.png").touch()
+    tables, maps = [tmp_path / "with.csv", tmp_path / "without.csv"], tmp_path / "maps"
+    arguments = ["predict", str(onnx_export / "model.onnx"), str(images), "--out"]
+    in_process(*arguments, str(tables[0]), expect=3)
+    options = [str(tables[1]), "--explain", str(maps)]
+    command([sys.executable, "-c", WITHOUT_TORCH, *arguments, *options], expect=3)
+    assert tables[1].read_bytes() == tables[0].read_bytes()
+    assert len(list(maps.iterdir())) == 4
+    expected = brain_dist.load(trained_run).predict(images)
+    with tables[1].open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["error"] for row in rows] == [each.error or "" for each in expected]
+    for row, each in zip(rows[:4], expected[:4], strict=True):
+        assert (row["label"], row["set"].split("|"), row["verdict"]) == (each.label, list(each.set or ()), each.verdict)
+        assert float(row["probability"]) == pytest.approx(each.probability, abs=1e-5)
+
+
+def test_what_needs_torch_or_pyarrow_says_so(
+    trained_run: Path, onnx_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("torch", "pyarrow"):
+        monkeypatch.setitem(sys.modules, name, None)
+    paths, out = [str(tmp_path), "--out", str(tmp_path / "p.csv")], str(tmp_path / "p.parquet")
+    draw(0).save(tmp_path / "0.png")
+    reason = "needs torch, which cannot be imported (import of torch halted; None in sys.modules); install it, or"
+    error = in_process("predict", str(trained_run), *paths, expect=2).err
+    assert (
+        error == f"brain-dist: error: {trained_run} {reason} give an ONNX export (`brain-dist export RUN --to onnx`)\n"
+    )
+    error = in_process("predict", str(onnx_export), str(tmp_path), "--out", out, expect=2).err
+    assert error.endswith("pyarrow is not installed; run `pip install pyarrow`, or choose .csv or .json\n")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    error = in_process("predict", str(onnx_export), *paths, expect=2).err
+    assert error == f"brain-dist: error: a prediction on several ranks {reason} start one process\n"
 
 
 def test_any_batch_gives_the_logits_features_and_maps_of_the_network(trained_run: Path, onnx_export: Path) -> None:

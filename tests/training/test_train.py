@@ -16,6 +16,7 @@ import pytest
 from helpers import TINY, children, command, in_process, interrupt, launch, losses, read_metrics, verb
 from safetensors.torch import load_file
 
+import brain_dist
 from brain_dist.checkpoints.layout import complete_steps
 from brain_dist.common.locks import take_lock
 
@@ -60,6 +61,17 @@ def test_run_folder_is_complete(single: Path) -> None:
     files = {file.name for file in newest_checkpoint(single).iterdir()}
     assert files == {"COMPLETE", "model.safetensors", "optimizer-00000-of-00001.safetensors"}
     assert losses(single)[-1] < losses(single)[0]
+
+
+def test_an_option_that_timm_ignores_is_named_when_a_training_starts_but_not_in_use(
+    phantom_shards: Path, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--model.options", "{ls_init_value: null}", "--train.epochs", "1", "--train.micro_batch", "24"]
+    result = verb("train", *arguments(phantom_shards, runs, "null", *more))
+    line = "brain-dist: model.options: timm ignores ls_init_value, which is null; leave it out\n"
+    assert result.err.count(line) == 1
+    assert brain_dist.load(runs / "null").contract.size == 32
+    assert "timm ignores" not in capsys.readouterr().err
 
 
 def test_no_compiler_is_called(single: Path, runs: Path) -> None:
