@@ -1,7 +1,8 @@
 """An ONNX graph in 8-bit integers: static quantisation, with scales per channel from images of the training.
 
 Not dynamic: it leaves convolutions with 32-bit activations, and depthwise ones lose their accuracy. Normalisations,
-activations and class activation maps keep 32 bits, as those of ConvNeXt have outliers that 8 bits cannot hold.
+smooth activations and class activation maps keep 32 bits, as those of ConvNeXt have outliers that 8 bits cannot hold.
+ReLU and ReLU6 belong to the convolution before them: the scale of its output is that of the values that they let pass.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from brain_dist.exporting.source import Source
 
 BATCH = 20  # images at a time
-OPERATIONS = ["Conv", "Gemm", "MatMul"]
+OPERATIONS = ["Conv", "Gemm", "MatMul", "Relu", "Clip"]  # Clip: ReLU6
 
 
 def write(source: Source, folder: Path) -> None:
