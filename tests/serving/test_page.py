@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,7 +115,7 @@ def test_a_dropped_slice_gets_the_answer_of_predict(
     values = dict(
         zip(page.locator(".bars tbody th").all_inner_texts(), page.locator(".value").all_inner_texts(), strict=True)
     )
-    assert values[shown(expected)] == f"{100 * (expected.probability or 0):.1f} %"
+    assert values[shown(expected)] == f"{100 * (expected.probability or 0):.1f}\N{NO-BREAK SPACE}%"
     assert page.inner_text(".pill") == {"ok": "Decided", "unsure": "Undecided", None: "Not checked"}[expected.verdict]
     assert expected.set is not None
     assert page.locator(".member .inside").count() == len(expected.set)
@@ -137,6 +139,41 @@ def test_a_dropped_slice_gets_the_answer_of_predict(
         service.url
     }
     assert not any("slice" in url for url in visit.urls)
+
+
+@pytest.mark.skipif(shutil.which("pdftotext") is None, reason="needs Debian's poppler-utils")
+def test_the_printed_page_says_what_it_must(
+    browser: Browser, service: Service, files: Path, trained_run: Path, tmp_path: Path
+) -> None:
+    visit = Visit(browser, service, color_scheme="dark")
+    page = visit.page
+    names = ("slice.png", "IM0001", "notes.txt")
+    page.set_input_files("#files", [files / name for name in names])
+    page.wait_for_function("() => document.querySelectorAll('[data-state=answered]').length === 2")
+    page.wait_for_selector(REFUSED)
+    page.wait_for_function(
+        "() => document.querySelectorAll('figcaption').length === 2 && !document.querySelector('[data-loading]')"
+    )
+    page.pdf(path=tmp_path / "page.pdf", format="A4")
+    visit.close()
+    pdf = subprocess.run(
+        ["pdftotext", "-layout", tmp_path / "page.pdf", "-"], capture_output=True, text=True, check=True
+    )
+    sheets = [re.sub(r"\s+", " ", sheet) for sheet in pdf.stdout.split("\f") if sheet.strip()]
+    text = " ".join(sheets)
+    for number, sheet in enumerate(sheets, 1):
+        assert "Not a medical device. For research only, not for diagnosis or treatment." in sheet
+        assert f"{number} of {len(sheets)}" in sheet
+    assert "its answers must not be used for a diagnosis or a treatment" in text
+    for prediction in brain_dist.load(trained_run, device="cpu").predict([files / name for name in names[:2]]):
+        assert re.search(rf"{shown(prediction)} {100 * (prediction.probability or 0):.1f} %", text, re.IGNORECASE)
+    assert text.count("What this number means") == 2
+    assert "Such sets contain the true class in 70 % of cases" in text
+    assert "The file is not an image, DICOM or NIfTI file." in text
+    assert all(name in text for name in names)
+    assert "sha256" in text
+    assert re.search(r"Printed \S+", text)
+    assert not any(control in text for control in ("Choose files", "Download JSON", "Strength", "Clear"))
 
 
 def test_several_files_and_refusals(browser: Browser, service: Service, files: Path) -> None:

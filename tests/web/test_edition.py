@@ -110,6 +110,8 @@ def test_after_it_has_loaded_it_answers_like_predict_and_asks_nobody(
         if prediction.ood_p is not None:
             assert answer["ood_p"] == pytest.approx(prediction.ood_p, abs=0.1)
     assert answers[-1]["verdict"] == "not_like_training"
+    ok = [prediction for prediction in expected if prediction.frame is None and prediction.verdict == "ok"]
+    assert ("That does not make it an MRI of a brain." in page.inner_text("#results")) == bool(ok)
     card = page.locator("article", has_text="frames.dcm")
     before = card.locator("canvas").evaluate("(canvas) => canvas.toDataURL()")
     card.locator(".slider input").fill("2")

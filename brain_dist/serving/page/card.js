@@ -133,6 +133,9 @@ export class Card {
     this.viewer.draw(this.select?.value, this.strength ? this.strength.value / 100 : 0);
     const name = this.select ? className(this.select.value) : "";
     this.canvas.setAttribute("aria-label", `The slice as the network saw it${name ? `, with the map for ${name}` : ""}`);
+    const shown = this.strength?.value > 0;
+    const map = shown ? ` Colour: where the score of ${name} came from (${this.model.maps}), not where a tumour is.` : "";
+    this.caption.textContent = `What the network saw.${this.model.maps ? map : " This model gives no maps."}`;
   }
 
   async #explain() {
@@ -146,8 +149,6 @@ export class Card {
       if (this.select) this.select.value = slice.label;
       if (this.controls) this.controls.hidden = false;
       this.#draw();
-      const map = this.model.maps ? ` Colour: where the score of the chosen class came from (${this.model.maps}), not where a tumour is.` : " This model gives no maps.";
-      this.caption.textContent = `What the network saw.${map}`;
     } catch (error) {
       if (!error.kind) throw error;
       const again = element("button", { type: "button", class: "plain", onclick: () => { this.explained = this.#explain(); } }, "Load the picture");

@@ -151,6 +151,7 @@ $("access").addEventListener("submit", (event) => {
 });
 $("save").addEventListener("click", save);
 $("print").addEventListener("click", () => window.print());
+addEventListener("beforeprint", () => { $("printed").textContent = `Printed ${new Date().toLocaleString()}`; });
 $("clear").addEventListener("click", clear);
 addEventListener("paste", ({ clipboardData }) => add([...clipboardData.files]));
 addEventListener("dragover", (event) => {

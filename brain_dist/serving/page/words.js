@@ -8,8 +8,8 @@ export const className = (name) => NAMES[name] ?? name.replaceAll("_", " ");
 /** A probability. No model is sure, so nothing is rounded to 100 or 0. */
 export function percent(value) {
   const text = (100 * value).toFixed(1);
-  if (text === "100.0") return "> 99.9 %";
-  return text === "0.0" ? "< 0.1 %" : `${text} %`;
+  if (text === "100.0") return ">\u00a099.9\u00a0%";
+  return text === "0.0" ? "<\u00a00.1\u00a0%" : `${text}\u00a0%`;
 }
 
 const list = (names, word) => (names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} ${word} ${names.at(-1)}`);
