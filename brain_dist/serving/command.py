@@ -17,6 +17,9 @@ from brain_dist.serving.maps import map_method
 from brain_dist.serving.settings import Settings, is_loopback, make_settings
 
 _CARDS = ("report/MODEL_CARD.md", "README.md")
+_SWITCH = (
+    0.0005  # seconds that the event loop waits at most for a thread that decodes; Python's default is ten times that
+)
 _MAX_CARD = 2**18  # bytes
 _RUNS = 2  # of each batch size, when the speed is measured
 
@@ -53,6 +56,7 @@ def serve(model: Path, *, step: int | str | None, device: str, **options: Any) -
         f" batches of {speed['batch']:.0f} {speed['images_per_second']:.0f} images/s"
     )
     print(f"{_address(listener, settings)}: Not a medical device. Ctrl-C ends it", flush=True)
+    sys.setswitchinterval(_SWITCH)
     server.run(sockets=[listener])
     return 0
 

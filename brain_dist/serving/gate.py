@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from brain_dist.serving.service import Service
 
+WORK = ("/v1/predict", "/v1/predict/batch", "/v1/explain")  # what takes a place in the service
 PUBLIC = ("/healthz", "/readyz", "/page/")  # and the page itself: they say nothing of the model
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none';"
@@ -58,6 +59,8 @@ class Gate:
 
         try:
             self._check(scope)
+            if scope["path"] in WORK and scope["method"] == "POST":
+                self._service.check_room()  # before the framework: refusals have to be cheap when there are many
             await self._app(scope, receive, guarded_send)
         except Problem as problem:
             await problem.response()(scope, receive, guarded_send)
@@ -67,7 +70,7 @@ class Gate:
                 await Problem("internal", "see the service's log").response()(scope, receive, guarded_send)
         finally:
             route: Any = scope.get("route")
-            path = getattr(route, "path", "other")
+            path = getattr(route, "path", scope["path"] if scope["path"] in WORK else "other")
             self._service.metrics.request(path, status or 499, time.perf_counter() - start)
 
     def _check(self, scope: Scope) -> None:

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from brain_dist.common.notify import notify
 from brain_dist.errors import UserError
+from brain_dist.serving.protocol import Protocol
 from brain_dist.serving.service import Service
 from brain_dist.serving.settings import Settings
 
@@ -51,7 +52,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, service: Service) -> None:
         super().__init__(
             uvicorn.Config(
-                app, log_config=None, access_log=False, server_header=False, lifespan="on", ws="none", http="h11",
+                app, log_config=None, access_log=False, server_header=False, lifespan="on", ws="none", http=Protocol,
                 backlog=_BACKLOG, timeout_keep_alive=30, timeout_graceful_shutdown=1, proxy_headers=False,
             )
         )  # fmt: skip

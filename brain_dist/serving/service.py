@@ -54,9 +54,8 @@ class Service:
         """Number of requests that are being read, decoded, computed, or wait."""
         return self._requests
 
-    @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """A place for a request.
+    def check_room(self) -> None:
+        """Whether there is a place for a request.
 
         Raises:
             Problem: all places are taken; says after how many seconds to try again.
@@ -67,6 +66,11 @@ class Service:
                 "busy", f"{self._requests} requests are in the service; try again in {seconds} s",
                 {"Retry-After": str(seconds)},
             )  # fmt: skip
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """A place for a request; raises as :meth:`check_room` does."""
+        self.check_room()
         self._requests += 1
         try:
             yield

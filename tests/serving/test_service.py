@@ -187,9 +187,14 @@ def test_requests_beyond_the_queue_are_refused_at_once(service: Service) -> None
     data = png()
     connections = [send_head(service, len(data)) for _ in range(3)]
     wait_for(lambda: in_service(service) == 3)
+    counted = 'brain_dist_requests_total{route="/v1/predict",status="503"}'
+    assert counted not in service.get("metrics").text
     refused = service.predict(data)
     is_problem(refused, 503, "busy")
     assert int(refused.headers["retry-after"]) >= 1
+    assert refused.headers["x-content-type-options"] == "nosniff"
+    assert f"{counted} 1.0" in service.get("metrics").text
+    assert read_status(send_head(service, 400_000)) == 503  # before the body has come
     assert service.get("readyz").status_code == 200
     for connection in connections[:2]:
         connection.sendall(data)
@@ -197,6 +202,28 @@ def test_requests_beyond_the_queue_are_refused_at_once(service: Service) -> None
     connections[2].close()  # a client that leaves gives its place back
     wait_for(lambda: in_service(service) == 0)
     assert service.predict(data).status_code == 200
+
+
+def test_a_head_without_an_end_is_refused(service: Service) -> None:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nLong: ")
+        with pytest.raises(ConnectionError):
+            connection.sendall(b"x" * 10_000_000)
+
+
+def test_long_bodies_of_one_connection_are_not_heads(service: Service) -> None:
+    """The end of each comes together with the next request."""
+    data = b"x" * 200_000
+    head = f"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
+        sender = threading.Thread(target=connection.sendall, args=(3 * (head + data),))
+        sender.start()
+        received = b""
+        while received.count(b"HTTP/1.1 415 ") < 3:
+            piece = connection.recv(65536)
+            assert piece, received
+            received += piece
+        sender.join()
 
 
 def test_damaged_files_never_break_the_service(service: Service, files: Path) -> None:
