@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,7 @@ from brain_dist.serving.maps import map_method
 from brain_dist.serving.settings import Settings, is_loopback, make_settings
 
 _CARDS = ("report/MODEL_CARD.md", "README.md")
-_SWITCH = (
-    0.0005  # seconds that the event loop waits at most for a thread that decodes; Python's default is ten times that
-)
+_SWITCH = 0.0005  # seconds that the event loop waits for a thread that decodes; Python's default is ten times as long
 _MAX_CARD = 2**18  # bytes
 _RUNS = 2  # of each batch size, when the speed is measured
 
