@@ -10,9 +10,6 @@ HEADER = (
 )  # fmt: skip
 
 FALLS = ("fall", "fall_control", "fall_difference")
-SHORT = (
-    "class", "images", "groups", "fall", "control", "difference", "right", "keep class", "control", "tumour-free",
-)  # fmt: skip
 
 
 def markdown(summary: dict[str, Any]) -> str:
@@ -98,9 +95,10 @@ def print_summary(summary: dict[str, Any]) -> None:
 
     title = f"{summary['run']}, step {summary['step']}, {summary['shards']}: without the tumour"
     table = Table(title=escape(title), title_justify="left", show_edge=False)
-    for name in SHORT:
-        table.add_column(name, justify="left" if name == "class" else "right")
-    for cells in table_rows(summary, intervals=False):
+    head, *rows = zip(HEADER, *table_rows(summary, intervals=False), strict=True)  # a column for each class
+    for name in head:
+        table.add_column("" if name == "class" else escape(name), justify="left" if name == "class" else "right")
+    for cells in rows:
         table.add_row(*map(escape, cells))
     Console(highlight=False).print(table)
     for sentence in sentences(summary):

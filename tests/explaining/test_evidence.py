@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from brain_dist import load_run
 from brain_dist.errors import UserError
 from brain_dist.explaining.evidence import evidence, evidence_of
 from brain_dist.explaining.evidence_summary import summarise
-from brain_dist.explaining.evidence_wording import markdown
+from brain_dist.explaining.evidence_wording import HEADER, markdown
 from brain_dist.inference.run import LoadedRun
 from brain_dist.judging.predictions import Predictions, read_predictions
 from brain_dist.store.lesions import read_lesions
@@ -121,7 +122,9 @@ def test_it_writes_tables_and_counts_what_is_left_out(run: Path, opened, tmp_pat
     text = (tmp_path / "out" / "test-evidence.md").read_text()
     assert text == markdown(summary)
     assert f"{used.sum()} of {len(used)} images have a control" in text
-    assert "images without a known tumour" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "images without a known tumour" in printed
+    assert all(re.search(rf"^ *{name} +│", printed, re.MULTILINE) for name in HEADER[1:])  # nothing cut at 80 columns
     words = ["--methods", "layercam", "--limit", "2", "--device", "cpu", "--out", str(tmp_path / "verb"), "--evidence"]
     assert "have a control" in in_process("explain", str(run), *words).out
     assert json.loads((tmp_path / "verb" / "test-evidence.json").read_text())["all"] == summary["all"]
