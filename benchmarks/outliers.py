@@ -4,7 +4,9 @@ The kinds are pictures that the choice of the score in ``brain-dist outliers RUN
 and modalities (the test files of pydicom), another space (slices of nilearn's MNI template), phantoms, and the run's
 own test images turned, mirrored top to bottom, or cut. Each is compared with the run's test images: AUROC of every
 score, and for the chosen one false positives at 95 % detection and the share with the verdict not_like_training.
-``--external`` adds shards of other collections: what share is rejected, and the accuracy with and without these.
+The last table has the run's own test images and the collections of ``--external``: the share rejected, the accuracy
+with and without these, and, if the run is calibrated, how often a conformal set has the true class (a patient counts
+once).
 """
 
 from __future__ import annotations
@@ -18,10 +20,13 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from brain_dist.calibration.record import Calibration, read_calibration
+from brain_dist.calibration.scaling import scaled
 from brain_dist.collection.pixels import store_image
 from brain_dist.errors import UserError, run
 from brain_dist.inference.features import row_outputs
-from brain_dist.inference.run import LoadedRun, load_run
+from brain_dist.inference.network import SETS
+from brain_dist.inference.run import LoadedRun, class_groups, load_run
 from brain_dist.ood.build import see
 from brain_dist.ood.record import Detector
 from brain_dist.ood.scores import METHODS, Reference, fit
@@ -68,8 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         row = [f"{auroc(references[name], own, outputs):.3f}" for name in METHODS]
         row += [f"{false_positives(detector.reference, own, outputs):.1%}", f"{rejected(detector, outputs).mean():.1%}"]
         print(f"| {kind} | {len(outputs[0])} | {' | '.join(row)} |", flush=True)
-    for shards in options.external:
-        print_external(options.run, shards, detector)
+    print_collections(options.run, loaded, own, options.external, detector)
     return 0
 
 
@@ -102,29 +106,66 @@ def labelled(reference: Reference, own: Outputs, other: Outputs) -> tuple[np.nda
 def print_alarms(detector: Detector, own: Outputs, group: np.ndarray) -> None:
     """False alarms on the run's test images: of images, and the mean over patients with its interval."""
     alarm = rejected(detector, own)
+    shares = by_patient(alarm, group)
+    draws = np.random.default_rng(0).integers(0, len(shares), (2000, len(shares)))
+    low, high = np.quantile(shares[draws].mean(axis=1), [0.025, 0.975])
+    print(
+        f"false alarms on {len(alarm):,} test images of {len(shares):,} patients: {alarm.mean():.1%} of images,"
+        f" {shares.mean():.1%} (95 % interval {low:.1%} to {high:.1%}) for a random image of a patient"
+    )
+
+
+def by_patient(value: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """The mean of bool [N] over the images of each patient."""
     _, number = np.unique(group.astype(str), return_inverse=True)
-    by_patient = np.bincount(number, alarm) / np.bincount(number)
-    draws = np.random.default_rng(0).integers(0, len(by_patient), (2000, len(by_patient)))
-    low, high = np.quantile(by_patient[draws].mean(axis=1), [0.025, 0.975])
+    return np.bincount(number, value) / np.bincount(number)
+
+
+def print_collections(
+    path: Path, own: LoadedRun, own_outputs: Outputs, external: Sequence[str], detector: Detector
+) -> None:
+    """One row for the run's own test images and one for each other collection: verdicts, accuracy, conformal sets."""
+    calibration = read_calibration(path)
+    wanted = "–" if calibration is None else f"{1 - calibration.alpha:.0%}"
     print(
-        f"false alarms on {len(alarm):,} test images of {len(by_patient):,} patients: {alarm.mean():.1%} of images,"
-        f" {by_patient.mean():.1%} (95 % interval {low:.1%} to {high:.1%}) for a random image of a patient"
+        f"\n| test images | images | not_like_training | right | right of the others | sets with the true class"
+        f" ({wanted} wanted) | classes in a set |\n|---|--:|--:|--:|--:|--:|--:|"
     )
+    print(collection_row("own", own, own.rows("test"), own_outputs, detector, calibration))
+    for shards in external:
+        other = load_run(path, shards=shards)
+        rows = np.sort(np.random.default_rng(SEED).permutation(other.rows("test"))[: 5 * PER_KIND])
+        print(
+            collection_row(other.dataset.name, other, rows, row_outputs(other, rows), detector, calibration), flush=True
+        )
 
 
-def print_external(path: Path, shards: str, detector: Detector) -> None:
-    other = load_run(path, shards=shards)
-    rows = np.sort(np.random.default_rng(SEED).permutation(other.rows("test"))[: 5 * PER_KIND])
-    outputs = row_outputs(other, rows)
-    right = outputs[1].argmax(axis=1) == other.dataset.columns["label"][rows]
-    if len(other.trained_classes) != len(other.dataset.classes):
-        raise UserError(f"{shards} has other classes than the run")
+def collection_row(
+    name: str,
+    loaded: LoadedRun,
+    rows: np.ndarray,
+    outputs: Outputs,
+    detector: Detector,
+    calibration: Calibration | None,
+) -> str:
+    """What the run says about these rows of a dataset, with the logits [N, K] of the classes of its training.
+
+    A tumour of unnamed kind is right if the tumours together are likelier than no tumour, and in a set with any tumour.
+    """
+    logits = outputs[1]
+    groups = class_groups(loaded.trained_classes, loaded.dataset) or [[k] for k in range(logits.shape[1])]
+    label = loaded.dataset.columns["label"][rows]
+    prob = scaled(logits)
+    right = np.stack([prob[:, group].sum(axis=1) for group in groups], axis=1).argmax(axis=1) == label
     out = rejected(detector, outputs)
-    kept = f"{right[~out].mean():.1%}" if (~out).any() else "none kept"
-    print(
-        f"\n{shards}: {len(rows):,} images, {out.mean():.1%} rejected; accuracy {right.mean():.1%},"
-        f" of those kept {kept}"
-    )
+    kept = f"{right[~out].mean():.1%}" if (~out).any() else "–"
+    sets = None if calibration is None else calibration.sets(logits, SETS)
+    covered = size = "–"
+    if sets is not None:
+        has_truth = np.stack([sets[:, group].any(axis=1) for group in groups], axis=1)[np.arange(len(rows)), label]
+        covered = f"{by_patient(has_truth, loaded.dataset.columns['group'][rows]).mean():.1%}"
+        size = f"{sets.sum(axis=1).mean():.2f}"
+    return f"| {name} | {len(rows):,} | {out.mean():.1%} | {right.mean():.1%} | {kept} | {covered} | {size} |"
 
 
 def outputs_of(model: TorchModel, pixels: Sequence[np.ndarray]) -> Outputs:
