@@ -25,7 +25,16 @@ def test_stored_recipes_parse(path):
 
 def test_stored_recipes_are_the_expected_ones():
     names = {path.stem for path in DATASETS.glob("*.yaml")}
-    assert names == {*PUBLISHED, *EXAMPLES, "cheng", "cheng_br35h", "cheng_br35h_nickparvar", "br35h_no", "phantom"}
+    assert names == {
+        *PUBLISHED,
+        *EXAMPLES,
+        "cheng",
+        "cheng_br35h",
+        "cheng_br35h_lgg",
+        "cheng_br35h_nickparvar",
+        "br35h_no",
+        "phantom",
+    }
 
 
 # published collection → number of images that its publisher states
