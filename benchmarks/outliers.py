@@ -23,6 +23,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from brain_dist.calibration.record import Calibration, read_calibration
 from brain_dist.calibration.scaling import scaled
 from brain_dist.collection.pixels import store_image
+from brain_dist.common.commands import checkpoint_step
 from brain_dist.errors import UserError, run
 from brain_dist.inference.features import row_outputs
 from brain_dist.inference.network import SETS
@@ -49,12 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("--shards", help="where the run's shards are now")
     parser.add_argument("--external", action="append", default=[], help="shards of another collection; may be repeated")
+    parser.add_argument("--step", type=checkpoint_step, help="step of the checkpoint, or best (default: the newest)")
     options = parser.parse_args(arguments)
-    loaded = load_run(options.run, shards=options.shards)
-    model = load(options.run).model
+    loaded = load_run(options.run, step=options.step, shards=options.shards)
+    model = load(options.run, step=loaded.step).model
     assert isinstance(model, TorchModel)
     if model.detector is None:
-        raise UserError(f"{options.run} has no detector; write it with `brain-dist outliers {options.run}`")
+        raise UserError(
+            f"{options.run} has no detector of step {loaded.step}; write it with `brain-dist outliers {options.run}"
+            f" --step {loaded.step}`"
+        )
     detector, test = model.detector, loaded.rows("test")
     references = fit_all(loaded)
     own = row_outputs(loaded, test)
@@ -126,6 +131,11 @@ def print_collections(
 ) -> None:
     """One row for the run's own test images and one for each other collection: verdicts, accuracy, conformal sets."""
     calibration = read_calibration(path)
+    if calibration is not None and calibration.step != own.step:
+        raise UserError(
+            f"{path} is calibrated for step {calibration.step}, and this is step {own.step}; add"
+            f" --step {calibration.step}"
+        )
     wanted = "–" if calibration is None else f"{1 - calibration.alpha:.0%}"
     print(
         f"\n| test images | images | not_like_training | right | right of the others | sets with the true class"
@@ -133,7 +143,7 @@ def print_collections(
     )
     print(collection_row("own", own, own.rows("test"), own_outputs, detector, calibration))
     for shards in external:
-        other = load_run(path, shards=shards)
+        other = load_run(path, step=own.step, shards=shards)
         rows = np.sort(np.random.default_rng(SEED).permutation(other.rows("test"))[: 5 * PER_KIND])
         print(
             collection_row(other.dataset.name, other, rows, row_outputs(other, rows), detector, calibration), flush=True
