@@ -3,7 +3,7 @@
 For 1, 8 and 32 clients on this machine, each sending its next image when it has the answer: requests/s and latencies
 of `brain-dist serve` and of LitServe with the same model, batch size and waiting time, in turns. Beside them the model
 alone with its best batch, measured before each turn by the same threads. Then overload: four times as many clients as
-the service has places.
+the service has places; and the processor time of a refusal.
 """
 
 from __future__ import annotations
@@ -85,7 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print("LitServe is left out; run `make bench-setup`\n")
             compare([service], alone, options)
-        return overload(service, options.seconds)
+        code = overload(service, options.seconds)
+    with own_service(
+        options.model, images, options.max_batch, [*flags, "--queue", "1", "--deadline", "600"]
+    ) as service:
+        print(f"a refusal takes {1e6 * refusal(service):.0f} µs of the service's processor time")
+    return code
 
 
 def read_images(paths: Sequence[Path]) -> list[bytes]:
@@ -107,7 +112,16 @@ def own_service(model: Path, images: list[bytes], max_batch: int, flags: list[st
         wait_until(process, log, lambda: "Not a medical device" in log.read_text())
         match = re.search(r"http://127\.0\.0\.1:(\d+)/", log.read_text())
         assert match
-        yield Contestant("serve", process, int(match[1]), "/v1/predict", "application/octet-stream", images)
+        port = int(match[1])
+        wait_until(process, log, lambda: listens(port))
+        yield Contestant("serve", process, port, "/v1/predict", "application/octet-stream", images)
+
+
+def listens(port: int) -> bool:
+    """Whether a service listens at a port of this machine."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
 
 
 @contextmanager
@@ -210,6 +224,25 @@ def overload(service: Contestant, seconds: float) -> int:
     print(" → ".join(f"{each / 1e6:.0f} MB" for each in memory))
     held = set(by_status) <= {200, 503} and service.process.poll() is None
     return 0 if held else 1
+
+
+def refusal(service: Contestant) -> float:
+    """Seconds of processor time that a service with a single place, which is taken, needs for a refusal."""
+    with socket.create_connection(("127.0.0.1", service.port)) as holder:
+        holder.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+        service.load(32, 1)  # warm
+        start = processor_seconds(service.process.pid)
+        answers, _ = service.load(32, 4)
+        used = processor_seconds(service.process.pid) - start
+    if {answer.status for answer in answers} != {503}:
+        raise Fault("a service without a free place did not refuse all requests")
+    return used / len(answers)
+
+
+def processor_seconds(pid: int) -> float:
+    """Processor time that a process has used, all its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident(pid: int) -> int:
