@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 WARMUP = 10  # forward passes before a measurement, or fewer if they take longer than it
 REPEATS = 100  # measured forward passes, or fewer if they take longer than SECONDS, but at least FEWEST
 FEWEST = 5
-SECONDS = 3.0
+SECONDS = 1.5
 ENERGY_SECONDS = 2.0
 LONGEST = 1.0  # seconds of a forward pass beyond which larger batches are not tried
 LARGEST_BATCH = 256
