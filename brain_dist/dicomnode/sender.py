@@ -95,10 +95,11 @@ class Sender(threading.Thread):
         """Send files; returns how many were not confirmed."""
         from pydicom import dcmread
 
-        association = self._associate()
-        left = len(paths)
-        problem = "" if association.is_established else "cannot be reached, or refuses the association"
+        left, problem, association = len(paths), "", None
         try:
+            association = self._associate()
+            if not association.is_established:
+                problem = "cannot be reached, or refuses the association"
             for path in paths if association.is_established else []:
                 status = association.send_c_store(dcmread(path))
                 code = status.get("Status")
@@ -110,7 +111,7 @@ class Sender(threading.Thread):
         except Exception as error:  # whatever pynetdicom raises; the thread must go on
             problem = f"did not take a report ({type(error).__name__})"
         finally:
-            if association.is_established:
+            if association is not None and association.is_established:
                 association.release()
         if problem and not self._broken:
             print(f"{self._peer} {problem}; {left} reports wait and are sent again", flush=True)

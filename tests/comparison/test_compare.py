@@ -62,6 +62,7 @@ def changed(run: Path, folder: Path, change: Change) -> Path:
     return write_run(folder, change(read_predictions(run / "predictions" / "test.parquet")))
 
 
+@pytest.mark.slow
 def test_page_and_files_of_a_comparison(runs: dict[str, Path], tmp_path: Path) -> None:
     arguments = [str(runs["good"]), str(runs["poor"]), str(runs["same"]), "--margin", "0.05"]
     printed = in_process("compare", *arguments, "--out", str(tmp_path / "a")).out
@@ -187,6 +188,7 @@ def test_mistakes_are_one_line(runs: dict[str, Path], arguments: list[str], mess
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_images_that_training_of_one_model_knew_are_left_out_for_all(runs: dict[str, Path], tmp_path: Path) -> None:
     known = np.array(["same pixels"] * 12 + [""] * 132, dtype=object)
     run = changed(runs["good"], tmp_path / "knew", lambda table: replace(table, known=known, not_compared="no index"))

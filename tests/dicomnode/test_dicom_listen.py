@@ -69,10 +69,18 @@ def archive(folder: Path, port: int) -> Iterator[Path]:
     command = ["storescp", "--aetitle", "PACS", "--output-directory", str(folder), str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
+        wait_for(lambda: process.poll() is not None or _accepts(port))
+        assert process.poll() is None, f"storescp cannot listen on port {port}"
         yield folder
     finally:
         process.kill()
         process.wait()
+
+
+def _accepts(port: int) -> bool:
+    """Whether somebody listens on a port."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def bound(manager: socket.socket, folder: Path) -> str:
@@ -89,6 +97,22 @@ def wait_for(condition: Callable[[], Any]) -> Any:
         assert time.monotonic() < deadline, "it did not happen within two minutes"
         time.sleep(0.02)
     return value
+
+
+def received(pacs: Path, listener: Node) -> list[Path]:
+    """The three reports that a PACS has got."""
+    with says(lambda: f"{sorted(each.name for each in pacs.iterdir())}\n{listener.text}"):
+        wait_for(lambda: len(list(pacs.glob("SR*"))) == 3)
+    return sorted(pacs.glob("SR*"))
+
+
+@contextmanager
+def says(what: Callable[[], str]) -> Iterator[None]:
+    """Add a text to the message of a failed assertion."""
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{what()}") from None
 
 
 def send(port: int, paths: list[Path], *options: str) -> subprocess.CompletedProcess[str]:
@@ -118,7 +142,7 @@ def test_series_come_in_and_reports_go_out(trained_run: Path, tmp_path: Path) ->
         assert subprocess.run([*echo, "-aet", "STORESCU"], check=False).returncode == 0
         assert subprocess.run([*echo, "-aet", "STRANGER"], check=False, capture_output=True).returncode != 0
         assert send(listener.port, [*first, *second, refused]).returncode == 0
-        reports = wait_for(lambda: len(found := sorted(pacs.glob("SR*"))) == 3 and found)
+        reports = received(pacs, listener)
         wait_for(lambda: not list((listener.store / "unsent").iterdir()))
         assert listener.stop() == 0
         assert manager.recv(64) == b"STOPPING=1"
@@ -166,7 +190,7 @@ def test_what_was_accepted_survives_stops_crashes_and_an_absent_peer(trained_run
         assert "stopped; 0 images and 3 reports wait in " in listener.text
         assert "cannot be reached, or refuses the association" in listener.text
     with archive(tmp_path / "pacs", pacs_port) as pacs, node(trained_run, tmp_path, *options) as listener:
-        reports = wait_for(lambda: len(found := sorted(pacs.glob("SR*"))) == 3 and found)
+        reports = received(pacs, listener)
         assert sorted(images(report) for report in reports) == [1, 2, 3]
         partial = next(report for report in reports if images(report) == 3)
         assert "Incomplete: 2 images of this series were refused" in dump(partial)

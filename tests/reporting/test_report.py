@@ -263,6 +263,7 @@ def test_page_reports_leakage_and_other_shards(run: Path) -> None:
     assert "Other shards" in page_of(run).by_id["separation"]
 
 
+@pytest.mark.slow
 def test_page_compares_with_the_best_shortcut(run: Path) -> None:
     path = run / "predictions" / "shortcut.json"
     shortcut = json.loads(path.read_text())
@@ -506,6 +507,7 @@ def test_the_card_says_what_is_not_known_and_has_its_limits(finished_run: Path) 
     assert "7 of " in text.split("## Training")[1]
 
 
+@pytest.mark.slow
 def test_the_card_of_leaking_and_of_adopted_predictions(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shards = Path(read_predictions(run / "predictions" / "test.parquet").shards)
     for file in ("train.parquet", "test.parquet", "shortcut.json"):
