@@ -60,6 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{options.run} has no detector of step {loaded.step}; write it with `brain-dist outliers {options.run}"
             f" --step {loaded.step}`"
         )
+    calibration = read_calibration(options.run)
+    if calibration is not None and calibration.step != loaded.step:
+        raise UserError(
+            f"{options.run} is calibrated for step {calibration.step}, and this is step {loaded.step}; add"
+            f" --step {calibration.step}"
+        )
     detector, test = model.detector, loaded.rows("test")
     references = fit_all(loaded)
     own = row_outputs(loaded, test)
@@ -78,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         row = [f"{auroc(references[name], own, outputs):.3f}" for name in METHODS]
         row += [f"{false_positives(detector.reference, own, outputs):.1%}", f"{rejected(detector, outputs).mean():.1%}"]
         print(f"| {kind} | {len(outputs[0])} | {' | '.join(row)} |", flush=True)
-    print_collections(options.run, loaded, own, options.external, detector)
+    print_collections(loaded, own, options.external, detector, calibration)
     return 0
 
 
@@ -127,15 +133,9 @@ def by_patient(value: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 
 def print_collections(
-    path: Path, own: LoadedRun, own_outputs: Outputs, external: Sequence[str], detector: Detector
+    own: LoadedRun, own_outputs: Outputs, external: Sequence[str], detector: Detector, calibration: Calibration | None
 ) -> None:
     """One row for the run's own test images and one for each other collection: verdicts, accuracy, conformal sets."""
-    calibration = read_calibration(path)
-    if calibration is not None and calibration.step != own.step:
-        raise UserError(
-            f"{path} is calibrated for step {calibration.step}, and this is step {own.step}; add"
-            f" --step {calibration.step}"
-        )
     wanted = "–" if calibration is None else f"{1 - calibration.alpha:.0%}"
     print(
         f"\n| test images | images | not_like_training | right | right of the others | sets with the true class"
@@ -143,7 +143,7 @@ def print_collections(
     )
     print(collection_row("own", own, own.rows("test"), own_outputs, detector, calibration))
     for shards in external:
-        other = load_run(path, step=own.step, shards=shards)
+        other = load_run(own.path, step=own.step, shards=shards)
         rows = np.sort(np.random.default_rng(SEED).permutation(other.rows("test"))[: 5 * PER_KIND])
         print(
             collection_row(other.dataset.name, other, rows, row_outputs(other, rows), detector, calibration), flush=True

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from module_page import page_with
 from playwright.sync_api import Browser, Page
 
-from benchmarks.support.chromium import chromium, served
+from benchmarks.support.chromium import chromium
 from brain_dist.web import FILES
 from brain_dist.web.build import INSTALL
 
@@ -24,15 +25,8 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def modules(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """An empty page that can import the edition's modules, such as ``./pixels.js``."""
-    folder = tmp_path_factory.mktemp("modules")
-    for file in FILES.glob("*.js"):
-        (folder / file.name).symlink_to(file)
-    (folder / "index.html").write_text("<!doctype html><title>modules</title>")
-    with served(folder) as address:
-        page = browser.new_page()
-        page.goto(address)
+    with page_with(browser, tmp_path_factory.mktemp("modules"), FILES.glob("*.js")) as page:
         yield page
-        page.close()
 
 
 @pytest.fixture(scope="session")

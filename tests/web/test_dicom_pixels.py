@@ -12,11 +12,11 @@ import numpy as np
 import pydicom
 import pytest
 from damage import mutate
+from module_page import page_with
 from playwright.sync_api import Browser, Page
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from scans import write_dicom
 
-from benchmarks.support.chromium import served
 from brain_dist.collection.decoding import BadImage
 from brain_dist.collection.dicom import read_contents, read_modality, read_pixels
 from brain_dist.collection.recipes import RecipePart
@@ -49,16 +49,9 @@ READ = """([files, window]) => import("./dicom.js").then(async ({ loadParser, re
 @pytest.fixture(scope="module")
 def reader(browser: Browser, libraries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """A page that can import dicom.js and load the library that it needs."""
-    folder = tmp_path_factory.mktemp("reader")
     library = libraries / "node_modules" / "dicom-parser" / "dist" / "dicomParser.min.js"
-    for file in (library, *FILES.glob("*.js")):
-        (folder / file.name).symlink_to(file)
-    (folder / "index.html").write_text("<!doctype html><title>reader</title>")
-    with served(folder) as address:
-        page = browser.new_page()
-        page.goto(address)
+    with page_with(browser, tmp_path_factory.mktemp("reader"), (library, *FILES.glob("*.js"))) as page:
         yield page
-        page.close()
 
 
 def in_browser(page: Page, files: list[bytes], window: Window) -> list[Any]:
