@@ -23,7 +23,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from brain_dist.calibration.record import Calibration, read_calibration
 from brain_dist.calibration.scaling import scaled
 from brain_dist.collection.pixels import store_image
-from brain_dist.common.commands import checkpoint_step
+from brain_dist.common.commands import STEP, checkpoint_step
 from brain_dist.errors import UserError, run
 from brain_dist.inference.features import row_outputs
 from brain_dist.inference.network import SETS
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("--shards", help="where the run's shards are now")
     parser.add_argument("--external", action="append", default=[], help="shards of another collection; may be repeated")
-    parser.add_argument("--step", type=checkpoint_step, help="step of the checkpoint, or best (default: the newest)")
+    parser.add_argument("--step", type=checkpoint_step, help=STEP)
     options = parser.parse_args(arguments)
     loaded = load_run(options.run, step=options.step, shards=options.shards)
     model = load(options.run, step=loaded.step).model

@@ -33,7 +33,7 @@ class Listen:
         queue: images that may wait; further ones are refused with status 0xA700 until there is room
         max_mb: size of an image in MB; a larger one is refused
         batch: images per forward pass
-        step: step of the run's checkpoint, or best (default: the newest)
+        step: step of the run's checkpoint, best or newest (default: best if the run sets train.best, else newest)
         device: auto, cpu or cuda
         grace: seconds after a stop signal for the work that is left; the rest waits for the next start
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from brain_dist.common.commands import ArgumentParser, checkpoint_step
+from brain_dist.common.commands import STEP, ArgumentParser, checkpoint_step
 from brain_dist.errors import leave
 from brain_dist.inference.evaluate import evaluate
 from brain_dist.ranks.world import command_line
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser("brain-dist evaluate", description=__doc__.split("\n\n")[0])
     parser.add_argument("run", type=Path, help="the run's folder, such as runs/NAME")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="which split (default: test)")
-    parser.add_argument("--step", type=checkpoint_step, help="step of the checkpoint, or best (default: the newest)")
+    parser.add_argument("--step", type=checkpoint_step, help=STEP)
     parser.add_argument(
         "--shards",
         help="other shards than the run's own, with --name, for external validation; or where its own are now",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from brain_dist.common.commands import ArgumentParser, checkpoint_step
+from brain_dist.common.commands import STEP, ArgumentParser, checkpoint_step
 from brain_dist.errors import leave
 
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="hf (Hugging Face hub, timm), onnx, int8, pt2 (torch.export), triton, web (a page with the network in it)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the exports")
-    parser.add_argument("--step", type=checkpoint_step, help="step of the checkpoint, or best (default: the newest)")
+    parser.add_argument("--step", type=checkpoint_step, help=STEP)
     parser.add_argument(
         "--npm", type=Path, metavar="DIR", help="folder in which npm installed the libraries that `--to web` needs"
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from brain_dist.common.commands import ArgumentParser, checkpoint_step
+from brain_dist.common.commands import STEP, ArgumentParser, checkpoint_step
 from brain_dist.errors import leave
 
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--limit", type=int, default=2000, metavar="N", help="most training images to fit on (default: %(default)s)"
     )
-    parser.add_argument("--step", type=checkpoint_step, help="step of the checkpoint, or best (default: the newest)")
+    parser.add_argument("--step", type=checkpoint_step, help=STEP)
     parser.add_argument("--shards", help="where the run's own shards are now")
     parser.add_argument(
         "--batch", dest="micro_batch", metavar="N", type=int, default=32, help="images per forward pass (default: 32)"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from brain_dist.common.commands import ArgumentParser, checkpoint_step
+from brain_dist.common.commands import STEP, ArgumentParser, checkpoint_step
 from brain_dist.errors import leave
 from brain_dist.ranks.world import command_line
 
@@ -28,9 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="table to write: .csv, .json or .parquet (default: print lines)"
     )
-    parser.add_argument(
-        "--step", type=checkpoint_step, help="step of the run's checkpoint, or best (default: the newest)"
-    )
+    parser.add_argument("--step", type=checkpoint_step, help=STEP)
     parser.add_argument(
         "--slices", default="all", metavar="WHICH",
         help="slices of a file with several: all, middle, or FIRST:END, counted from 0 (default: all)",

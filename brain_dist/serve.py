@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from brain_dist.common.commands import ArgumentParser, checkpoint_step
+from brain_dist.common.commands import STEP, ArgumentParser, checkpoint_step
 from brain_dist.errors import leave
 
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--reuse-port", action="store_true", help="share the port with the process that this one replaces"
     )
-    parser.add_argument("--step", type=checkpoint_step, help="step of the run's checkpoint, or best (default: newest)")
+    parser.add_argument("--step", type=checkpoint_step, help=STEP)
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
     )

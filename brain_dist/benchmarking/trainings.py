@@ -85,10 +85,9 @@ def training_commands(cell: Cell, folder: Folder) -> list[list[str]]:
 
 
 def evaluation_options(cell: Cell, test: Test) -> list[str]:
-    """Options of ``brain-dist evaluate`` for one evaluation of a cell: the best checkpoint if one was selected."""
+    """Options of ``brain-dist evaluate`` for one evaluation of a cell."""
     config = cell.config
     options = ["--split", test.split, "--batch", str(config.train.micro_batch), "--device", config.run.device]
-    options += ["--step", "best"] if config.train.best else []
     options += ["--cache-dir", config.data.cache_dir] if config.data.cache_dir else []
     options += ["--shards", test.shards] if test.shards else []
     options += ["--allow-known"] if test.allow_known else []

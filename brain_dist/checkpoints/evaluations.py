@@ -14,7 +14,6 @@ from typing import Any, get_args
 
 from brain_dist.checkpoints.layout import checkpoint_folder, complete_steps, read_marker
 from brain_dist.config import Metric
-from brain_dist.errors import UserError
 from brain_dist.ranks.group import gather_objects
 from brain_dist.ranks.world import World
 from brain_dist.tracking.attempts import complete_rows
@@ -110,24 +109,3 @@ def _merge(stored: list[dict[str, Any]], logged: list[dict[str, Any]]) -> list[d
     """One row per step, in their order."""
     by_step = {row["step"]: row for row in [*stored, *logged]}
     return [by_step[step] for step in sorted(by_step)]
-
-
-def best_step(run: Path, metric: str | None, saved: list[int]) -> int:
-    """The step of a run's best checkpoint.
-
-    Args:
-        run: the run's folder.
-        metric: the metric of ``train.best``.
-        saved: steps of the run's checkpoints.
-
-    Raises:
-        UserError: the run watched no metric, has no evaluation yet, or its best checkpoint is missing.
-    """
-    if metric is None:
-        raise UserError(f"{run} was trained without train.best, so it has no best checkpoint; give a step")
-    step = Evaluations.read(run, metric, 0).best
-    if step is None:
-        raise UserError(f"{run} has no evaluation with {metric} yet; give a step")
-    if step not in saved:
-        raise UserError(f"{run}: step {step} was best, but its checkpoint is missing; give another step")
-    return step

@@ -28,11 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from brain_dist.common.files import sha256_bytes, sha256_file
-from brain_dist.errors import Fault, UserError
+from brain_dist.errors import Fault
 
 MARKER, MODEL, EMA = "COMPLETE", "model.safetensors", "ema.safetensors"
-_HUB = (MODEL, "pytorch_model.bin")  # weights in a folder of the Hugging Face hub's layout, beside config.json
-_PROGRAMS = ("model.onnx", "model.pt2")  # exports without a state dict
 
 
 def checkpoint_folder(root: Path, step: int) -> Path:
@@ -98,34 +96,6 @@ def verify_checkpoint(path: Path, only: str | None = None) -> list[str]:
 
     with ThreadPoolExecutor(4) as pool:
         return [problem for problem in pool.map(verify, files) if problem]
-
-
-def weights_file(path: Path) -> Path:
-    """The intact file of weights of a run (of its newest checkpoint) or of a checkpoint: the EMA's if there is one.
-
-    Args:
-        path: the folder of the run or of the checkpoint, or one in the layout of the Hugging Face hub.
-
-    Raises:
-        UserError: it is none of these.
-        Fault: the checkpoint is damaged.
-    """
-    if (path / "config.json").is_file():
-        for name in _HUB:
-            if (path / name).is_file():
-                return path / name
-    if any((path / name).is_file() for name in _PROGRAMS):
-        raise UserError(
-            f"{path} is a program whose weights have lost their names; use the run, or `export RUN --to hf`"
-        )
-    steps = complete_steps(path / "checkpoints")
-    folder = checkpoint_folder(path / "checkpoints", steps[-1]) if steps else path
-    if not (folder / MARKER).is_file():
-        raise UserError(
-            f"{path} is neither the folder of a run with a checkpoint, nor that of a checkpoint, nor one with"
-            f" config.json and {' or '.join(_HUB)}"
-        )
-    return intact_weights(folder)
 
 
 def intact_weights(folder: Path, *, averaged: bool = True) -> Path:

@@ -88,15 +88,20 @@ class ArgumentParser(argparse.ArgumentParser):
         return options, settings
 
 
+STEP = "step of the run's checkpoint, best or newest (default: best if the run sets train.best, else newest)"
+
+
 def checkpoint_step(text: str) -> int | str:
-    """The value of `--step`: a number of optimiser steps, or "best".
+    """The value of `--step`: a number of optimiser steps, "best" or "newest".
 
     Raises:
         UserError: anything else.
     """
-    if text != "best" and not text.isdecimal():
-        raise UserError(f"--step {text}: must be a number of optimiser steps, or best")
-    return text if text == "best" else int(text)
+    if text in ("best", "newest"):
+        return text
+    if not text.isdecimal():
+        raise UserError(f"--step {text}: must be a number of optimiser steps, best or newest")
+    return int(text)
 
 
 def new_parser(advice: str, **settings: Any) -> Any:

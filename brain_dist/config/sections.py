@@ -137,8 +137,9 @@ class ModelConfig(Section):
         name: Name of a timm model, such as convnext_base, resnet50, efficientnet_b0, vgg16_bn or mobilenetv3_large_100.
         pretrained: Start from timm's ImageNet weights; download them once with `brain-dist weights`.
         weights: Initial weights: a .safetensors file, a .pth file, which is read with weights_only=True, or the folder
-            of another run (its newest checkpoint), of one of its checkpoints, or of a model of the Hugging Face hub
-            (config.json beside the weights). Of a training checkpoint of timm, the average of the weights is taken.
+            of another run (its best checkpoint by its `train.best`, else its newest), of one of its checkpoints, or of
+            a model of the Hugging Face hub (config.json beside the weights). Of a training checkpoint of timm, the
+            average of the weights is taken.
         in_chans: Number of input channels of the network, 1 or 3. With 3, gray images are repeated in each channel.
         drop_path: Stochastic depth rate of the last block, in [0, 1).
         drop: Dropout rate before the classifier, in [0, 1).
@@ -230,8 +231,9 @@ class TrainConfig(Section):
         eval_every: Epochs between evaluations of the validation split, ≥ 0; 0 evaluates only at the end.
         save_every: Optimiser steps between checkpoints, ≥ 0; 0 saves after every epoch.
         keep: Number of newest checkpoints to keep, ≥ 1.
-        best: Validation metric that selects the best checkpoint, which is kept too and evaluated with
-            `brain-dist evaluate RUN --step best`. One of `loss` (lower is better), `accuracy`, `sensitivity_macro`,
+        best: Validation metric that selects the best checkpoint, which is kept too and which all
+            commands use unless `--step newest` or a step is given. Images of the validation split then count as known
+            to training. One of `loss` (lower is better), `accuracy`, `sensitivity_macro`,
             `specificity_macro`, `precision_macro`, `f1_macro`, `auc_macro` and `kappa` (higher is better).
         patience: Stop after this number of evaluations without a better `train.best`, ≥ 0; 0 never stops early.
         log_every: Optimiser steps between lines of metrics.jsonl, ≥ 1.

@@ -40,7 +40,7 @@ def evaluate(
     Args:
         run: the run's folder.
         split: train, val or test.
-        step: optimiser steps of the checkpoint, "best", or None for the newest.
+        step: see :func:`load_run`.
         shards: other shards than the run's own, which need a ``name``; or the run's own at another place.
         allow_known: count images that training knew in the headline: of ``shards``, or of a published test split.
         name: name of the output files; None is the split.
@@ -88,7 +88,7 @@ def evaluate(
         rows = loaded.rows(split)
         overlap: dict[str, Any] = {}
         watch.report_progress("comparing the images with those of the training", math.inf)
-        compare = partial(compare_with_training, loaded, rows, selected=step == "best", allow_known=allow_known)
+        compare = partial(compare_with_training, loaded, rows, allow_known=allow_known)
         run_on_main(world, lambda: overlap.update(compare()))
         predictions = loaded.predict(split, micro_batch=micro_batch, world=world, watch=watch)
         watch.report_progress("writing the predictions", LONGEST_STEP)

@@ -19,13 +19,12 @@ SAME_PATIENT = "same patient"
 SAME_GROUP = "same group"  # the image's group has an image that training knew for another reason
 
 
-def compare_with_training(run: LoadedRun, rows: np.ndarray, *, selected: bool, allow_known: bool) -> dict[str, Any]:
+def compare_with_training(run: LoadedRun, rows: np.ndarray, *, allow_known: bool) -> dict[str, Any]:
     """Compare the rows [N] of ``run.dataset`` with the images of the training.
 
     Args:
         run: the run, with the shards to evaluate.
         rows: rows of one split.
-        selected: whether the checkpoint was selected on the validation split, see :func:`known_within`.
         allow_known: whether images that training knew count.
 
     Returns:
@@ -40,7 +39,7 @@ def compare_with_training(run: LoadedRun, rows: np.ndarray, *, selected: bool, a
     from brain_dist.inference.run import open_own_data
 
     if run.dataset.version == run.trained_version:
-        known = known_within(run.dataset, rows, selected=selected)
+        known = known_within(run.dataset, rows, selected=run.config.train.best is not None)
         if not any(known):
             return {}
     else:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brain_dist.calibration.record import read_calibration
+from brain_dist.checkpoints.choice import choose_step
 from brain_dist.checkpoints.layout import EMA, MODEL, checkpoint_folder, complete_steps, read_marker
 from brain_dist.common.files import write_atomically
-from brain_dist.errors import Fault
+from brain_dist.errors import Fault, UserError
 from brain_dist.inference.run import load_checkpoint, read_environment
 from brain_dist.stream.contract import FILE, CalibrationEntry, Contract, WeightsEntry, read_contract
 
@@ -46,7 +48,7 @@ def open_network(run: Path, *, step: int | str | None = None, device: str = "cpu
 
     Args:
         run: the run's folder.
-        step: optimiser steps of the checkpoint, or "best" (default: the newest).
+        step: see :func:`brain_dist.inference.run.load_run`.
         device: torch device.
 
     Raises:
@@ -70,7 +72,12 @@ def open_network(run: Path, *, step: int | str | None = None, device: str = "cpu
 
 
 def run_contract(run: Path, step: int | None) -> Contract:
-    """The contract of a run at the checkpoint of ``step``; None takes the newest, if there is one.
+    """The contract of a run at the checkpoint of ``step``.
+
+    Args:
+        run: the run's folder.
+        step: optimiser steps; None takes the step that the run is calibrated for, else that of :func:`open_network`,
+            or leaves the weights out if there is no such checkpoint yet.
 
     Raises:
         UserError: the run is missing, or a file of it cannot be read.
@@ -79,21 +86,24 @@ def run_contract(run: Path, step: int | None) -> Contract:
     from brain_dist import config
 
     contract = read_contract(run)
+    settings = config.read(run / "config.yaml")
     if contract is None:  # the run is older than this file
         environment = read_environment(run)
-        settings = config.read(run / "config.yaml")
         contract = Contract.of(settings, tuple(environment["classes"]), environment["dataset_version"])
     calibration = _calibration(run)
     if step is None:
         steps = complete_steps(run / "checkpoints")
-        wanted = calibration.step if calibration is not None and calibration.step in steps else None
-        step = wanted if wanted is not None else steps[-1] if steps else None
+        if calibration is not None and calibration.step in steps:
+            step = calibration.step
+        else:
+            with suppress(UserError):  # the training has not come to a checkpoint or to an evaluation yet
+                step = choose_step(run, None, settings.train.best)
     weights = None if step is None else _weights(checkpoint_folder(run / "checkpoints", step), step)
     return dataclasses.replace(contract, weights=weights, calibration=calibration)
 
 
 def write_contract(run: Path) -> None:
-    """Write ``preprocess.json`` of a run again, with its newest weights or those that it is calibrated for."""
+    """Write ``preprocess.json`` of a run again, see :func:`run_contract`."""
     write_atomically(run / FILE, run_contract(run, None).to_json())
 
 

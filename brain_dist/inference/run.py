@@ -136,7 +136,8 @@ def load_run(
 
     Args:
         path: the run's folder.
-        step: optimiser steps of the checkpoint, or "best" for the best by ``train.best`` (default: the newest).
+        step: optimiser steps of the checkpoint, "best" or "newest" (default: the best if the run sets ``train.best``,
+            else the newest).
         shards: other shards than those of the run: of the same classes, or, if the run has a class notumor, of the
             classes notumor and tumor. For a run of these two, shards of notumor and several tumours.
         loader: dali, opencv or torch (default: that of the run).
@@ -188,21 +189,6 @@ def load_run(
     target = torch.device(device)
     normalize = Normalize(settings.data, settings.model.in_chans, target, torch.float32)
     return LoadedRun(path, settings, dataset, model.to(target).eval(), normalize, loaded_step, target, classes, version)
-
-
-def _choose_step(path: Path, settings: Config, step: int | str | None) -> int:
-    """The step of an existing checkpoint: a number, "best", or None for the newest."""
-    from brain_dist.checkpoints.evaluations import best_step
-    from brain_dist.checkpoints.layout import complete_steps
-
-    steps = complete_steps(path / "checkpoints")
-    if not steps:
-        raise UserError(f"{path} has no complete checkpoint yet; train it with `python -m brain_dist.train`")
-    if step == "best":
-        step = best_step(path, settings.train.best, steps)
-    if step is not None and step not in steps:
-        raise UserError(f"{path} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
-    return steps[-1] if step is None else int(step)
 
 
 def read_environment(path: Path) -> dict[str, Any]:
@@ -282,10 +268,11 @@ def load_checkpoint(model: torch.nn.Module, path: Path, settings: Config, step: 
         UserError: the checkpoint is missing.
         Fault: it is damaged.
     """
+    from brain_dist.checkpoints.choice import choose_step
     from brain_dist.checkpoints.layout import checkpoint_folder, intact_weights
     from brain_dist.networks.weights import read_weights
 
-    chosen = _choose_step(path, settings, step)
+    chosen = choose_step(path, step, settings.train.best)
     try:
         file = intact_weights(checkpoint_folder(path / "checkpoints", chosen), averaged=weights == "auto")
     except Fault as damage:

@@ -40,7 +40,7 @@ def fit_outliers(
             the kinds of :mod:`brain_dist.ood.kinds`.
         alpha: wanted share of false alarms among images like those of the training.
         limit: most training images that the score is fitted on.
-        step: optimiser steps of the checkpoint, or "best" (default: the newest).
+        step: see :func:`brain_dist.inference.run.load_run`.
         shards: where the run's own shards are now.
         micro_batch: images per forward pass.
         device: auto, cpu or cuda.

@@ -27,7 +27,7 @@ def open_model(path: Path, *, step: int | str | None = None, device: str = "auto
 
     Args:
         path: the folder of a run or of an export, or the .onnx file of an export.
-        step: optimiser steps of a run's checkpoint, or "best" (default: the newest).
+        step: of a run's checkpoint, see :func:`brain_dist.inference.run.load_run`.
         device: auto, cpu or cuda.
 
     Raises:

@@ -131,7 +131,7 @@ def load(model: str | Path, *, step: int | str | None = None, device: str = "aut
 
     Args:
         model: the folder of a run, whose shards are not needed, or of an export. An ONNX export needs no torch.
-        step: optimiser steps of a run's checkpoint, or "best" (default: the newest).
+        step: of a run's checkpoint, see :func:`brain_dist.inference.run.load_run`.
         device: auto, cpu or cuda.
 
     Raises:

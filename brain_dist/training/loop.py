@@ -230,6 +230,6 @@ class Trainer:
         """Print the best step and the command that evaluates the run."""
         best = self.evaluations.best
         if best is not None:
-            self.tracker.print_line(f"best {self.config.train.best}: step {best}; evaluate it with --step best")
+            self.tracker.print_line(f"best {self.config.train.best}: step {best}, which the other commands use")
         self.tracker.print_line(f"done: python -m brain_dist.evaluate {self.config.run.path}")
         self.watch.report_progress("closing the logs", LONGEST_STEP)  # W&B may still upload

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from brain_dist.checkpoints.choice import weights_file
 from brain_dist.checkpoints.evaluations import Evaluations
-from brain_dist.checkpoints.layout import weights_file
 from brain_dist.common.progress import show_activity
 from brain_dist.config import Config, ModelConfig
 from brain_dist.errors import EXIT_PREEMPTED, Fault, UserError

@@ -48,7 +48,7 @@ def test_a_trial_is_the_cell_that_its_rate_would_have(tmp_path: Path) -> None:
     assert [cell.model for cell in trials.cells] == ["a at 0.001", "a at 0.01", "b at 0.001", "b at 0.01"]
     train, evaluate = training_commands(trials.cells[0], folder)
     assert train[0] == "train"
-    assert evaluate[2:] == ["--split", "val", "--batch", "32", "--device", "cpu", "--step", "best", "--name", "val"]
+    assert evaluate[2:] == ["--split", "val", "--batch", "32", "--device", "cpu", "--name", "val"]
     chosen = {name: dataclasses.replace(each, optim=OptimConfig(lr=1e-2)) for name, each in VARIANTS.items()}
     cells = plan(chosen, [5, 6], None, [SOURCE], tmp_path, 2).cells
     keys = {cell.model: cell.key for cell in trials.cells}

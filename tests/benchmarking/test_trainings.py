@@ -23,7 +23,7 @@ def test_the_selected_checkpoint_is_evaluated_and_finished_evaluations_stay(tmp_
     options = ["--split", "test", "--batch", "32", "--device", "cpu"]
     train, evaluate = training_commands(CELL, folder)
     assert train == ["train", "--config", f"{tmp_path}/cells/key.yaml"]
-    assert evaluate == ["evaluate", f"{tmp_path}/cells/key", *options, "--step", "best"]
+    assert evaluate == ["evaluate", f"{tmp_path}/cells/key", *options]
     newest = dataclasses.replace(CELL, config=dataclasses.replace(CONFIG, train=TrainConfig(precision="fp32")))
     assert training_commands(newest, folder)[1] == ["evaluate", f"{tmp_path}/cells/key", *options]
 

@@ -21,7 +21,8 @@ from pictures import draw
 from safetensors.torch import load_file, save_file
 
 import brain_dist
-from brain_dist.checkpoints.layout import complete_steps, weights_file
+from brain_dist.checkpoints.choice import weights_file
+from brain_dist.checkpoints.layout import complete_steps
 from brain_dist.errors import UserError
 from brain_dist.exporting import export
 from brain_dist.exporting.source import Source

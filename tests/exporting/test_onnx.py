@@ -18,7 +18,7 @@ from pictures import draw
 from PIL import Image
 
 import brain_dist
-from brain_dist.checkpoints.layout import weights_file
+from brain_dist.checkpoints.choice import weights_file
 from brain_dist.errors import UserError
 from brain_dist.explaining.cams import cam_maps
 from brain_dist.explaining.layers import Layer

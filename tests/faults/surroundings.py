@@ -29,7 +29,7 @@ from trial import (
 )
 
 from benchmarks.support.namespaces import network
-from brain_dist.checkpoints.evaluations import best_step
+from brain_dist.checkpoints.choice import best_step
 from brain_dist.checkpoints.layout import complete_steps
 
 STEPS = 15

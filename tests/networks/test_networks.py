@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 
-from brain_dist.checkpoints.layout import weights_file
+from brain_dist.checkpoints.choice import weights_file
 from brain_dist.config import Config, DataConfig, ModelConfig
 from brain_dist.errors import UserError
 from brain_dist.networks.create import create_network, explain_errors

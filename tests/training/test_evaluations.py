@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 from helpers import TINY, launch, read_metrics, verb
 
-from brain_dist.checkpoints.evaluations import Evaluations, best_step
+from brain_dist.checkpoints.choice import best_step, weights_file
+from brain_dist.checkpoints.evaluations import Evaluations
 from brain_dist.checkpoints.layout import MARKER, checkpoint_folder, complete_steps, encode_marker, read_marker
 from brain_dist.errors import UserError
+from brain_dist.inference.network import open_network, run_contract
 from brain_dist.inference.run import load_run
+from brain_dist.judging.predictions import read_predictions
 from brain_dist.ranks.world import discover
 
 SINGLE = discover({})
@@ -115,12 +118,24 @@ def test_a_run_stops_without_improvement_and_keeps_its_best_checkpoint(stopped_r
     assert best % 7, "not a step at which a checkpoint is saved anyway"
     assert len(values) < 12
     assert complete_steps(stopped_run / "checkpoints") == [best, values[-1][0]]
-    verb("evaluate", str(stopped_run), "--split", "val", "--step", "best", "--name", "best")
+    verb("evaluate", str(stopped_run), "--split", "val", "--name", "best")
     metrics = json.loads((stopped_run / "predictions" / "best.json").read_text())
     loss = next(row["loss"] for row in read_metrics(stopped_run / "metrics.jsonl") if row["kind"] == "eval")
     assert values[0][0] == best
     assert metrics["nll"] == pytest.approx(loss, abs=1e-4)
-    assert load_run(stopped_run, step="best").step == best
+    assert read_predictions(stopped_run / "predictions" / "best.parquet").step == best
+    last = values[-1][0]
+    assert [load_run(stopped_run, step=step).step for step in (None, "best", "newest", last)] == [
+        best,
+        best,
+        last,
+        last,
+    ]
+    contract = run_contract(stopped_run, None)
+    assert contract == open_network(stopped_run).contract
+    assert contract.weights
+    assert contract.weights.step == best
+    assert weights_file(stopped_run).parent.name == f"{best:08d}"
 
 
 def test_a_resumed_run_repeats_a_missed_evaluation_and_stops_at_the_same_step(
