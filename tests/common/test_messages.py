@@ -58,7 +58,6 @@ def test_an_unknown_option_is_one_line_with_the_nearest_one(name: str, mistake: 
         ("launch/local.py -n 1 trian", "VERB: invalid choice: 'trian' (did you mean train?); choose from"),
         ("-m brain_dist evaluate x --device gpu", "--device: invalid choice: 'gpu'; choose from auto, cpu, cuda; "),
         ("-m brain_dist profile --steps few", "--steps few: must be an integer; "),
-        ("-m brain_dist evaluate x --step last", "--step last: must be a number of optimiser steps, best or newest; "),
         ("-m brain_dist shard verify x --workers 1.5", "--workers 1.5: must be an integer; "),
         ("-m brain_dist shard verify x y", "unexpected argument y; "),
         ("-m brain_dist shard build", "the following arguments are required: --source, --out; "),

@@ -314,7 +314,7 @@ def test_names_that_leave_the_folder_or_are_reserved_are_refused(run: Path, name
         (["RUN", "--shards", "absent", "--name", "x"], "absent"),
         (["RUN", "--shards", "OTHER", "--name", "test"], "--shards needs a --name other than train, val and test"),
         (["RUN", "--shards", "TESTS", "--name", "x", "--split", "val"], "has no val split"),
-        (["RUN", "--step", "seven"], "--step seven: must be a number"),
+        (["RUN", "--step", "seven"], "--step seven: must be a number of optimiser steps, best or newest"),
         (["RUN", "--batch", "0"], "--batch 0: must be ≥ 1"),
     ],
 )
