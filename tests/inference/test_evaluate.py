@@ -22,6 +22,7 @@ from fork_server import Ranks
 from helpers import ROOT, TINY, environment, fork_server, free_ports, in_process, launch, verb
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
 
+from brain_dist.checkpoints.choice import weights_file
 from brain_dist.checkpoints.layout import MARKER, complete_steps, encode_marker, read_marker
 from brain_dist.common.files import write_together
 from brain_dist.errors import Fault, UserError
@@ -149,7 +150,7 @@ def test_a_run_does_not_decide_where_shards_are_copied(run: Path, phantom_shards
 
 def test_damaged_weights_are_refused(run: Path, tmp_path: Path) -> None:
     copy = copy_of(run, tmp_path)
-    file = sorted((copy / "checkpoints").iterdir())[-1] / "ema.safetensors"
+    file = weights_file(copy).parent / "ema.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
@@ -187,7 +188,7 @@ def test_one_rank_chooses_the_checkpoint(run: Path, tmp_path: Path, options: lis
 def test_a_checkpoint_with_a_missing_file_is_refused(run: Path, tmp_path: Path, name: str) -> None:
     """Without its moving average, a checkpoint would give other numbers."""
     copy = copy_of(run, tmp_path)
-    (sorted((copy / "checkpoints").iterdir())[-1] / name).unlink()
+    (weights_file(copy).parent / name).unlink()
     result = in_process("evaluate", str(copy), "--name", "lost", expect=1)
     assert f"{name} is missing; use another --step" in result.err
     assert result.err.count("\n") == 1
@@ -235,7 +236,7 @@ def test_full_disk_and_read_only_folder(run: Path, small_disk: Path, phantom_sha
     """One line, before the work if possible; earlier predictions stay, and nothing is left behind."""
     copy = Path(shutil.copytree(run, small_disk / "run", ignore=shutil.ignore_patterns("predictions", "optimizer*")))
     shutil.copytree(run / "predictions", copy / "predictions")
-    marker = sorted((copy / "checkpoints").iterdir())[-1] / MARKER
+    marker = copy / "checkpoints" / weights_file(run).parent.name / MARKER
     content = read_marker(marker.parent)
     content["files"] = {name: entry for name, entry in content["files"].items() if not name.startswith("optimizer")}
     marker.write_bytes(encode_marker(content))
