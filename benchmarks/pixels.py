@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.support.common import run_child
+from brain_dist.augmentation.augment import Decisions
 from brain_dist.config import AugmentConfig, DataConfig
 from brain_dist.errors import run
 from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.store.reader import ShardReader
-from brain_dist.stream.augment import Decisions
 from brain_dist.stream.batch import Job
 
 LOADERS = ("opencv", "dali", "torch")

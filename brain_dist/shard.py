@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from brain_dist.audit.commands import Audit
+from brain_dist.building.commands import Build, Join, Verify
 from brain_dist.common.commands import Command, parse_command
 from brain_dist.errors import leave
 from brain_dist.phantom.commands import Phantom
-from brain_dist.store.commands import Build, Join, Verify
 
 COMMANDS: dict[str, type[Command]] = {
     "build": Build,

@@ -44,8 +44,8 @@ def labelled_images(source: Path) -> list[tuple[str, int]]:
 
 def ours(source: Path, out: Path, recipe: Path | None, workers: int) -> int:
     """The product: decode, audit, group, split, checksums, index, fsync. Fills ``STAGES``."""
+    from brain_dist.building.build import build
     from brain_dist.collection.recipes import default_recipe, read_recipe
-    from brain_dist.store.build import build
     from brain_dist.store.options import BuildOptions
 
     start = cpu_seconds()
@@ -205,7 +205,7 @@ CONTESTANTS = {
     "ours": Contestant(
         "ours, with everything",
         ours,
-        ("pyarrow.parquet", "brain_dist.store.build"),
+        ("pyarrow.parquet", "brain_dist.building.build"),
         decodes=True,
     ),
     "webdataset": Contestant("webdataset ShardWriter", webdataset, ("webdataset",), processes=1),

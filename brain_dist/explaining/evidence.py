@@ -175,8 +175,8 @@ class _Target(NamedTuple):
 
 def _targets(run: LoadedRun, table: Predictions) -> tuple[list[_Target], int]:
     """The images with a lesion in the network's input, and the number of those whose lesion is outside it."""
+    from brain_dist.augmentation.augment import Frames, no_augmentation
     from brain_dist.store.lesions import read_lesions
-    from brain_dist.stream.augment import Frames, no_augmentation
 
     data, columns = run.config.data, run.dataset.columns
     size, margin = data.size, max(1, round(MARGIN * data.size))

@@ -24,8 +24,8 @@ def tumour_masks(run: LoadedRun, dataset: Dataset, rows: np.ndarray) -> list[np.
         dataset: its shards, or those of its training.
         rows: rows of the index, int64 [N].
     """
+    from brain_dist.augmentation.augment import Frames, no_augmentation
     from brain_dist.store.lesions import read_lesions
-    from brain_dist.stream.augment import Frames, no_augmentation
 
     data = run.config.data
     crops = no_augmentation(Frames.of(dataset.columns, head=data.head_crop), rows).crop

@@ -118,7 +118,7 @@ class Dataset:
 def open_dataset(root: str | Path, sources: Sequence[Path] | None = None) -> Dataset:
     """Open a complete shard folder.
 
-    Reads and checks the manifest and the index; :func:`brain_dist.store.verify.verify` checks the shards, too.
+    Reads and checks the manifest and the index; :func:`brain_dist.building.verify.verify` checks the shards, too.
 
     Args:
         root: the folder.

@@ -20,7 +20,7 @@ class BuildOptions:
         seed: seed of the split and of the order in the shards.
         max_side: larger images are reduced to this many pixels on the longer side; None keeps the bytes.
         jpeg_quality: quality of the JPEGs among the reduced images.
-        shard_size: limit of a shard, see :func:`brain_dist.store.tar.parse_shard_size`.
+        shard_size: limit of a shard, see :func:`brain_dist.building.tar.parse_shard_size`.
         skip_bad: leave damaged images out instead of stopping.
         keep_blank: keep images that show nothing, as at the ends of a volume.
         folds: number of folds of the split kfold, or ``published``.

@@ -2,9 +2,7 @@
 
 1. :mod:`~brain_dist.stream.plan` decides which rows each rank loads in each step, as :class:`~.plan.MicroBatch`.
    :mod:`~brain_dist.stream.balance` makes classes of unequal size count equally.
-2. :mod:`~brain_dist.stream.augment` decides how each image is augmented, :mod:`~brain_dist.stream.style` how it looks,
-   and :mod:`~brain_dist.stream.transplants` which tissue it gets from another image. All together are a
-   :class:`~.batch.Job`. :mod:`~brain_dist.stream.composing` carries out transplants, on the encoded images.
+2. :mod:`brain_dist.augmentation` decides how each image is augmented. The decisions are a :class:`~.batch.Job`.
 3. A loader carries out jobs in their order and makes no random decision. ``data.loader`` names it:
    :mod:`~brain_dist.stream.opencv_loader` (CPU), :mod:`~brain_dist.stream.dali_loader` (GPU) or
    :mod:`~brain_dist.stream.torch_loader` (reference). :mod:`~brain_dist.stream.pixels` defines the pixels of them all.
@@ -13,6 +11,6 @@
 
 :mod:`~brain_dist.stream.batches` does steps 1 to 4 in one call, for training and for evaluation.
 
-Steps 1 and 2 are pure functions of the seed, the epoch and the row (:mod:`~brain_dist.stream.counter`). So any number
+Steps 1 and 2 are pure functions of the seed, the epoch and the row (:mod:`~brain_dist.common.counter`). So any number
 of ranks sees the same samples with the same augmentation, and a run resumes at any step without reading earlier data.
 """

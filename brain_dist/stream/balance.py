@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from brain_dist.stream import counter
+from brain_dist.common import counter
 
 Rows = npt.NDArray[np.int64]
 _NEXT_VISIT = np.int64(1) << 40  # more than any dataset has rows

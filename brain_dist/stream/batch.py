@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from brain_dist.stream.augment import Decisions
+from brain_dist.augmentation.augment import Decisions
+from brain_dist.augmentation.style import Style, apply_style, stretch
+from brain_dist.augmentation.transplants import Transplant
 from brain_dist.stream.plan import MicroBatch
-from brain_dist.stream.style import Style, apply_style, stretch
-from brain_dist.stream.transplants import Transplant
 
 if TYPE_CHECKING:
     import torch

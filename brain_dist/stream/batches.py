@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from brain_dist.augmentation.augment import Frames, decide, no_augmentation
+from brain_dist.augmentation.style import draw_style
+from brain_dist.augmentation.transplants import Transplants, wanted
 from brain_dist.config import AugmentConfig, Balance, Config, DataConfig
 from brain_dist.ranks.world import World
 from brain_dist.store.dataset import Dataset
-from brain_dist.stream.augment import Frames, decide, no_augmentation
 from brain_dist.stream.batch import Batch, Job
 from brain_dist.stream.normalize import Normalize
 from brain_dist.stream.plan import MicroBatch, TrainingPlan, evaluation_micro_batches
-from brain_dist.stream.style import draw_style
-from brain_dist.stream.transplants import Transplants, wanted
 
 if TYPE_CHECKING:
     import torch

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from brain_dist.augmentation.augment import Frames, pixel_boxes
 from brain_dist.config import DataConfig
 from brain_dist.store.dataset import Dataset
 from brain_dist.store.reader import read_ahead
-from brain_dist.stream.augment import Frames, pixel_boxes
 from brain_dist.stream.batch import Batch, Job
 from brain_dist.stream.decoding import EncodedImages
 from brain_dist.stream.pixels import max_reduction

@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from brain_dist.augmentation.composing import compose
 from brain_dist.errors import Fault
 from brain_dist.store.dataset import Dataset
 from brain_dist.store.reader import ShardReader
 from brain_dist.stream.batch import Job
-from brain_dist.stream.composing import compose
 from brain_dist.stream.pixels import JPEG_REDUCTION, Sampling, of_reduced_images
 
 Pixels = npt.NDArray[np.uint8]

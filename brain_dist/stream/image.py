@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from brain_dist.stream.augment import Frames, no_augmentation
+from brain_dist.augmentation.augment import Frames, no_augmentation
 from brain_dist.stream.decoding import decode_reduced
 from brain_dist.stream.pixels import Sampling
 
@@ -65,7 +65,7 @@ def evaluation_pixels(
 
 
 def stretched(pixels: Pixels) -> Pixels:
-    """What :func:`brain_dist.stream.style.stretch` makes of an image uint8 [S, S] or [S, S, 3], without torch."""
+    """What :func:`brain_dist.augmentation.style.stretch` makes of an image uint8 [S, S] or [S, S, 3], without torch."""
     counts, levels = np.bincount(pixels.ravel(), minlength=256), np.arange(256)
 
     def percentile(of: npt.NDArray[np.int64], percent: int) -> int:

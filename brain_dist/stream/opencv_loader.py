@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from brain_dist.augmentation.augment import pixel_boxes
 from brain_dist.config import DataConfig
 from brain_dist.errors import Fault
 from brain_dist.store.dataset import Dataset
 from brain_dist.store.reader import read_ahead
-from brain_dist.stream.augment import pixel_boxes
 from brain_dist.stream.batch import Batch, Job
 from brain_dist.stream.decoding import Encoded, EncodedImages, decode_reduced
 from brain_dist.stream.image import Pixels, sample

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from brain_dist.stream.augment import Decisions, Frames
+from brain_dist.augmentation.augment import Decisions, Frames
 
 Ints = npt.NDArray[np.int32]
 

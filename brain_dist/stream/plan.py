@@ -17,9 +17,9 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
+from brain_dist.common import counter
 from brain_dist.config import Balance
 from brain_dist.errors import UserError
-from brain_dist.stream import counter
 from brain_dist.stream.balance import balanced_visits, class_weights, row_of
 
 Rows = npt.NDArray[np.int64]

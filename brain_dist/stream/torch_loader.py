@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from brain_dist.augmentation.augment import Decisions, pixel_boxes
 from brain_dist.common.workers import exit_with_parent, start_worker_server
 from brain_dist.config import DataConfig
 from brain_dist.errors import Fault
 from brain_dist.store.dataset import Dataset
-from brain_dist.stream.augment import Decisions, pixel_boxes
 from brain_dist.stream.batch import Batch, Job
 from brain_dist.stream.decoding import EncodedImages
 from brain_dist.stream.pixels import JPEG_REDUCTION, brightness_tables

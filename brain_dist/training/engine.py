@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from brain_dist.common import counter
 from brain_dist.config import Config
 from brain_dist.errors import UserError
 from brain_dist.networks.create import has_batchnorm
 from brain_dist.ranks.world import World
-from brain_dist.stream import counter
 from brain_dist.stream.batch import Batch
 from brain_dist.stream.normalize import Normalize
 from brain_dist.stream.plan import accumulation_steps

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from brain_dist.augmentation import augment
 from brain_dist.config import Config
-from brain_dist.stream import augment
 from brain_dist.stream.batch import Batch
 from brain_dist.stream.normalize import Normalize
 

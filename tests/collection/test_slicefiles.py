@@ -19,6 +19,8 @@ from pictures import draw
 from PIL import Image
 from scans import write_dicom, write_folds, write_mat, write_nifti
 
+from brain_dist.building.build import build
+from brain_dist.building.verify import verify
 from brain_dist.collection.decoding import BadImage
 from brain_dist.collection.discovery import find_records
 from brain_dist.collection.examination import BadImages
@@ -27,10 +29,8 @@ from brain_dist.collection.pixels import MeasuredImage, Smaller
 from brain_dist.collection.recipes import Recipe, RecipePart, parse_recipe
 from brain_dist.collection.slicefiles import examine_file, read_contents
 from brain_dist.errors import UserError
-from brain_dist.store.build import build
 from brain_dist.store.options import BuildOptions
 from brain_dist.store.reader import ShardReader
-from brain_dist.store.verify import verify
 
 IMAGE = np.asarray(draw(1)).astype(np.int16) * 12  # 96 x 96, values up to 3,060
 TALL = IMAGE[:, :60]

@@ -71,7 +71,7 @@ def test_the_published_protocol_shows_every_image_whole_and_unchanged_in_trainin
     """The protocol has no augmentation: whatever the plan draws, an image is only resized."""
     import numpy as np
 
-    from brain_dist.stream.augment import Frames, decide, mix, no_augmentation
+    from brain_dist.augmentation.augment import Frames, decide, mix, no_augmentation
 
     protocol = config.load(["--config", str(ROOT / "configs" / "paper" / "protocol.yaml")])
     sides = np.array([512, 224, 630, 301])

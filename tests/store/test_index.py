@@ -14,9 +14,9 @@ import pytest
 from helpers import ROOT
 from pictures import write_collection
 
+from brain_dist.building.build import build
 from brain_dist.collection.recipes import default_recipe
 from brain_dist.errors import Fault, UserError
-from brain_dist.store.build import build
 from brain_dist.store.dataset import open_dataset
 from brain_dist.store.index import COLUMNS
 from brain_dist.store.options import BuildOptions

@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from pictures import CLASSES, draw, write_collection
 from PIL import Image
 
+from brain_dist.building.build import build
+from brain_dist.building.verify import verify
 from brain_dist.collection.recipes import parse_recipe
 from brain_dist.config import DataConfig
 from brain_dist.errors import UserError
 from brain_dist.judging.predictions import read_predictions
 from brain_dist.store import join as joining
 from brain_dist.store.access import open_data
-from brain_dist.store.build import build
 from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.store.join import join
 from brain_dist.store.options import BuildOptions
 from brain_dist.store.reader import ShardReader
-from brain_dist.store.verify import verify
 from brain_dist.training.resume import settings_to_match
 
 

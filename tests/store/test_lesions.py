@@ -18,18 +18,18 @@ from helpers import in_process
 from pictures import add_lesion, draw, write_lgg
 from PIL import Image
 
+from brain_dist.augmentation.augment import Frames, no_augmentation
+from brain_dist.building.build import build
+from brain_dist.building.verify import verify
 from brain_dist.collection.masks import encode_mask
 from brain_dist.collection.recipes import parse_recipe, read_recipe
 from brain_dist.config import DataConfig
 from brain_dist.errors import Fault, UserError
 from brain_dist.store.access import open_shards
-from brain_dist.store.build import build
 from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.store.join import join
 from brain_dist.store.lesions import MASKS, masks_entry, read_lesions
 from brain_dist.store.options import BuildOptions
-from brain_dist.store.verify import verify
-from brain_dist.stream.augment import Frames, no_augmentation
 from brain_dist.stream.batches import evaluation_batches
 
 LGG = read_recipe(Path("tcga_lgg_slices"))

@@ -23,14 +23,14 @@ import pytest
 from helpers import ROOT, environment
 from pictures import write_collection
 
+from brain_dist.building.build import build
+from brain_dist.building.verify import verify
 from brain_dist.collection.recipes import default_recipe
 from brain_dist.errors import Fault, UserError
-from brain_dist.store.build import build
 from brain_dist.store.dataset import open_dataset
 from brain_dist.store.options import BuildOptions
 from brain_dist.store.reader import ShardReader
 from brain_dist.store.stage import stage
-from brain_dist.store.verify import verify
 
 TEST, TRAIN, VAL = (f"mine-{split}-00000.tar" for split in ("test", "train", "val"))
 # A process that stages argv[1] into argv[2], in small blocks; it reports waiting at once

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_sample_weight
 
+from brain_dist.augmentation import augment
 from brain_dist.config import AugmentConfig, Balance
-from brain_dist.stream import augment, balance, plan
+from brain_dist.stream import balance, plan
 
 class_sizes = st.lists(st.integers(1, 60), min_size=1, max_size=5)
 

@@ -10,9 +10,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from brain_dist.augmentation.augment import Decisions, Frames, decide
 from brain_dist.config import AugmentConfig, Balance, DataConfig
 from brain_dist.store.dataset import Dataset
-from brain_dist.stream.augment import Decisions, Frames, decide
 from brain_dist.stream.batch import Job
 from brain_dist.stream.batches import training_jobs
 from brain_dist.stream.plan import TrainingPlan

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from brain_dist.augmentation.augment import Decisions, Frames, decide, no_augmentation
 from brain_dist.config import AugmentConfig
-from brain_dist.stream.augment import Decisions, Frames, decide, no_augmentation
 from brain_dist.stream.pixels import Sampling, brightness_tables, max_reduction
 
 STRONG = AugmentConfig(scale=(0.1, 1.0), ratio=(0.5, 2.0), rotate=180, brightness=0.5, contrast=0.5)

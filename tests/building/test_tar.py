@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from brain_dist.store.tar import Sample, Shard, write_shard
+from brain_dist.building.tar import Sample, Shard, write_shard
 
 
 def sample(folder: Path, number: int, size: int) -> Sample:

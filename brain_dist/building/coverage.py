@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from brain_dist.building.split import LEFT_OUT, Split, split_images
 from brain_dist.collection.records import Record
 from brain_dist.errors import UserError
 from brain_dist.store.options import BuildOptions
-from brain_dist.store.split import LEFT_OUT, Split, split_images
 
 
 def check_classes(

@@ -19,14 +19,14 @@ from helpers import children
 from pictures import CLASSES, draw, write_collection
 from PIL import Image, ImageEnhance
 
+from brain_dist.building.build import BuildResult, build
+from brain_dist.building.verify import verify
 from brain_dist.collection.examination import BadImages
 from brain_dist.collection.recipes import default_recipe, parse_recipe, read_recipe
 from brain_dist.errors import UserError
-from brain_dist.store.build import BuildResult, build
 from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.store.options import BuildOptions
 from brain_dist.store.reader import ShardReader
-from brain_dist.store.verify import verify
 
 RECIPES = Path(__file__).resolve().parents[2] / "shards" / "datasets"
 PATIENTS = {"patients": {"file": "patients.csv", "id": "id", "patient": "patient"}}

@@ -24,15 +24,15 @@ from hypothesis import strategies as st
 from pictures import write_collection
 from PIL import Image
 
+from brain_dist.building.build import build
+from brain_dist.building.verify import verify
 from brain_dist.collection.recipes import default_recipe, parse_recipe
 from brain_dist.errors import Fault, UserError
-from brain_dist.store.build import build
 from brain_dist.store.dataset import open_dataset
 from brain_dist.store.index import arrow_schema
 from brain_dist.store.join import join
 from brain_dist.store.options import BuildOptions
 from brain_dist.store.reader import ShardReader
-from brain_dist.store.verify import verify
 
 
 @pytest.fixture(scope="module")

@@ -14,17 +14,18 @@ from hypothesis import strategies as st
 from pictures import CLASSES, draw, write_collection
 from PIL import Image
 
+from brain_dist.building import split
+from brain_dist.building.build import build
+from brain_dist.building.verify import verify
 from brain_dist.collection.recipes import parse_recipe
 from brain_dist.collection.records import Record
 from brain_dist.collection.spellings import SPLITS
 from brain_dist.errors import UserError
 from brain_dist.shard import main
-from brain_dist.store import options, split
+from brain_dist.store import options
 from brain_dist.store.access import open_data
-from brain_dist.store.build import build
 from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.store.options import BuildOptions
-from brain_dist.store.verify import verify
 from brain_dist.stream import plan
 
 FRACTIONS = st.sampled_from([(0.7, 0.1, 0.2), (0.8, 0.2, 0.0), (0.5, 0.25, 0.25), (1.0, 0.0, 0.0), (0.6, 0.0, 0.4)])

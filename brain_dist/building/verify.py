@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from brain_dist.building.crosscheck import SHOWN, Columns, contradictions, index_problems, missing_entries
+from brain_dist.building.tar import idx_text
 from brain_dist.collection.decoding import BadImage, encoded_size
 from brain_dist.collection.masks import mask_attributes, read_mask
 from brain_dist.collection.pixels import examine
@@ -19,12 +21,10 @@ from brain_dist.common.files import sha256_bytes, sha256_file
 from brain_dist.common.progress import Progress, no_progress
 from brain_dist.common.workers import worker_pool
 from brain_dist.errors import Fault, UserError
-from brain_dist.store.crosscheck import SHOWN, Columns, contradictions, index_problems, missing_entries
 from brain_dist.store.dataset import open_dataset
 from brain_dist.store.index import COLUMNS, INDEX, read_columns
 from brain_dist.store.lesions import MASKS, read_masks
 from brain_dist.store.manifest import BuiltManifest, JoinedManifest, Manifest, ShardEntry, load_manifest
-from brain_dist.store.tar import idx_text
 
 _MEASURED = ("width", "height", "pixel_hash", "phash", "head_x", "head_y", "head_w", "head_h")
 _JOINED = ("shard", "offset", "key", "group", "split", "label")  # columns that a joined folder has of its own

@@ -84,10 +84,10 @@ class Build:
         Raises:
             UserError: a value is out of range, or options contradict each other.
         """
+        from brain_dist.building.tar import parse_shard_size
         from brain_dist.collection.pixels import JPEG_QUALITY
         from brain_dist.store.manifest import load_manifest
         from brain_dist.store.options import BuildOptions, parse_folds, parse_fractions
-        from brain_dist.store.tar import parse_shard_size
 
         if self.max_side is not None and self.max_side < MIN_SIDE:
             raise UserError(f"--max-side {self.max_side} must be ≥ {MIN_SIDE}")
@@ -110,12 +110,12 @@ class Build:
 
     def run(self) -> int:
         """Build the shard folder and print a summary; return the exit code."""
+        from brain_dist.building.build import build
+        from brain_dist.building.parts import Part, check_part, examine_part
         from brain_dist.collection.examination import BadImages
         from brain_dist.collection.recipes import default_recipe, read_recipe
         from brain_dist.common.progress import show_progress
-        from brain_dist.store.build import build
         from brain_dist.store.dataset import open_dataset
-        from brain_dist.store.parts import Part, check_part, examine_part
 
         options = self.options()
         check_part(self.part, self.parts)
@@ -202,9 +202,9 @@ class Verify:
 
     def run(self) -> int:
         """Verify the shard folder and print its problems; UserError if there are any."""
+        from brain_dist.building.verify import verify
         from brain_dist.common.progress import show_progress
         from brain_dist.store.manifest import load_manifest
-        from brain_dist.store.verify import verify
 
         manifest, version = load_manifest(self.folder)
         with show_progress() as progress:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from brain_dist.augmentation.random_network import apply_networks, draw_networks
+from brain_dist.augmentation.skull import WIDTH, remove_rim
+from brain_dist.common import counter
 from brain_dist.config import AugmentConfig
-from brain_dist.stream import counter
-from brain_dist.stream.random_network import apply_networks, draw_networks
-from brain_dist.stream.skull import WIDTH, remove_rim
 
 if TYPE_CHECKING:
     import torch

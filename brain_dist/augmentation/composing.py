@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from brain_dist.stream import blending
-from brain_dist.stream.blending import Floats, Matrix
-from brain_dist.stream.transplants import LARGEST, Kind, Member, Region, Transplant, in_head
+from brain_dist.augmentation import blending
+from brain_dist.augmentation.blending import Floats, Matrix
+from brain_dist.augmentation.transplants import LARGEST, Kind, Member, Region, Transplant, in_head
 
 Decode = Callable[[int, int], npt.NDArray[np.uint8]]
 """(row, reduction) → uint8 [h, w] or [h, w, 3], the stored image at 1/reduction of its size."""

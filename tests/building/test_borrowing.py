@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from helpers import in_process
 
+from brain_dist.building.verify import verify
 from brain_dist.store.dataset import Dataset, open_dataset
-from brain_dist.store.verify import verify
 
 
 @pytest.fixture(scope="module")

@@ -19,17 +19,17 @@ from hypothesis import strategies as st
 from pictures import add_lesion, draw, write_lgg
 from PIL import Image
 
+from brain_dist.augmentation.blending import blend, soft_box, soft_mask
+from brain_dist.augmentation.composing import compose
+from brain_dist.augmentation.transplants import Kind, Transplant, Transplants
 from brain_dist.config import AugmentConfig, DataConfig
 from brain_dist.errors import UserError
 from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.store.reader import ShardReader
 from brain_dist.stream.batch import Batch, Job
 from brain_dist.stream.batches import open_loader, training_jobs
-from brain_dist.stream.blending import blend, soft_box, soft_mask
-from brain_dist.stream.composing import compose
 from brain_dist.stream.decoding import decode_reduced
 from brain_dist.stream.plan import TrainingPlan
-from brain_dist.stream.transplants import Kind, Transplant, Transplants
 
 STILL = AugmentConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0, rotate=0, brightness=0, contrast=0)
 MIXED = replace(STILL, scale=(0.5, 1.0), tumour_erased=0.4, tumour_pasted=0.5, tissue_pasted=0.5)

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from brain_dist.building.coverage import check_classes
+from brain_dist.building.request import check_places, existing_dataset, request_entries
 from brain_dist.collection.discovery import find_records
 from brain_dist.collection.examination import NO_THUMBS, Examination, bad_images, examine_records
 from brain_dist.collection.measures import THUMB
@@ -28,9 +30,7 @@ from brain_dist.common.progress import Progress, no_progress
 from brain_dist.common.scratch import scratch
 from brain_dist.common.workers import Run, worker_pool
 from brain_dist.errors import Fault, UserError
-from brain_dist.store.coverage import check_classes
 from brain_dist.store.options import BuildOptions
-from brain_dist.store.request import check_places, existing_dataset, request_entries
 
 MAX_PARTS = 10_000
 _FIELDS = ("ext", "size", "crc32", "width", "height", "mode", "pixel_hash", "phash", "head", "attributes")
@@ -76,7 +76,7 @@ def examine_part(
     source: Path, out: Path, recipe: Recipe, options: BuildOptions, part: Part, *, workers: int,
     allow_missing: bool = False, progress: Progress = no_progress,
 ) -> int:  # fmt: skip
-    """Examine a part of the images for a later :func:`brain_dist.store.build.build` with the same arguments.
+    """Examine a part of the images for a later :func:`brain_dist.building.build.build` with the same arguments.
 
     A complete part of the same request is left as it is.
 

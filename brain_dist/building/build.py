@@ -11,6 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from brain_dist import __version__
+from brain_dist.building.borrowing import borrow_patients, check_patients
+from brain_dist.building.coverage import check_classes, check_split
+from brain_dist.building.parts import read_parts, remove_parts, spool_folder
+from brain_dist.building.request import check_contents, check_places, existing_dataset, request_entries
+from brain_dist.building.split import LEFT_OUT, split_images
+from brain_dist.building.tar import Sample, Shard, plan_shards, write_shard
 from brain_dist.collection.discovery import find_records
 from brain_dist.collection.examination import (
     Examination,
@@ -26,17 +32,11 @@ from brain_dist.common.progress import Progress, no_progress
 from brain_dist.common.text import printable
 from brain_dist.common.workers import Run, worker_pool
 from brain_dist.copies import search
-from brain_dist.store.borrowing import borrow_patients, check_patients
-from brain_dist.store.coverage import check_classes, check_split
 from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.store.index import INDEX, index_bytes
 from brain_dist.store.lesions import MASKS, masks_entry
 from brain_dist.store.manifest import FORMAT, MANIFEST, BuiltManifest, Excluded, ShardEntry, count_classes
 from brain_dist.store.options import BuildOptions
-from brain_dist.store.parts import read_parts, remove_parts, spool_folder
-from brain_dist.store.request import check_contents, check_places, existing_dataset, request_entries
-from brain_dist.store.split import LEFT_OUT, split_images
-from brain_dist.store.tar import Sample, Shard, plan_shards, write_shard
 
 
 class BuildResult(NamedTuple):
@@ -69,7 +69,7 @@ def build(
         options: what decides the bytes, besides recipe and source.
         workers: number of processes.
         allow_missing: whether the collection may lack a class of the recipe, or a split a class of the collection.
-        parts: number of parts that :func:`brain_dist.store.parts.examine_part` has examined, all of them; None
+        parts: number of parts that :func:`brain_dist.building.parts.examine_part` has examined, all of them; None
             examines the images here.
         known: shards of a collection that names patients; images without a patient get that of their copy there.
             ``options.patients_from`` is their version.

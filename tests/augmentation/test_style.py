@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from brain_dist.augmentation.random_network import apply_networks
+from brain_dist.augmentation.skull import remove_rim
+from brain_dist.augmentation.style import Style, apply_style, draw_style, look_up, quantisation, stretch
 from brain_dist.config import AugmentConfig, DataConfig
 from brain_dist.store.dataset import open_dataset
 from brain_dist.stream.batches import batches, open_loader, training_jobs
 from brain_dist.stream.plan import TrainingPlan
-from brain_dist.stream.random_network import apply_networks
-from brain_dist.stream.skull import remove_rim
-from brain_dist.stream.style import Style, apply_style, draw_style, look_up, quantisation, stretch
 
 EVERY = AugmentConfig(curves=1, resolution=1, blur=1, bias=1, noise=1, jpeg=1, rim=1, network=1)
 ROWS = np.arange(64, dtype=np.int64)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from brain_dist.stream import counter
+from brain_dist.common import counter
 
 if TYPE_CHECKING:
     import torch

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import stats
 
-from brain_dist.stream import counter
+from brain_dist.common import counter
 
 
 def test_numbers_are_uniform_and_uncorrelated_over_each_counter() -> None:

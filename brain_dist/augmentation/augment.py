@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from brain_dist.common import counter
 from brain_dist.config import AugmentConfig
-from brain_dist.stream import counter
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]

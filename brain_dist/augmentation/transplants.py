@@ -8,8 +8,9 @@ instead of the tumour. A *transplant* breaks that link: it moves tissue between 
 - ``augment.tissue_pasted``: the hard negative. Tissue *without* a tumour is set into an image in the same way, and the
   label stays. Without it, the traces of pasting would themselves tell the classes apart.
 
-This module decides and touches no pixels; :mod:`brain_dist.stream.composing` carries the decisions out. Donors are
-images of the training split: of another collection than the image's, or, if only one has them, of another group of it.
+This module decides and touches no pixels; :mod:`~brain_dist.augmentation.composing` carries the decisions out. Donors
+are images of the training split: of another collection than the image's, or, if only one has them, of another group of
+it.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from brain_dist.common import counter
 from brain_dist.config import AugmentConfig
 from brain_dist.errors import UserError
 from brain_dist.store.dataset import Dataset
 from brain_dist.store.lesions import read_lesions
-from brain_dist.stream import counter
 
 Rows = npt.NDArray[np.int64]
 Box = tuple[float, float, float, float]

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from brain_dist.augmentation import augment
 from brain_dist.config import AugmentConfig
 from brain_dist.errors import UserError
-from brain_dist.stream import augment, plan
+from brain_dist.stream import plan
 
 EVERYTHING = AugmentConfig(scale=(0.1, 1.0), ratio=(0.5, 2.0), erase=0.5, mixup=0.8, cutmix=1.0)
 
