@@ -254,7 +254,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, resu
 def search_path() -> list[str]:
     """Folders of the tests' modules, for the process in which the memory is measured."""
     tests = Path(__file__).resolve().parents[1]
-    return [str(tests), str(tests / "collection")]
+    return [str(tests / "support"), str(tests / "collection")]
 
 
 @pytest.mark.parametrize("case", BOMBS)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
+sys.path[:0] = [str(FOLDER), str(FOLDER.parent / "support")]
 
 from fork_server import ForkServer  # noqa: E402
 from helpers import fork_server, verb  # noqa: E402

@@ -213,7 +213,7 @@ def stranger(trial: Trial, reference: Reference) -> Outcome:
         ranks.signal(1, signal.SIGSTOP)  # the stranger takes its place
     running = early or trial.wait_for_random_moment(ranks)
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ranks.port)}
-    command = [sys.executable, str(ROOT / "tests" / "stranger.py"), "1", str(sprung)]
+    command = [sys.executable, str(ROOT / "tests" / "support" / "stranger.py"), "1", str(sprung)]
     with subprocess.Popen(
         command, env=environment(**address), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as joining:

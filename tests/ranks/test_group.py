@@ -30,7 +30,7 @@ def main():
 
 leave(main)
 """
-STRANGER = (ROOT / "tests" / "stranger.py").read_text()
+STRANGER = (ROOT / "tests" / "support" / "stranger.py").read_text()
 
 
 def start(script: str, rank: int, port: int, *arguments: str, **variables: str) -> subprocess.Popen[str]:

@@ -17,7 +17,7 @@ sys.exit(any([rank.wait() for rank in ranks]))
 
 
 def agree(checks: str) -> None:
-    path = os.pathsep.join(str(folder) for folder in (ROOT, ROOT / "tests", ROOT / "tests" / "training"))
+    path = os.pathsep.join(str(folder) for folder in (ROOT, ROOT / "tests" / "support", ROOT / "tests" / "training"))
     result = command([sys.executable, "-c", START, checks], PYTHONPATH=path)
     assert result.out.count("all checks passed") == 2, result.out
 

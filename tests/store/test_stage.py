@@ -41,7 +41,7 @@ from brain_dist.errors import run
 remote.BLOCK, stage.PATIENCE = 1000, 0.0
 if sys.argv[1].startswith("plain:"):
     import fsspec
-    sys.path[:0] = ["tests", "tests/store"]
+    sys.path[:0] = ["tests/support", "tests/store"]
     from test_stage import PlainHttp
     fsspec.register_implementation("plain", PlainHttp)
 if len(sys.argv) > 3:  # the kernel kills this process at the first byte beyond

@@ -26,7 +26,7 @@ from fork_server import ForkServer, Ranks
 
 from brain_dist.errors import run
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # Settings of a network with ConvNeXt's layers that trains in seconds on a CPU
 TINY = ["--model.name", "test_convnext", "--data.size", "32", "--data.threads", "1", "--track.wandb", "off"]
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NUM_TASKS")
