@@ -38,7 +38,7 @@ from numpy.typing import ArrayLike
 from brain_dist.collection.measures import are_blank
 from brain_dist.common.scratch import gathered
 from brain_dist.copies.registration import moved_pairs
-from brain_dist.copies.similarity import NearPairs, aligned_pairs
+from brain_dist.copies.similarity import NearPairs, aligned_pairs, best_of_each
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +104,8 @@ def near_pairs(
         """Progress of a stage as a share of 1,000."""
         return lambda done, total: progress(low + (high - low) * done // total, 1000) if progress else None
 
+    if len(thumbs) < 2:  # such as when every image of a collection is blank
+        return best_of_each([], moved=False)
     aligned = aligned_pairs(thumbs, progress=stage_progress(0, 300))
     joined = connected(len(thumbs), np.column_stack([aligned.first, aligned.second]))
     skipped = [joined] if between is None else [joined, between]

@@ -469,6 +469,15 @@ def test_too_little_temporary_space_is_a_one_line_error_and_leaves_nothing(sourc
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_collection_of_blank_images(tmp_path):
+    for label in ("glioma", "notumor"):
+        (tmp_path / "raw" / label).mkdir(parents=True)
+        for level in (0, 100):
+            Image.new("L", (64, 64), level).save(tmp_path / "raw" / label / f"{level}.png")
+    dataset = make(tmp_path / "raw", tmp_path / "out", keep_blank=True, split="test").dataset
+    assert (len(dataset), dataset.manifest.groups) == (4, 4)
+
+
 def test_a_running_build_is_not_disturbed_by_another_one(source, tmp_path):
     from brain_dist.common.files import partial_folder
 

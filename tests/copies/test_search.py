@@ -148,6 +148,15 @@ def test_blank_images_are_not_copies_of_each_other():
     np.testing.assert_array_equal(findings.groups, findings.copy_of)
 
 
+@pytest.mark.parametrize("pictures", [[], [draw(1, 128)]])
+def test_fewer_than_two_pictures_have_no_copies(pictures):
+    images = [Image.new("L", (128, 128), level) for level in (0, 7, 200)] + pictures
+    hashes = [examine(png(image)).pixel_hash for image in images]
+    findings = search.find_copies(thumbs_of(images), hashes, [("x", None)] * len(images))
+    assert len(findings.near) == 0
+    np.testing.assert_array_equal(findings.groups, np.arange(len(images)))
+
+
 def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
