@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from brain_dist.common.locks import Busy, take_lock
-from brain_dist.errors import UserError
+from brain_dist.errors import Fault, UserError
 
 
 @contextmanager
@@ -32,6 +32,7 @@ def partial_folder(out: Path) -> Iterator[Path]:
 
     Raises:
         UserError: another process is writing ``out`` or has just written it, or files cannot be written.
+        Fault: the caller's work failed on a file outside the folder, such as one that it reads.
     """
     out = Path(os.path.abspath(out))  # noqa: PTH100 (resolve() would follow ``out`` if it is a link)
     name = secrets.token_hex(4)
@@ -43,7 +44,12 @@ def partial_folder(out: Path) -> Iterator[Path]:
             for other in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
                 if other != folder:
                     _remove_abandoned(other, out)
-            yield folder
+            try:
+                yield folder
+            except OSError as error:
+                if _is_outside(error.filename, folder, out):
+                    raise Fault(f"{os.fsdecode(error.filename)}: {error.strerror}; {out} was not written") from error
+                raise
             (folder / "lock").unlink()
             sync_folder(folder)
             folder.rename(out)
@@ -56,6 +62,14 @@ def partial_folder(out: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(unlocked, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_outside(name: object, *folders: Path) -> bool:
+    """Whether an error's file, a path or something else if it names none, is in none of the absolute folders."""
+    if not isinstance(name, (str, bytes, os.PathLike)):
+        return False
+    path = Path(os.path.abspath(os.fsdecode(name)))  # noqa: PTH100 (a link in a folder is in it)
+    return not any(path.is_relative_to(folder) for folder in folders)
 
 
 def _remove_abandoned(folder: Path, out: Path) -> None:

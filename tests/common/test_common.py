@@ -19,7 +19,7 @@ from brain_dist.common import locks
 from brain_dist.common.files import partial_folder, write_atomically
 from brain_dist.common.progress import show_progress
 from brain_dist.common.workers import worker_pool
-from brain_dist.errors import UserError
+from brain_dist.errors import Fault, UserError
 
 
 def test_a_lock_is_busy_until_its_holder_closes_it(tmp_path):
@@ -152,6 +152,24 @@ def test_partial_folder_appears_complete_or_not_at_all(tmp_path):
         with pytest.raises(UserError, match="another process is writing"), partial_folder(out):
             pass
     assert [path.name for path in out.iterdir()] == ["whole"]
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_an_error_of_another_file_is_not_one_of_the_folder(tmp_path, monkeypatch, relative):
+    monkeypatch.chdir(tmp_path)
+    base = Path() if relative else tmp_path
+
+    def copy(source: Path, target: str) -> None:
+        with partial_folder(base / "out") as folder:
+            (folder / target).write_bytes(source.read_bytes())
+
+    source = base / "source"
+    with pytest.raises(Fault, match=f"^{source}: No such file or directory; {tmp_path}/out was not written$"):
+        copy(source, "file")
+    source.write_bytes(b"x")
+    with pytest.raises(UserError, match=f"^{tmp_path}/out cannot be written .No such file or directory.; free some"):
+        copy(source, "absent/file")
+    assert list(tmp_path.iterdir()) == [tmp_path / "source"]
 
 
 def test_atomic_write_keeps_the_old_content_on_failure(tmp_path, monkeypatch):
