@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from brain_dist.common.commands import ArgumentParser
-from brain_dist.errors import leave
+from brain_dist.errors import UserError, leave
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_settings(metrics, args.margin)
     models = name_models(args.runs, args.group)
     if args.benchmark:
-        models |= runs_by_model(Folder(args.benchmark), names[0])
+        cells = runs_by_model(Folder(args.benchmark), names[0])
+        double = next((name for name in cells if name in models), None)
+        if double is not None:
+            raise UserError(
+                f"two models have the name {double}; name that beside {args.benchmark} with --group MODEL=RUN"
+            )
+        models |= cells
     comparison = compare(read_tables(models, names), metrics, args.unit, args.margin)
     if args.out:
         write_comparison(comparison, shlex.join(["brain-dist", "compare", *words]), args.out)

@@ -13,10 +13,11 @@ from brain_dist.comparison.blocks import Folds, collections, folds, higher_bette
 from brain_dist.comparison.delong import auc_test, macro_auc_test
 from brain_dist.comparison.folds import corrected_t, correlated_bayes, five_by_two, require_equal_folds
 from brain_dist.comparison.images import cochran, holm, mcnemar
-from brain_dist.comparison.paired import Draws, sensitivity_difference
+from brain_dist.comparison.paired import Draws, require_one_network, sensitivity_difference
 from brain_dist.comparison.ranking import aligned_friedman, friedman, nemenyi, wilcoxon
 from brain_dist.comparison.tables import Model, Tables
 from brain_dist.judging.refusal import Refusal, or_refusal
+from brain_dist.judging.weighted import METRICS
 
 Row = dict[str, Any]
 MACRO = "macro"  # in the place of a class
@@ -84,6 +85,7 @@ def fold_tests(tables: Tables, metric: str) -> list[dict[str, Any]]:
     Returns as :func:`image_tests`.
     """
     by_fold = or_refusal(lambda: {"folds": folds(tables, metric)})
+    sign = 1 if METRICS[metric].higher_is_better else -1
 
     def on_folds(function: Callable[[np.ndarray, Folds], Row]) -> list[Row]:
         def pair(a: Model, b: Model) -> Row:
@@ -107,7 +109,7 @@ def fold_tests(tables: Tables, metric: str) -> list[dict[str, Any]]:
         ),
         _test(
             "correlated_bayes", "Bayesian correlated t", CORRECTED,
-            on_folds(lambda d, cells: correlated_bayes(constant_ratio(d, cells), cells.ratio)),
+            on_folds(lambda d, cells: correlated_bayes(sign * constant_ratio(d, cells), cells.ratio)),
         ),
         _test("friedman", "Friedman, Nemenyi", COLLECTIONS, [_all(_refuse_folds)]),
     ]  # fmt: skip
@@ -151,6 +153,7 @@ def _mcnemar(tables: Tables, a: Model, b: Model) -> Row:
 
 
 def _delong(tables: Tables, cluster: np.ndarray, c: int | None, a: Model, b: Model) -> Row:
+    require_one_network(tables)
     if c is None:
         return macro_auc_test([a.prob, b.prob], tables.label, cluster)
     return auc_test([a.prob[..., c], b.prob[..., c]], tables.label == c, cluster)

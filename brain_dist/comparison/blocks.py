@@ -8,7 +8,9 @@ import numpy as np
 
 from brain_dist.comparison.tables import Tables
 from brain_dist.judging.refusal import Refusal
-from brain_dist.judging.weighted import METRICS, WeightedMetrics
+from brain_dist.judging.weighted import METRICS, RANKING, WeightedMetrics
+
+DIGITS = 12  # decimals of a block's value
 
 
 @dataclass(frozen=True)
@@ -17,9 +19,10 @@ class Blocks:
 
     Attributes:
         names: the blocks: collections, or folds as ``version/fold``.
-        values: mean over a model's runs, [B, M].
+        values: mean over a model's runs, [B, M]; rounded, so that values which differ in their last bits are ties.
         images: number of images [B].
-        undefined: blocks that are left out because the metric is undefined there.
+        undefined: blocks that are left out because the metric is undefined there: a class is missing, or the metric
+            ranks scores and several networks predicted the block.
     """
 
     names: list[str]
@@ -33,6 +36,9 @@ def values_by_block(tables: Tables, block: np.ndarray, metric: str) -> Blocks:
     names, values, images, undefined = [], [], [], []
     for name in sorted(set(block)):
         part = block == name
+        if metric in RANKING and tables.networks(part) > 1:
+            undefined.append(name)
+            continue
         whole, one = np.zeros(np.count_nonzero(part), dtype=np.int64), np.ones((1, 1))
         label = tables.label[part]
         row = [
@@ -43,7 +49,7 @@ def values_by_block(tables: Tables, block: np.ndarray, metric: str) -> Blocks:
             undefined.append(name)
             continue
         names.append(name)
-        values.append(row)
+        values.append(np.round(row, DIGITS))
         images.append(len(label))
     return Blocks(names, np.array(values).reshape(len(names), len(tables.models)), np.array(images), undefined)
 
@@ -84,11 +90,17 @@ def folds(tables: Tables, metric: str) -> Folds:
         raise Refusal("the predictions are not of folds; build the shards with --split kfold and train once a fold")
     counts = {}
     for version in sorted(set(tables.version)):
-        present = np.unique(tables.fold[tables.version == version]).tolist()
-        missing = sorted(set(range(present[-1] + 1)) - set(present))
-        if missing or len(present) < 2:
-            raise Refusal(f"{version[:8]} has only {_listed(present)}; every fold must have been the test split once")
-        counts[version] = len(present)
+        part = tables.version == version
+        present, count = np.unique(tables.fold[part]).tolist(), int(tables.folds[part][0])
+        if not count:
+            raise Refusal(
+                "the predictions do not name the number of folds; write them again with `brain-dist evaluate`"
+            )
+        if len(present) < count:
+            raise Refusal(
+                f"{version[:8]} has only {_listed(present)} of {count}; every fold must have been the test split once"
+            )
+        counts[version] = count
     if len(set(counts.values())) > 1:
         raise Refusal(f"splits with {' and '.join(str(count) for count in sorted(set(counts.values())))} folds")
     block = np.array([f"{v}/{f:04d}" for v, f in zip(tables.version, tables.fold, strict=True)], dtype=object)

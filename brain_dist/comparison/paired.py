@@ -20,15 +20,16 @@ from brain_dist.comparison.tables import Model, Tables
 from brain_dist.judging.clusters import RESAMPLES, Resampled, resample
 from brain_dist.judging.metrics import wilson_interval
 from brain_dist.judging.refusal import Refusal, or_refusal
-from brain_dist.judging.weighted import MEANS, METRICS, WeightedMetrics, contributions
+from brain_dist.judging.weighted import MEANS, METRICS, RANKING, WeightedMetrics, contributions
 
 ALPHA = 0.05
 FEWEST_GROUPS_OF_CLASS = 10
+CLASSWISE = ("balanced_accuracy", "f1_macro", "kappa", "mcc", "auc_macro")  # a class of few groups weighs much in them
 SIGN_FLIP, DELONG, BOOTSTRAP = "sign flips of groups", "DeLong, groups as clusters", "bootstrap of groups"
 
 
 class Draws:
-    """Resampled metrics of all models of a comparison.
+    """Resampled metrics of all models of a comparison; those that rank scores are undefined where folds are joined.
 
     Args:
         tables: the aligned predictions.
@@ -50,6 +51,10 @@ class Draws:
             tables.cluster,
             resamples,
         )
+        for (_, name), columns in self._columns.items():
+            if name in RANKING and tables.networks() > 1:
+                for values in vars(self._all).values():
+                    values[..., columns] = np.nan
 
     def of(self, model: str, name: str) -> Resampled:
         """A metric of a model: the mean over its runs."""
@@ -73,9 +78,11 @@ def compare_metric(tables: Tables, draws: Draws, name: str, margin: float | None
     Returns:
         ``models``: name → ``value``, ``runs``, ``sd_runs`` (spread of the training, None for one run), ``interval``
         (of other patients) or ``refused``, ``rank`` (95 % simultaneous interval), ``tier``; the best model first.
-        ``pairs``: see :func:`compare_pair`, with ``p_holm`` and ``separable`` (``p_holm`` < 5 %); ``family``: number of
-        p-values that Holm's adjustment covers; ``tiers``: lists of names.
+        ``pairs``: see :func:`compare_pair`, with ``p_holm`` and ``separable`` (``p_holm`` < 5 %), and ``smallest`` for
+        the adjusted test; ``family``: number of p-values that Holm's adjustment covers; ``tiers``: lists of names.
     """
+    from scipy.stats import norm
+
     better = 1.0 if METRICS[name].higher_is_better else -1.0
     values = {model.name: float(draws.of(model.name, name).estimate) for model in tables.models}
     # stable: equal or undefined values stay in the order of the command, undefined ones last
@@ -84,6 +91,9 @@ def compare_metric(tables: Tables, draws: Draws, name: str, margin: float | None
     )
     pairs = [compare_pair(tables, draws, name, a, b, margin) for a, b in combinations(order, 2)]
     tested = [pair for pair in pairs if pair["p"] is not None]
+    for pair in pairs:
+        if pair["smallest"] is not None:  # the first of Holm's steps is the strictest
+            pair["smallest"] *= norm.isf(ALPHA / 2 / max(1, len(tested))) / norm.isf(ALPHA / 2)
     for pair, p in zip(tested, holm([pair["p"] for pair in tested]), strict=True):
         pair |= {"p_holm": p, "separable": p < ALPHA}
     names = [model.name for model in order]
@@ -110,17 +120,23 @@ def compare_pair(
     """Compare two models by one metric.
 
     Returns:
-        ``a``, ``b``; ``difference`` (of A - B); its 95 % ``interval`` (BCa) and ``percentile`` interval, or
-        ``refused``; ``smallest``: half the interval's width, about the smallest difference that this table can show
-        (None if refused); ``p`` (None if refused, with ``p_refused``) and the ``test`` that gives it; ``p_holm``
-        (None), ``separable`` (False); ``not_inferior``: None, or whether A and whether B lose at most ``margin``.
+        ``a``, ``b``; ``difference`` (of A - B; None if undefined); its 95 % ``interval`` (BCa) and ``percentile``
+        interval, or ``refused``; ``smallest``: half the interval's width, about the smallest difference that this table
+        can show for one pair (None if refused); ``p`` (None if refused, with ``p_refused``) and the ``test`` that gives
+        it; ``p_holm`` (None), ``separable`` (False); ``not_inferior``: None, or whether A and whether B lose at most
+        ``margin``.
     """
     paired = draws.of(a.name, name) - draws.of(b.name, name)
+
+    def intervals() -> dict[str, Any]:
+        require_carried(tables, name)
+        return {"interval": paired.bca(), "percentile": paired.percentile()}
+
     pair: dict[str, Any] = {
         "a": a.name,
         "b": b.name,
         "difference": None if np.isnan(paired.estimate) else float(paired.estimate),
-        **or_refusal(lambda: {"interval": paired.bca(), "percentile": paired.percentile()}),
+        **or_refusal(intervals),
         "smallest": None,
         "test": SIGN_FLIP if name in MEANS else DELONG if name == "auc_macro" else BOOTSTRAP,
         "p": None,
@@ -142,8 +158,10 @@ def compare_pair(
 def _p_value(tables: Tables, paired: Resampled, name: str, a: Model, b: Model) -> float:
     """The p-value of a pair, by the test that the metric allows."""
     if name == "auc_macro":
+        require_one_network(tables)
         return float(macro_auc_test([a.prob, b.prob], tables.label, tables.cluster)["p"])
     if name not in MEANS:
+        require_carried(tables, name)
         return paired.p_value()
     # sums over runs instead of means, so that hits stay whole numbers and have their exact distribution
     runs = lcm(len(a.prob), len(b.prob))
@@ -156,10 +174,31 @@ def _p_value(tables: Tables, paired: Resampled, name: str, a: Model, b: Model) -
 
 def _interval(tables: Tables, metric: Resampled, name: str) -> dict[str, Any]:
     """The 95 % interval of a model's metric; Wilson's where all images are right, or all wrong."""
+    require_carried(tables, name)
     if name == "accuracy" and float(metric.estimate) in (0.0, 1.0):
         n = len(tables)
         return {"interval": wilson_interval(round(float(metric.estimate) * n), n), "interval_of": "Wilson"}
     return {"interval": metric.bca(), "interval_of": "BCa"}
+
+
+def require_carried(tables: Tables, name: str) -> None:
+    """Raise a Refusal unless the images can carry an interval of the metric."""
+    if name in RANKING:
+        require_one_network(tables)
+    fewest = min((groups for groups in groups_of_classes(tables) if groups), default=0)
+    if name in CLASSWISE and fewest < FEWEST_GROUPS_OF_CLASS:
+        raise Refusal(
+            f"a class has only {fewest} groups; an interval of this metric needs {FEWEST_GROUPS_OF_CLASS} of each"
+        )
+
+
+def require_one_network(tables: Tables) -> None:
+    """Raise a Refusal if folds are joined: each has a network of its own, whose scores have a scale of their own."""
+    if tables.networks() > 1:
+        raise Refusal(
+            f"the scores are those of {tables.networks()} networks, one for each fold, which cannot be ranked together;"
+            " `--unit fold` compares within folds"
+        )
 
 
 def separate_tiers(names: Sequence[str], separable: set[frozenset[str]]) -> list[list[str]]:

@@ -26,7 +26,7 @@ def sign_flip_p(difference: np.ndarray) -> float:
     if len(size) == 0:
         return 1.0
     whole = np.rint(size).astype(np.int64)
-    if np.abs(size - whole).max() < 1e-9:
+    if whole.min() > 0 and np.abs(size - whole).max() < 1e-9:
         return _exact(whole, round(observed))
     limit = observed - 1e-12 * size.sum()  # sums that differ by rounding only are equal
     if len(size) <= MOST_ENUMERATED:

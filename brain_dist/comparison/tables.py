@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,7 @@ class Tables:
         cluster: number of each image's group, int64 [N] in 0..I-1: a patient with all images, and copies.
         dataset, split, version: the image's collection, split and dataset version, str [N] (object arrays).
         fold: int64 [N], the fold that was the test split; -1 without folds.
+        folds: int64 [N], number of folds of the image's dataset version; 0 without folds.
         known: number of images that are left out, because training of one of the models knew them.
         not_compared: why it is not known whether training knew the images, or None.
     """
@@ -60,11 +63,17 @@ class Tables:
     split: np.ndarray
     version: np.ndarray
     fold: np.ndarray
+    folds: np.ndarray
     known: int
     not_compared: str | None
 
     def __len__(self) -> int:
         return len(self.label)
+
+    def networks(self, images: np.ndarray | slice = slice(None)) -> int:
+        """Number of networks that predicted these images (bool [N]; default: all) for a run: one for each fold."""
+        fold = self.fold[images]
+        return max(1, len(set(zip(self.version[images][fold >= 0], fold[fold >= 0].tolist(), strict=True))))
 
 
 def name_models(runs: Sequence[Path], groups: Sequence[str]) -> dict[str, list[Path]]:
@@ -78,7 +87,7 @@ def name_models(runs: Sequence[Path], groups: Sequence[str]) -> dict[str, list[P
         The name of each model and its runs, in the order given.
 
     Raises:
-        UserError: a group of another form, or two models with one name.
+        UserError: a group of another form, a run that a group lists twice, or two models with one name.
     """
     models = [(_name(run), [run]) for run in runs]
     for group in groups:
@@ -87,6 +96,10 @@ def name_models(runs: Sequence[Path], groups: Sequence[str]) -> dict[str, list[P
         if not (name and equals and members):
             raise UserError(f"--group {group}: must be MODEL=RUN,RUN, such as convnext=runs/c0,runs/c1")
         models.append((name, members))
+    for name, members in models:
+        for run, count in Counter(run.resolve() for run in members).items():
+            if count > 1:
+                raise UserError(f"--group {name}: {run} is listed {count} times; a run counts once")
     result = dict(models)
     if len(result) < len(models):
         names = [name for name, _ in models]
@@ -110,15 +123,18 @@ def read_tables(models: Mapping[str, Sequence[Path]], names: Sequence[str], *, f
         fewest: number of models that are needed.
 
     Raises:
-        UserError: fewer than ``fewest`` models; a file is missing or not a predictions table; the images, labels or
-            classes of two models differ.
+        UserError: fewer than ``fewest`` models; a file is missing or not a predictions table; a name is given twice, or
+            two tables of one run have the same images; the images, labels or classes of two models differ.
     """
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UserError(f"--name {name} is given {count} times")
     if len(models) < fewest:
         raise UserError(
             "two or more models are needed; give their runs, or --group MODEL=RUN,RUN for seeds of one model"
         )
     read = {
-        model: [_read(run, name) for run in runs for name in (names if run.is_dir() else [""])]
+        model: [part for run in runs for part in (_of_run(run, names) if run.is_dir() else [read_predictions(run)])]
         for model, runs in models.items()
     }
     tables = {model: _runs(model, parts) for model, parts in read.items()}
@@ -147,12 +163,17 @@ def read_tables(models: Mapping[str, Sequence[Path]], names: Sequence[str], *, f
         cluster=number_clusters(columns["group"]),
         known=int(np.count_nonzero(left_out)),
         not_compared=next((part.not_compared for parts in read.values() for part in parts if part.not_compared), None),
-        **{name: columns[name] for name in ("label", "dataset", "split", "version", "fold")},
+        **{name: columns[name] for name in ("label", "dataset", "split", "version", "fold", "folds")},
     )
 
 
-def _read(run: Path, name: str) -> Predictions:
-    return read_predictions(run / "predictions" / f"{name}.parquet" if name else run)
+def _of_run(run: Path, names: Sequence[str]) -> list[Predictions]:
+    """The tables of a run's folder; UserError if two have the same images, which would count as two seeds."""
+    parts = [read_predictions(run / "predictions" / f"{name}.parquet") for name in names]
+    for (a, first), (b, second) in combinations(zip(names, parts, strict=True), 2):
+        if first.dataset_version == second.dataset_version and np.intersect1d(first.row, second.row).size:
+            raise UserError(f"{run}: its predictions {a} and {b} have the same images; give one of them with --name")
+    return parts
 
 
 def _runs(model: str, parts: list[Predictions]) -> list[Columns]:
@@ -176,6 +197,7 @@ def _joined(model: str, parts: list[Predictions]) -> Columns:
     }
     columns["version"] = np.concatenate([np.full(len(part), part.dataset_version, dtype=object) for part in parts])
     columns["fold"] = np.concatenate([np.full(len(part), -1 if part.fold is None else part.fold) for part in parts])
+    columns["folds"] = np.concatenate([np.full(len(part), part.folds or 0) for part in parts])
     columns["left_out"] = np.concatenate([part.is_known & (not part.allow_known) for part in parts])
     order = np.lexsort((columns["row"], columns["version"].astype(str)))
     columns = {name: values[order] for name, values in columns.items()}

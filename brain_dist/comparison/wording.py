@@ -58,7 +58,7 @@ def verdict(metric: str, pair: Row, margin: float | None) -> str:
         text, losers = f"{pair['a'] if a_is_better else pair['b']} is better", ["b" if a_is_better else "a"]
     else:
         text = "no difference shown"
-        if pair["smallest"] is not None:
+        if pair["smallest"] is not None and abs(pair["difference"]) < pair["smallest"]:
             text += f"; this table could have shown about {size_text(metric, pair['smallest'])}"
     if pair["not_inferior"] is not None and margin is not None:
         size = size_text(metric, margin)

@@ -41,6 +41,7 @@ class Predictions:
         dataset_version: sha256 of the shards' manifest.
         shards: path or URL of the shard folder.
         fold: the fold that was the test split; None if the shards have no folds.
+        folds: number of folds of the shards; None if they have none.
         known: str [N] (object array), why training knew an image, "" if it did not, see
             :mod:`brain_dist.inference.known`. None for the shards of the training.
         not_compared: why other shards could not be compared with the training images, or None.
@@ -64,6 +65,7 @@ class Predictions:
     dataset_version: str
     shards: str
     fold: int | None = None
+    folds: int | None = None
     known: np.ndarray | None = None
     not_compared: str | None = None
     allow_known: bool = False
@@ -128,6 +130,7 @@ def predictions_from_logits(
         dataset_version=dataset.version,
         shards=dataset.origin or str(dataset.root.resolve()),
         fold=dataset.fold,
+        folds=dataset.folds or None,
         **text,
     )
 
@@ -210,7 +213,7 @@ def _to_table(predictions: Predictions) -> pa.Table:
         columns |= {f"{kind}_{name}": pa.array(values[:, c]) for c, name in enumerate(predictions.classes)}
     metadata = {name: str(getattr(predictions, name)) for name in ("run", "step", "dataset_version", "shards")}
     metadata["classes"] = json.dumps(predictions.classes)
-    for name in ("fold", "not_compared", "adopted"):
+    for name in ("fold", "folds", "not_compared", "adopted"):
         if getattr(predictions, name) is not None:
             metadata[name] = str(getattr(predictions, name))
     if predictions.adopted is not None:
@@ -239,6 +242,7 @@ def _from_table(table: pa.Table) -> Predictions:
         dataset_version=metadata["dataset_version"],
         shards=metadata["shards"],
         fold=int(metadata["fold"]) if "fold" in metadata else None,
+        folds=int(metadata["folds"]) if "folds" in metadata else None,
         not_compared=metadata.get("not_compared"),
         allow_known=json.loads(metadata.get("allow_known", "false")),
         adopted=metadata.get("adopted"),

@@ -39,6 +39,7 @@ METRICS = {
     "brier": Metric("Brier score", higher_is_better=False, is_share=False),
     "nll": Metric("negative log-likelihood", higher_is_better=False, is_share=False),
 }
+RANKING = ("auc_macro",)  # compare the scores of images with each other, so they need those of one network
 MEANS = ("accuracy", "balanced_accuracy", "brier", "nll")  # sums over samples of fixed contributions
 
 
