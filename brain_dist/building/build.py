@@ -94,7 +94,8 @@ def build(
         warnings += check_classes(records, recipe.classes, options, allow_missing=allow_missing)
         with partial_folder(out) as folder:
             if parts is not None:
-                spool, examined = spool_folder(out), read_parts(out, parts, records, request)
+                spool = spool_folder(out)
+                examined = read_parts(out, parts, records, source, request, run, progress)
             else:
                 spool = folder / "spool"  # images that were encoded again, so that none is decoded twice
                 spool.mkdir()

@@ -1,9 +1,9 @@
 """Parts of a build: each task of a job array examines a share of the images, then one process builds from all parts.
 
 The folder of parts lies beside the shard folder, with ``.parts`` after its name. Of each part it holds the thumbnails
-and, written last, what else was measured; ``spool`` holds the images that were encoded again, and masks. A part is a
-run of whole files in the order of the records, so the parts together give what one process would have found, in the
-same order.
+and, written last, what else was measured, with checksums of the part's files and of the source files; ``spool`` holds
+the images that were encoded again, and masks. A part is a run of whole files in the order of the records, so the parts
+together give what one process would have found, in the same order.
 """
 
 from __future__ import annotations
@@ -17,17 +17,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from brain_dist import __version__
 from brain_dist.building.coverage import check_classes
 from brain_dist.building.request import check_places, existing_dataset, request_entries
 from brain_dist.collection.discovery import find_records
-from brain_dist.collection.examination import NO_THUMBS, Examination, bad_images, examine_records
+from brain_dist.collection.examination import (
+    NO_THUMBS,
+    Examination,
+    bad_images,
+    examine_records,
+    spooled_mask,
+)
 from brain_dist.collection.measures import THUMB
 from brain_dist.collection.pixels import MeasuredImage
 from brain_dist.collection.recipes import Recipe
 from brain_dist.collection.records import Record
-from brain_dist.common.files import durable_file, write_atomically
+from brain_dist.common.files import crc32_file, durable_file, sync_file, sync_folder, write_atomically
 from brain_dist.common.progress import Progress, no_progress
 from brain_dist.common.scratch import scratch
+from brain_dist.common.text import printable
 from brain_dist.common.workers import Run, worker_pool
 from brain_dist.errors import Fault, UserError
 from brain_dist.store.options import BuildOptions
@@ -78,7 +86,7 @@ def examine_part(
 ) -> int:  # fmt: skip
     """Examine a part of the images for a later :func:`brain_dist.building.build.build` with the same arguments.
 
-    A complete part of the same request is left as it is.
+    A complete part of the same request is left as it is, unless one of its files has changed since.
 
     Returns:
         the number of images of the part.
@@ -92,27 +100,41 @@ def examine_part(
         records, _ = find_records(recipe, source, allow_missing=allow_missing)
         request = request_entries(source, recipe, options, records)
         own, place = _share(records, part), _place(out, part)
-        if existing_dataset(out, request) is None and not _is_complete(place, request):
-            check_classes(records, recipe.classes, options, allow_missing=allow_missing)
-            _write_part(place, own, source, spool_folder(out), recipe, options, request, run, progress)
+        if existing_dataset(out, request) is None:
+            document = _read(place)
+            is_usable = document.get("request") == _part_request(request) and (options.skip_bad or not document["bad"])
+            if not is_usable or _changed(document, place, source, run):
+                check_classes(records, recipe.classes, options, allow_missing=allow_missing)
+                _write_part(place, own, source, spool_folder(out), recipe, options, request, run, progress)
     return len(own)
 
 
-def _is_complete(place: Path, request: dict[str, Any]) -> bool:
-    return place.is_file() and _read(place)["request"] == request
+def _part_request(request: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a request that decide what an examination finds, and the version that examines."""
+    options = {name: request["options"][name] for name in ("max_side", "jpeg_quality", "keep_blank")}
+    return {
+        "recipe": request["recipe"],
+        "source_listing_sha256": request["source_listing_sha256"],
+        "options": options,
+        "builder": __version__,
+    }
 
 
 def _read(place: Path) -> dict[str, Any]:
-    """The content of a part's file."""
+    """The content of a part's file; empty if it is missing or damaged."""
     try:
         document: dict[str, Any] = json.loads(place.read_bytes())
     except (OSError, ValueError):
-        raise _damage(place, place) from None
+        return {}
     return document
 
 
-def _damage(file: Path, place: Path) -> Fault:
-    return Fault(f"{file} is damaged; remove {place}, and build that part again")
+def _changed(document: dict[str, Any], place: Path, source: Path, run: Run) -> list[Path]:
+    """The files of a part, of the source folder and of its own, that are not as they were when it was examined."""
+    expected = {source / path: crc32 for path, crc32 in document["source"].items()}
+    expected |= {place.parent / name: crc32 for name, crc32 in document["own"].items()}
+    actual = run(crc32_file, list(expected), 64)
+    return [file for (file, crc32), now in zip(expected.items(), actual, strict=True) if now != crc32]
 
 
 def _write_part(
@@ -121,29 +143,48 @@ def _write_part(
 ) -> None:  # fmt: skip
     try:
         spool.mkdir(parents=True, exist_ok=True)
+        paths = list(dict.fromkeys(record.path for record in records))
+        # before the examination: a file that changes meanwhile differs from its checksum later
+        checksums = list(run(crc32_file, [source / path for path in paths], 64))
         examined = examine_records(
             records, source, recipe, run, keep_blank=options.keep_blank, progress=partial(progress, "decoding"),
             spool=spool, smaller=options.smaller,
         )  # fmt: skip
         if examined.bad and not options.skip_bad:
             raise bad_images(examined.bad)
-        with durable_file(place.with_suffix(".npy")) as file:
+        thumbs = place.with_suffix(".npy")
+        with durable_file(thumbs) as file:
             np.lib.format.write_array(file, np.asarray(examined.thumbs), allow_pickle=False)
-        images = [
-            [record.key, image.payload is not None, *(getattr(image, name) for name in _FIELDS)]
-            for record, image in zip(examined.records, examined.images, strict=True)
-        ]
-        document = {"request": request, "images": images, "bad": examined.bad, "blank": examined.blank}
+        images = list(zip(examined.records, examined.images, strict=True))
+        encoded = {spool / record.key: image.crc32 for record, image in images if image.payload is not None}
+        masks = [spooled_mask(spool, record.key) for record, image in images if "lesion_area" in image.attributes]
+        for _ in run(sync_file, [*encoded, *masks], 64):
+            pass
+        sync_folder(spool)
+        own = encoded | {file: crc32_file(file) for file in [thumbs, *masks]}
+        document = {
+            "request": _part_request(request),
+            "images": [
+                [record.key, image.payload is not None, *(getattr(image, name) for name in _FIELDS)]
+                for record, image in images
+            ],
+            "source": dict(zip(paths, checksums, strict=True)),
+            "own": {str(file.relative_to(place.parent)): crc32 for file, crc32 in own.items()},
+            "bad": examined.bad,
+            "blank": examined.blank,
+        }
         write_atomically(place, json.dumps(document))
     except OSError as error:
         raise UserError(f"cannot write the parts in {place.parent} ({error.strerror or error})") from None
 
 
-def read_parts(out: Path, count: int, records: list[Record], request: dict[str, Any]) -> Examination:
+def read_parts(
+    out: Path, count: int, records: list[Record], source: Path, request: dict[str, Any], run: Run, progress: Progress
+) -> Examination:
     """What all parts found, as :func:`brain_dist.collection.examination.examine_records` of all records returns it.
 
     Raises:
-        UserError: a part is missing, or belongs to another request.
+        UserError: a part is missing, belongs to another request, or was examined before a file of the source changed.
         Fault: a part is damaged.
     """
     places = [_place(out, Part(number, count)) for number in range(count)]
@@ -154,26 +195,15 @@ def read_parts(out: Path, count: int, records: list[Record], request: dict[str, 
             f" --part NUMBER --parts {count} and the same other options"
         )
     documents = []
-    for place in places:
-        document = _read(place)
-        if document["request"] != request:
-            raise UserError(
-                f"{place} was examined with another recipe, other options or other source files; remove"
-                f" {place.parent} and build all parts again"
-            )
-        documents.append(document)
+    for number, place in enumerate(places):
+        documents.append(_read_intact(place, source, request, run, f"--part {number} --parts {count}"))
+        progress("reading parts", number + 1, count)
     record_of = {record.key: record for record in records}
     examined = Examination(
         [], [], scratch((sum(len(d["images"]) for d in documents), 2, THUMB, THUMB), np.uint8), [], []
     )
     for place, document in zip(places, documents, strict=True):
-        file = place.with_suffix(".npy")
-        try:
-            thumbs = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError):
-            raise _damage(file, place) from None
-        if thumbs.shape != (len(document["images"]), 2, THUMB, THUMB):
-            raise _damage(file, place)
+        thumbs = np.load(place.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
         start = len(examined.records)
         examined.thumbs[start : start + len(thumbs)] = thumbs
         for key, is_encoded, *values in document["images"]:
@@ -185,6 +215,24 @@ def read_parts(out: Path, count: int, records: list[Record], request: dict[str, 
         examined.bad.extend(document["bad"])
         examined.blank.extend(document["blank"])
     return examined
+
+
+def _read_intact(place: Path, source: Path, request: dict[str, Any], run: Run, flags: str) -> dict[str, Any]:
+    """The content of a part's file, if the part can be used; ``flags`` are the options that examine it again."""
+    document = _read(place)
+    advice = f"examine this part again, by {flags} and the other options of this build"
+    if not document:
+        raise Fault(f"{place} is damaged; {advice}")
+    if document["request"] != _part_request(request):
+        raise UserError(
+            f"{place} was examined with another recipe, other source files, another version of brain_dist, or another"
+            f" --max-side, --jpeg-quality or --keep-blank; {advice}"
+        )
+    for file in _changed(document, place, source, run):
+        if file.is_relative_to(place.parent):
+            raise Fault(f"{file} is missing or damaged; {advice}")
+        raise UserError(f"{printable(str(file))} changed since it was examined for {place}; {advice}")
+    return document
 
 
 def remove_parts(out: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from dataclasses import asdict
 from functools import partial
 from itertools import groupby
@@ -14,7 +13,7 @@ from typing import Any
 from brain_dist.collection.examination import examine_records
 from brain_dist.collection.recipes import Recipe
 from brain_dist.collection.records import Record, source_name
-from brain_dist.common.files import sha256_bytes
+from brain_dist.common.files import crc32_file, sha256_bytes
 from brain_dist.common.progress import Progress
 from brain_dist.common.text import printable
 from brain_dist.common.workers import Run
@@ -135,6 +134,6 @@ def check_contents(
 
 def _has_bytes(file: Path, size: int, crc32: int) -> bool:
     try:
-        return file.stat().st_size == size and zlib.crc32(file.read_bytes()) == crc32
+        return file.stat().st_size == size and crc32_file(file) == crc32
     except OSError:
         return False

@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,6 +92,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_file(path: Path) -> None:
+    """Wait until the bytes of a file are on disk; its folder holds its name (:func:`sync_folder`)."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def durable_file(path: Path, mode: Literal["wb", "xb", "ab"] = "wb") -> Iterator[BinaryIO]:
     """Open a file for writing; its bytes are on disk when the ``with`` block ends without an error."""
@@ -148,6 +155,20 @@ def check_writable(folder: Path, advice: str) -> None:
             file.write(bytes(1 << 16))
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror or error}); {advice}") from None
+
+
+def crc32_file(path: Path) -> int | None:
+    """CRC-32 of a file, None if it cannot be read; faster than sha256, for changes that nobody hides."""
+    checksum = 0
+    try:
+        if not path.is_file():
+            return None  # opening a named pipe would wait for its writer
+        with path.open("rb") as file:
+            while data := file.read(1 << 20):
+                checksum = zlib.crc32(data, checksum)
+    except OSError:
+        return None
+    return checksum
 
 
 def sha256_file(path: Path) -> str:

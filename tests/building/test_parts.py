@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from helpers import in_process
 from pictures import draw, write_collection
+from PIL import Image
+
+from brain_dist import __version__
 
 PARTS = 3
 
@@ -66,24 +68,89 @@ def test_a_part_names_its_damaged_files(source, tmp_path):
 
 def test_parts_of_another_request_are_refused(source, tmp_path):
     out = tmp_path / "out"
-    for number in ("0", "1"):
-        build(source, out, "--skip-bad", "--parts", "2", "--part", number, "--seed", number)
-    error = build(source, out, "--skip-bad", "--parts", "2", expect=2).err
-    assert "00001-of-00002.json was examined with another recipe, other options or other source files" in error
-    build(source, out, "--skip-bad", "--parts", "2", "--part", "1")  # replaces it
-    build(source, out, "--skip-bad", "--parts", "2")
+    for number, side in (("0", "48"), ("1", "64")):
+        build(source, out, "--skip-bad", "--parts", "2", "--part", number, "--max-side", side)
+    words = ("--skip-bad", "--parts", "2", "--max-side", "48")
+    error = build(source, out, *words, expect=2).err
+    assert "00001-of-00002.json was examined with another recipe, other source files" in error
+    assert "examine this part again, by --part 1 --parts 2 and the other options of this build" in error
+    build(source, out, *words, "--part", "1")  # replaces it
+    build(source, out, *words)
 
 
-def test_a_damaged_part_is_a_fault(source, tmp_path):
+def test_parts_of_another_version_are_refused(source, tmp_path):
     out = tmp_path / "out"
     build(source, out, "--skip-bad", "--parts", "1", "--part", "0")
-    place = tmp_path / "out.parts" / "00000-of-00001.npy"
-    np.save(place, np.zeros((2, 2, 64, 64), np.uint8))
-    assert "00000-of-00001.npy is damaged" in build(source, out, "--skip-bad", "--parts", "1", expect=1).err
-    place.write_bytes(place.read_bytes()[:1000])
-    assert "00000-of-00001.npy is damaged" in build(source, out, "--skip-bad", "--parts", "1", expect=1).err
-    place.with_suffix(".json").write_text("{")
-    assert "00000-of-00001.json is damaged" in build(source, out, "--skip-bad", "--parts", "1", expect=1).err
+    place = tmp_path / "out.parts" / "00000-of-00001.json"
+    written = place.read_text()
+    place.write_text(written.replace(f'"builder": "{__version__}"', '"builder": "0.0"'))
+    assert "another version of brain_dist" in build(source, out, "--skip-bad", "--parts", "1", expect=2).err
+    build(source, out, "--skip-bad", "--parts", "1", "--part", "0")
+    assert place.read_text() == written
+
+
+def test_options_that_no_examination_depends_on_leave_parts_valid(source, tmp_path):
+    out, last = tmp_path / "out", ("--split", "kfold", "--folds", "3", "--seed", "5", "--shard-size", "9")
+    build(source, tmp_path / "once", "--skip-bad", *last)
+    build(source, out, "--skip-bad", "--parts", "1", "--part", "0")
+    place = tmp_path / "out.parts" / "00000-of-00001.json"
+    examined = place.stat().st_ino
+    build(source, out, "--skip-bad", "--parts", "1", "--part", "0", *last)
+    assert place.stat().st_ino == examined
+    assert "cut.jpg" in build(source, out, "--parts", "1", *last, expect=2).err, "damaged files are still to be named"
+    build(source, out, "--skip-bad", "--parts", "1", *last)
+    assert contents(out) == contents(tmp_path / "once")
+
+
+@pytest.fixture
+def masked(tmp_path: Path) -> tuple[str, ...]:
+    """Images that are kept and images that are encoded again, the glioma with masks: the options of its build."""
+    for label in ("glioma", "notumor"):
+        (tmp_path / "raw" / label).mkdir(parents=True)
+        for number in range(4):
+            draw(10 * (label == "glioma") + number, 96).save(tmp_path / "raw" / label / f"{number}.bmp")
+            draw(30 + 10 * (label == "glioma") + number, 96).save(tmp_path / "raw" / label / f"kept{number}.png")
+    for number in range(4):
+        mask = Image.new("L", (96, 96))
+        mask.paste(255, (20, 20, 40 + number, 50))
+        mask.save(tmp_path / "raw" / "glioma" / f"{number}_mask.png")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("classes: [glioma, notumor]\nparts:\n  - masks: {suffix: _mask}\n")
+    return "--recipe", str(recipe)
+
+
+def other_pixel(file: Path) -> None:
+    """Another gray value in the middle of a BMP or an image file of the same size."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "code", "message"),
+    [
+        ("raw/glioma/0.bmp", other_pixel, 2, "changed since it was examined for"),
+        ("raw/glioma/kept0.png", other_pixel, 2, "changed since it was examined for"),
+        ("out.parts/spool/raw-glioma-0", Path.unlink, 1, "is missing or damaged"),
+        ("out.parts/spool/raw-glioma-0.mask", other_pixel, 1, "is missing or damaged"),
+        ("out.parts/00000-of-00002.npy", other_pixel, 1, "is missing or damaged"),
+        ("out.parts/00000-of-00002.json", lambda file: file.write_text("{"), 1, "is damaged"),
+    ],
+)
+def test_a_part_whose_files_changed_is_examined_again(masked, tmp_path, name, change, code, message):
+    source, out = tmp_path / "raw", tmp_path / "out"
+    words = (*masked, "--skip-bad", "--parts", "2")
+    for number in ("0", "1"):
+        build(source, out, *words, "--part", number)
+    change(tmp_path / name)
+    error = build(source, out, *words, expect=code).err
+    assert f"{tmp_path / name} {message}" in error
+    assert "examine this part again, by --part 0 --parts 2 and the other options of this build" in error
+    build(source, out, *words, "--part", "0")
+    build(source, out, *words)
+    build(source, tmp_path / "once", *masked, "--skip-bad")
+    assert contents(out) == contents(tmp_path / "once")
+    assert (out / "masks.parquet").exists()
 
 
 @pytest.mark.parametrize(
