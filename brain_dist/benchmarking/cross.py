@@ -124,7 +124,8 @@ def evaluations_of(
     tests = {source.name: source.tests for source in sources}
     for pair in pairs:
         if pair.kind == "external" and pair.refused is None:
-            tests[pair.source] += (Test(pair.test, str(datasets[pair.test].root.resolve())),)
+            tested = datasets[pair.test]
+            tests[pair.source] += (Test(pair.test, str(tested.root.resolve()), version=tested.version),)
     return tests
 
 

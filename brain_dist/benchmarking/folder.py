@@ -26,6 +26,7 @@ from brain_dist.common.files import check_writable, write_atomically
 from brain_dist.common.locks import Busy, take_lock
 from brain_dist.config import dump
 from brain_dist.errors import UserError
+from brain_dist.judging.predictions import read_version
 
 RECORD = "benchmark.json"
 LOCK_TIME = 60.0  # seconds; a training that was interrupted may still save
@@ -64,10 +65,24 @@ class Folder:
         name = re.sub(r"[^\w.-]", "_", model)
         return self.out / "costs" / f"{name}.json"
 
+    def is_evaluated(self, key: str, test: str, version: str | None) -> bool:
+        """Whether an evaluation of a cell is there, of shards of this version; None is any version.
+
+        Raises:
+            UserError: the predictions table is damaged.
+        """
+        file = self.predictions(key, test)
+        if not (file.is_file() and file.with_suffix(".json").is_file()):
+            return False
+        return version is None or read_version(file) == version
+
     def is_finished(self, cell: Cell) -> bool:
         """Whether all evaluations of a cell are there. They are written when its training is complete."""
-        files = [self.predictions(cell.key, test.name) for test in cell.tests]
-        return all(file.is_file() and file.with_suffix(".json").is_file() for file in files)
+        return all(self.is_evaluated(cell.key, test.name, test.version) for test in cell.tests)
+
+    def recorded(self, record: Mapping[str, Any], key: str, test: str) -> bool:
+        """:meth:`is_evaluated` for a cell of a record, by the version of the test's shards in that record."""
+        return self.is_evaluated(key, test, record.get("test_versions", {}).get(test))
 
     def record(self) -> dict[str, Any]:
         """The grid in benchmark.json.
@@ -127,7 +142,7 @@ class Folder:
 def _require_same(stored: Mapping[str, Any], current: Mapping[str, Any], out: Path) -> None:
     """Raise UserError unless two records have the same shards, conditions and number of ranks.
 
-    A setting that one of them lacks counts as off, see :func:`.grid.settings_key`.
+    A setting that one of them lacks counts as off, see :func:`.keys.settings_key`.
     """
     versions = {source["name"]: source["version"] for source in stored["sources"]}
     for source in current["sources"]:

@@ -1,18 +1,17 @@
-"""The cells of a benchmark: models × seeds × folds × training shards, under unified conditions. Pure.
+"""The cells of a benchmark: models × seeds × folds × training shards, under unified conditions.
 
-A cell is one training and its evaluations. Its name is a hash of its settings and of the version of its shards, so that
-the same settings are always the same cell, wherever the folders are.
+A cell is one training and its evaluations. Its name is a hash of its settings, of the files that they name and of the
+version of its shards, so that the same settings are always the same cell, wherever the folders are.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from brain_dist.benchmarking.keys import cell_key, file_contents, flattened
 from brain_dist.config import Config, DataConfig, to_dict
 from brain_dist.errors import UserError
 
@@ -37,12 +36,14 @@ class Test:
         shards: other shards than the training's; None is the test split of the training's own.
         allow_known: whether images that training knew count.
         split: split of the shards.
+        version: sha256 of the manifest of ``shards``; None for the training's own, whose version is in the cell's name.
     """
 
     name: str = "test"
     shards: str | None = None
     allow_known: bool = False
     split: str = "test"
+    version: str | None = None
 
 
 OWN_TEST = (Test(),)
@@ -146,6 +147,9 @@ class Grid:
                 }
                 for source in self.sources
             ],
+            "test_versions": {
+                test.name: test.version for cell in self.cells for test in cell.tests if test.version is not None
+            },
             "common": {key: value for key, value in settings.items() if not key.startswith((*self.differ, *OF_CELL))},
             "cells": [
                 {
@@ -184,6 +188,7 @@ def plan(
             different conditions.
     """
     fold_numbers: tuple[int | None, ...] = (None,) if folds is None else tuple(range(folds))
+    contents = {model: file_contents(config) for model, config in variants.items()}
     cells = []
     for seed in seeds:
         for fold in fold_numbers:
@@ -194,7 +199,7 @@ def plan(
                         leave_out=source.data.leave_out, fold=fold,
                     )  # fmt: skip
                     config = replace(base, data=data, run=replace(base.run, seed=seed))
-                    key = cell_key(config, source.version)
+                    key = cell_key(config, source.version, contents[model])
                     config = replace(config, run=replace(config.run, dir=str(out / "cells"), name=key))
                     cells.append(
                         Cell(key, model, seed, fold, source.name, config, (tests or {}).get(source.name, source.tests))
@@ -211,28 +216,6 @@ def _method(config: Config) -> dict[str, Any]:
 def cell_title(model: str, seed: int, fold: int | None) -> str:
     """A cell in words: model, seed and fold."""
     return f"{model}, seed {seed}{'' if fold is None else f', fold {fold}'}"
-
-
-def cell_key(config: Config, version: str) -> str:
-    """16 hex digits of the sha256 of a cell's settings, with the version of its shards instead of their folder.
-
-    ``run.dir`` and ``run.name`` are left out. What does not change the trained network (W&B, threads) counts: the same
-    settings are the same cell.
-    """
-    settings = flattened(to_dict(config))
-    for name in ("run.dir", "run.name", "data.shards", "data.sources", "data.leave_out"):
-        del settings[name]
-    return settings_key({**settings, "dataset_version": version})
-
-
-def settings_key(settings: Mapping[str, Any]) -> str:
-    """16 hex digits for settings by their dotted names.
-
-    A setting that is off (0, empty, None) does not count, so a version with more settings continues a benchmark that
-    an earlier one has begun.
-    """
-    text = json.dumps({name: value for name, value in settings.items() if value}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def require_unified(cells: Sequence[Cell], differ: tuple[str, ...] = OF_MODEL) -> None:
@@ -272,12 +255,3 @@ def differences(a: Config, b: Config) -> Iterator[tuple[str, Any, Any]]:
     for key in dict.fromkeys([*first, *second]):
         if first.get(key) != second.get(key):
             yield key, first.get(key), second.get(key)
-
-
-def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names; options of a network stay one value."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = f"{prefix}{key}"
-        flat |= flattened(value, f"{name}.") if isinstance(value, dict) and not prefix else {name: value}
-    return flat

@@ -121,8 +121,11 @@ def tables_of(pair: Mapping[str, Any], model: str, record: Mapping[str, Any], fo
     """The tables of a model in one cell of the matrix, one for each finished seed."""
     name = {"external": pair["test"], PUBLISHED: PUBLISHED}.get(pair["kind"], "test")
     cells = [cell for cell in record["cells"] if (cell["source"], cell["model"]) == (pair["source"], model)]
-    files = [folder.predictions(cell["cell"], name) for cell in sorted(cells, key=lambda cell: cell["seed"])]
-    return [read_predictions(file) for file in files if file.is_file()]
+    return [
+        read_predictions(folder.predictions(cell["cell"], name))
+        for cell in sorted(cells, key=lambda cell: cell["seed"])
+        if folder.recorded(record, cell["cell"], name)
+    ]
 
 
 def _worst(rows: Sequence[Row]) -> list[Row]:

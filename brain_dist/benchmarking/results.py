@@ -82,7 +82,7 @@ def read_benchmark(folder: Folder) -> Benchmark:
     """
     record = folder.record()
     require_same_conditions(record, folder)
-    cells = [_cell_row(cell, test, folder) for cell in record["cells"] for test in cell["tests"]]
+    cells = [_cell_row(record, cell, test, folder) for cell in record["cells"] for test in cell["tests"]]
     if all(row["state"] == "missing" for row in cells):
         raise UserError(f"no cell in {folder.out} is finished yet; run `brain-dist benchmark run {folder.out}` first")
     order = dict.fromkeys((row["source"], row["test"]) for row in cells)
@@ -96,12 +96,11 @@ def read_benchmark(folder: Folder) -> Benchmark:
     return Benchmark(record, cells, parts, costs, notes)
 
 
-def _cell_row(cell: Mapping[str, Any], test: str, folder: Folder) -> Row:
+def _cell_row(record: Mapping[str, Any], cell: Mapping[str, Any], test: str, folder: Folder) -> Row:
     row = {name: cell[name] for name in ("cell", "source", "model", "seed", "fold")} | {"test": test}
-    file = folder.predictions(cell["cell"], test)
-    if not (file.is_file() and file.with_suffix(".json").is_file()):
+    if not folder.recorded(record, cell["cell"], test):
         return row | {"state": "missing"}
-    predictions = read_predictions(file).headline
+    predictions = read_predictions(folder.predictions(cell["cell"], test)).headline
     metrics = predictions.evaluate()
     return row | {
         "state": "finished",
@@ -168,7 +167,7 @@ def runs_by_model(folder: Folder, test: str = "test") -> dict[str, list[Path]]:
     if len(record["sources"]) > 1:
         names = ", ".join(source["name"] for source in record["sources"])
         raise UserError(f"{folder.out} has models trained on {names}; give the runs to compare with --group")
-    cells = [_cell_row(cell, test, folder) for cell in record["cells"]]
+    cells = [_cell_row(record, cell, test, folder) for cell in record["cells"]]
     seeds = complete_seeds(record, cells, folder)
     runs = {model: [run for folds in of_seed for run in folds] for model, of_seed in seeds.items() if of_seed}
     if not runs:

@@ -79,7 +79,7 @@ def training_commands(cell: Cell, folder: Folder) -> list[list[str]]:
     run = folder.run(cell.key)
     commands = [["train", "--config", str(folder.settings(cell.key))]]
     for test in cell.tests:
-        if not folder.predictions(cell.key, test.name).with_suffix(".json").is_file():
+        if not folder.is_evaluated(cell.key, test.name, test.version):
             commands.append(["evaluate", str(run), *evaluation_options(cell, test)])
     return commands
 

@@ -202,6 +202,21 @@ def read_predictions(path: str | Path) -> Predictions:
     return predictions
 
 
+def read_version(path: Path) -> str:
+    """``dataset_version`` of a predictions table, without reading its rows.
+
+    Raises:
+        UserError: the file is not a predictions table.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return str((pq.read_schema(path).metadata or {})[b"dataset_version"].decode())
+    except (pa.ArrowException, KeyError) as error:
+        raise UserError(f"{path} is not a predictions table ({error}); {_ADVICE}") from error
+
+
 def _to_table(predictions: Predictions) -> pa.Table:
     import pyarrow as pa
 

@@ -18,6 +18,8 @@ from brain_dist.benchmarking.cross import evaluations_of, open_collections, plan
 from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.grid import plan
 from brain_dist.benchmarking.matrix import write_matrix
+from brain_dist.benchmarking.results import read_benchmark
+from brain_dist.benchmarking.trainings import training_commands
 from brain_dist.common.progress import no_progress
 from brain_dist.comparison.crossing import Judged, confounded, drop
 from brain_dist.config import load
@@ -205,6 +207,38 @@ def test_a_published_split_is_judged_with_and_without_the_images_that_training_k
     page = (out / "index.html").read_text()
     assert "its published test split, with images that training knew" in page
     assert "Trained and tested on divided, with the test images that training knew" in page
+
+
+def test_a_test_collection_that_was_built_again_is_evaluated_again(
+    collections: dict[str, Path], crossed: Path, tmp_path: Path
+) -> None:
+    out, config = tmp_path / "out", load(SETTINGS)
+    shutil.copytree(crossed, out)
+    images = collections["gamma"].parent / "images" / "c"
+    two = {"notumor": ["notumor"], "tumor": ["glioma", "meningioma", "pituitary"]}
+    again = build(tmp_path, "gamma", images, two, "--split", "test")
+    folder, listed = Folder(out), f"{collections['alpha']},{collections['beta']},{again}"
+    datasets = open_collections(listed, config)
+    assert datasets["gamma"].version != open_dataset(collections["gamma"]).version
+    sources, pairs = plan_pairs(datasets, config, folder, ["alpha"])
+    tests = evaluations_of(sources, pairs, datasets)
+    grid = plan({"test_convnext": config}, [0, 1], None, sources, out, 1, tests)
+    folder.claim(grid, "cross")
+    write_plan(folder, datasets, pairs)
+    for cell in grid.cells:
+        assert not folder.is_finished(cell)
+        (evaluation,) = [words for words in training_commands(cell, folder) if words[0] == "evaluate"]
+        assert evaluation[-4:] == ["--shards", str(again), "--name", "gamma"]
+    assert read_benchmark(folder).missing == [f"test_convnext, seed {seed}, tested on gamma" for seed in (0, 1)]
+    rows = {row["test"]: row for row in write_matrix(folder)["rows"]}
+    assert rows["gamma"]["refused"] == "no seed is finished"
+    assert rows["beta"]["balanced_accuracy"] == row_of(crossed, "alpha", "beta")["balanced_accuracy"]
+    for cell in grid.cells:
+        dataset = with_run_classes(datasets["gamma"], FOUR)
+        table = drawn_predictions(dataset, dataset.rows("test"), cell.seed)
+        write_evaluation(folder.predictions(cell.key, "gamma"), table, dataset.rows("test"))
+        assert folder.is_finished(cell)
+    assert read_benchmark(folder).missing == []
 
 
 @pytest.mark.slow

@@ -16,13 +16,11 @@ from brain_dist.benchmarking.grid import (
     Cell,
     Grid,
     Source,
-    cell_key,
     differences,
-    flattened,
     plan,
     require_unified,
-    settings_key,
 )
+from brain_dist.benchmarking.keys import cell_key, flattened, settings_key
 from brain_dist.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig, to_dict
 from brain_dist.errors import UserError
 
@@ -66,7 +64,7 @@ def test_a_cells_name_depends_on_its_settings_only(tmp_path: Path) -> None:
     rebuilt = dataclasses.replace(SOURCE, version="2" * 64)
     assert not set(keys) & {cell.key for cell in grid(sources=(rebuilt,)).cells}
     program = (
-        "from brain_dist.benchmarking.grid import cell_key\n"
+        "from brain_dist.benchmarking.keys import cell_key\n"
         "from brain_dist.config import load\n"
         "words = ['--model.name', 'resnet18', '--data.shards', 'x', '--model.options', '{b: 1, a: 2}']\n"
         "print(cell_key(load(words), 'v'))"
@@ -156,6 +154,43 @@ def test_a_precision_that_depends_on_the_network_is_refused() -> None:
 def test_another_setting_is_another_cell(change: Callable[[Config], Config]) -> None:
     assert cell_key(change(BASE), "v") != cell_key(BASE, "v")
     assert cell_key(BASE, "v") == cell_key(BASE, "v")
+
+
+def test_the_files_that_settings_name_count_by_their_contents(tmp_path: Path) -> None:
+    """The same settings with another file are another cell, whatever the path; without such files keys stay."""
+    weights, deepspeed = tmp_path / "weights.pth", tmp_path / "deepspeed.json"
+
+    def key(weights: Path, deepspeed: Path) -> str:
+        config = dataclasses.replace(
+            BASE,
+            model=ModelConfig(name="resnet18", weights=str(weights)),
+            train=TrainConfig(precision="fp32", deepspeed=str(deepspeed)),
+        )
+        (cell,) = plan({"resnet18": config}, [0], None, [SOURCE], tmp_path).cells
+        assert cell.config.model.weights == str(weights)
+        return cell.key
+
+    with pytest.raises(UserError, match=r"train\.deepspeed=.*deepspeed\.json cannot be read \(No such file"):
+        key(weights, deepspeed)
+    deepspeed.write_text("{}")
+    with pytest.raises(UserError, match=r"model\.weights=.*weights\.pth cannot be read \(No such file"):
+        key(weights, deepspeed)
+    weights.write_bytes(b"one")
+    first = key(weights, deepspeed)
+    assert key(weights, deepspeed) == first
+    moved = weights.rename(tmp_path / "moved.pth")
+    assert key(moved, deepspeed) == first
+    moved.write_bytes(b"two")
+    second = key(moved, deepspeed)
+    deepspeed.write_text('{"gradient_clipping": 1.0}')
+    assert len({first, second, key(moved, deepspeed)}) == 3
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    (hub / "config.json").write_text("{}")
+    (hub / "model.safetensors").write_bytes(b"one")
+    deepspeed.write_text("{}")
+    assert key(hub, deepspeed) == first
+    assert cell_key(BASE, "v") == "8e5a0815b7833e76", "trained cells would not be found again"
 
 
 def test_a_setting_that_is_off_does_not_count() -> None:
