@@ -40,9 +40,11 @@ def _quota(root: Path) -> float:
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)  # version 2 has one line, without controllers
             if not controllers or "cpu" in controllers.split(","):
-                # a container may see its group at the root of the mount, so that the first folders do not exist
-                for group in (PurePosixPath(path), *PurePosixPath(path).parents):
-                    quotas.append(_quota_of(root / "sys/fs/cgroup" / controllers / group.relative_to("/")))
+                # the mount may name the controllers of version 1 in another order; it then has the link ``cpu``
+                for mount in (controllers, "cpu") if controllers else ("",):
+                    # a container may see its group at the root of the mount, so that the first folders do not exist
+                    for group in (PurePosixPath(path), *PurePosixPath(path).parents):
+                        quotas.append(_quota_of(root / "sys/fs/cgroup" / mount / group.relative_to("/")))
     return min(quotas)
 
 

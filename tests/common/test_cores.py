@@ -70,6 +70,8 @@ V1, V2 = "4:memory:/\n2:cpu,cpuacct:/slurm/job_7/step_0\n0::/\n", "0::/user.slic
         (V1, {"cpu,cpuacct/cpu.cfs_quota_us": "-1", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, None),
         (V1, {"cpu,cpuacct/slurm/job_7/cpu.cfs_quota_us": "400000",
               "cpu,cpuacct/slurm/job_7/cpu.cfs_period_us": "100000"}, 4),
+        (V1.replace("cpu,cpuacct", "cpuacct,cpu"),
+         {"cpu/slurm/job_7/cpu.cfs_quota_us": "400000", "cpu/slurm/job_7/cpu.cfs_period_us": "100000"}, 4),
         ("", {}, None),
     ],
 )  # fmt: skip
