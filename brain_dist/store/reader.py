@@ -17,6 +17,7 @@ import numpy as np
 
 from brain_dist.collection.decoding import BadImage, encoded_size
 from brain_dist.common.progress import Progress
+from brain_dist.common.scratch import scratch
 from brain_dist.common.workers import worker_pool
 from brain_dist.errors import Fault
 from brain_dist.store.dataset import Dataset, open_dataset
@@ -139,17 +140,23 @@ def read_ahead(read: Callable[[Item], Images], batches: Iterable[Item]) -> Gener
 def read_thumbs(parts: Sequence[tuple[Dataset, Iterable[int]]], workers: int, progress: Progress) -> np.ndarray:
     """Thumbnails uint8 [N, 2, 64, 64] of rows of several datasets, see :mod:`brain_dist.collection.measures`.
 
+    They are on disk, so that memory does not grow with them.
+
     Raises:
         Fault: a shard is missing or damaged.
     """
+    from brain_dist.collection.measures import THUMB
+
     samples = [(dataset.root, dataset.sources, int(row)) for dataset, rows in parts for row in rows]
-    thumbs = []
-    with worker_pool(workers) as run:
-        for thumb in run(_read_thumbs, samples, 16):
-            thumbs.append(thumb)
-            progress("decoding", len(thumbs), len(samples))
-    _reader.cache_clear()
-    return np.stack(thumbs)
+    thumbs = scratch((len(samples), 2, THUMB, THUMB), np.uint8)
+    try:
+        with worker_pool(workers) as run:
+            for row, thumb in enumerate(run(_read_thumbs, samples, 16)):
+                thumbs[row] = thumb
+                progress("decoding", row + 1, len(samples))
+    finally:
+        _reader.cache_clear()
+    return thumbs
 
 
 @functools.cache

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from brain_dist.collection.pixels import examine
+from brain_dist.common.progress import no_progress
 from brain_dist.errors import Fault
 from brain_dist.store.dataset import open_dataset
-from brain_dist.store.reader import ShardReader, read_ahead
+from brain_dist.store.reader import ShardReader, _reader, read_ahead, read_thumbs
 
 
 class CountingReader(ShardReader):
@@ -89,3 +91,18 @@ def test_threads_end_when_the_iterator_is_closed(phantom_shards: Path) -> None:
     for thread in reading_threads():
         thread.join(60)
     assert not reading_threads()
+
+
+def test_thumbnails_of_several_folders_are_on_disk(phantom_shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(phantom_shards, tmp_path / "shards")
+    datasets = open_dataset(phantom_shards), open_dataset(tmp_path / "shards")
+    rows = [5, 2], [7]
+    thumbs = read_thumbs(list(zip(datasets, rows, strict=True)), 1, no_progress)
+    assert isinstance(thumbs, np.memmap)
+    expected = [examine(ShardReader(datasets[0]).read(row)).thumbs for row in (5, 2, 7)]
+    np.testing.assert_array_equal(thumbs, expected)
+    for shard in (tmp_path / "shards").glob("*.tar"):
+        shard.unlink()
+    with pytest.raises(Fault, match="cannot be read"):
+        read_thumbs([(datasets[0], [1]), (datasets[1], [7])], 1, no_progress)
+    assert _reader.cache_info().currsize == 0, "no file stays open"
