@@ -1,12 +1,26 @@
-"""Exactly one OpenCV: the wheels opencv-python, -headless and -contrib all write into the same folder ``cv2``."""
+"""Exactly one OpenCV, without threads of its own.
+
+The wheels opencv-python, -headless and -contrib all write into the same folder ``cv2``.
+"""
 
 from __future__ import annotations
 
+import operator
 import re
+from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import cv2
 import pytest
+import torch.utils.data
+
+import brain_dist
+from brain_dist.common.workers import worker_pool
+from brain_dist.config import DataConfig
+from brain_dist.store.dataset import open_dataset
+from brain_dist.stream.decoding import EncodedImages
+from brain_dist.stream.torch_loader import _start_loading_process
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,3 +36,42 @@ def test_one_opencv_is_installed_and_grad_cam_imports_with_it() -> None:
     import pytorch_grad_cam
 
     assert pytorch_grad_cam.GradCAM
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    """OpenCV as it starts on a machine with four cores."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(4)
+    yield
+    cv2.setNumThreads(before)
+
+
+@pytest.mark.usefixtures("four_threads")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_processes_of_a_build_leave_opencv_one_thread(workers: int) -> None:
+    with worker_pool(workers) as run:
+        assert set(run(operator.call, [cv2.getNumThreads] * 4, 1)) == {1}
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_loaders_and_predictors_leave_opencv_one_thread(phantom_shards: Path, trained_run: Path) -> None:
+    EncodedImages(open_dataset(phantom_shards), DataConfig().size, color=False)
+    assert cv2.getNumThreads() == 1
+    cv2.setNumThreads(4)
+    brain_dist.load(trained_run, device="cpu")
+    assert cv2.getNumThreads() == 1
+
+
+class Threads(torch.utils.data.Dataset[int]):
+    """The threads of OpenCV in a loading process."""
+
+    def __getitem__(self, index: int) -> int:
+        return cv2.getNumThreads()
+
+
+@pytest.mark.slow
+def test_the_loading_processes_of_torch_leave_opencv_one_thread() -> None:
+    options = {"batch_size": None, "sampler": [0], "num_workers": 1, "multiprocessing_context": "forkserver"}
+    loader = torch.utils.data.DataLoader(Threads(), worker_init_fn=_start_loading_process, **options)
+    assert list(loader) == [1]

@@ -6,6 +6,7 @@ import multiprocessing
 import multiprocessing.util
 import os
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,7 @@ def worker_pool(workers: int) -> Iterator[Run]:
         UserError: a worker process cannot be started, or was killed.
     """
     if workers <= 1:
+        use_one_opencv_thread()
         yield lambda function, items, chunk_size: map(function, items)
         return
     context = multiprocessing.get_context("forkserver")
@@ -105,7 +107,17 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Ite
         yield from pool.map(function, items)
 
 
+def use_one_opencv_thread() -> None:
+    """Keep OpenCV, if this process has imported it, from threads of its own.
+
+    Threads or processes divide the images, so that more threads an image would only compete for the cores.
+    """
+    if (cv2 := sys.modules.get("cv2")) is not None:
+        cv2.setNumThreads(1)
+
+
 def _start_pool_worker() -> None:
+    use_one_opencv_thread()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # a pool that lost a worker ends the others by it
     exit_with_parent()
 

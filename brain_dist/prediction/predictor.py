@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from brain_dist.collection.decoding import BadImage
+from brain_dist.common.workers import use_one_opencv_thread
 from brain_dist.errors import Fault, UserError
 from brain_dist.prediction.answers import Prediction, answer, mean_of_slices
 from brain_dist.prediction.model import open_model
@@ -31,6 +32,7 @@ class Predictor:
     """A model for images of any format; see :func:`load`."""
 
     def __init__(self, model: Model) -> None:
+        use_one_opencv_thread()
         self.model = model
 
     @property

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brain_dist.augmentation.composing import compose
+from brain_dist.common.workers import use_one_opencv_thread
 from brain_dist.errors import Fault
 from brain_dist.store.dataset import Dataset
 from brain_dist.store.reader import ShardReader
@@ -76,6 +77,7 @@ class EncodedImages:
     """
 
     def __init__(self, dataset: Dataset, size: int, *, color: bool) -> None:
+        use_one_opencv_thread()
         self.reader = ShardReader(dataset)
         self._sides = np.stack([dataset.columns["width"], dataset.columns["height"]], axis=1)  # int32
         self._size, self._color = size, color

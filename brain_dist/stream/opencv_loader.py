@@ -37,7 +37,6 @@ def batches(
     Raises:
         Fault: a shard or one of its images is damaged.
     """
-    cv2.setNumThreads(1)  # threads divide the images of a batch, not the rows of an image
     images = _Images(dataset, config, augmented=augmented)
     samples = read_ahead(images.encoded.read, jobs)
     pool = ThreadPoolExecutor(config.threads, "images")

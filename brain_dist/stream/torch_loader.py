@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from brain_dist.augmentation.augment import Decisions, pixel_boxes
-from brain_dist.common.workers import exit_with_parent, start_worker_server
+from brain_dist.common.workers import exit_with_parent, start_worker_server, use_one_opencv_thread
 from brain_dist.config import DataConfig
 from brain_dist.errors import Fault
 from brain_dist.store.dataset import Dataset
@@ -77,6 +77,7 @@ def _start_loading_process(*_: object) -> None:
     from multiprocessing.queues import Queue
 
     exit_with_parent()
+    use_one_opencv_thread()
     # multiprocessing would print a traceback and leave the rank waiting for the image
     setattr(Queue, "_on_queue_feeder_error", staticmethod(lambda *_: os._exit(1)))  # noqa: B010 (mypy)
 
