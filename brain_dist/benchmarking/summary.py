@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from brain_dist.calibration.measures import MEASURES, measures_statistic
+from brain_dist.calibration.measures import NO_INTERVAL
 from brain_dist.comparison.paired import Draws, compare_metric
-from brain_dist.comparison.tables import Tables, read_tables
-from brain_dist.judging.clusters import RESAMPLES, Resampled, resample
+from brain_dist.comparison.tables import read_tables
+from brain_dist.judging.clusters import RESAMPLES, Resampled
 from brain_dist.judging.metrics import evaluate_predictions, wilson_interval
-from brain_dist.judging.refusal import or_refusal
+from brain_dist.judging.refusal import Refusal, or_refusal
 from brain_dist.judging.weighted import METRICS
 
 HEADLINE = "accuracy"
@@ -62,14 +62,13 @@ class Summary:
         }
         columns = [f"{name}:{c}" for c in range(len(tables.classes)) for name in CLASS_METRICS]
         self.draws = Draws(tables, [*METRICS, *columns], resamples)
-        self._errors = _calibration_errors(tables, resamples)
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """Model → for each metric M: ``M_mean``, ``M_sd``, ``M_low``, ``M_high`` and ``M_refused``.
 
         ``M_mean`` and ``M_sd`` are over seeds, None where a seed has no value, and ``M_sd`` also with one seed.
         ``M_low`` to ``M_high`` is the 95 % BCa interval of the mean from resampled groups (of accuracies of 0 or 1
-        Wilson's); ``M_refused`` says why there is none.
+        Wilson's); ``M_refused`` says why there is none, as for every calibration error.
         """
         return {model: self._row(model) for model in self.values}
 
@@ -91,6 +90,8 @@ class Summary:
         return row
 
     def _interval(self, model: str, name: str) -> dict[str, Any]:
+        if name == "ece":
+            raise Refusal(f"{NO_INTERVAL} (`brain-dist benchmark page`)")
         resampled = self._resampled(model, name)
         if name == HEADLINE and float(resampled.estimate) in (0.0, 1.0):  # resampling has no spread
             images = len(self.tables)
@@ -101,29 +102,9 @@ class Summary:
 
     def _resampled(self, model: str, name: str) -> Resampled:
         """A metric of a model, the mean over its seeds."""
-        if name == "ece":
-            return self._errors[model]
         metric, _, class_name = name.partition(":")
         return self.draws.of(model, f"{metric}:{self.tables.classes.index(class_name)}" if class_name else metric)
 
     def ranks(self) -> dict[str, Any]:
         """Tiers and intervals of ranks by accuracy, see :func:`~brain_dist.comparison.paired.compare_metric`."""
         return compare_metric(self.tables, self.draws, HEADLINE)
-
-
-def _calibration_errors(tables: Tables, resamples: int) -> dict[str, Resampled]:
-    """Model → its expected calibration error, the mean over its seeds; the resamples are those of :class:`Draws`."""
-    statistics = [
-        measures_statistic(tables.label, prob, tables.cluster) for model in tables.models for prob in model.prob
-    ]
-    column = MEASURES.index("ece")
-    resampled = resample(
-        lambda weights: np.stack([statistic(weights)[:, column] for statistic in statistics], axis=1),
-        tables.cluster,
-        resamples,
-    )
-    errors, first = {}, 0
-    for model in tables.models:
-        errors[model.name] = resampled.mean(list(range(first, first + len(model.prob))))
-        first += len(model.prob)
-    return errors

@@ -126,8 +126,8 @@ def _part_lines(part: Part, *, several: bool) -> list[str]:
             ["model", *classes], [[row["model"], *(_both(row, f"{name}:{c}") for c in classes)] for row in rows]
         )
     refusals = dict.fromkeys(
-        f"{name.removesuffix('_refused').replace(':', ' of ')}: {row[name]}"
-        for row in rows for name in row if name.endswith("_refused") and name != "rank_refused" and row[name]
+        f"{TITLES.get(name, name.replace(':', ' of '))}: {row[f'{name}_refused']}"
+        for row in rows for key in row if (name := key.removesuffix("_refused")) != key and name != "rank" and row[key]
     )  # fmt: skip
     if refusals:
         lines += ["", "No interval over patients:", "", *(f"- {reason}" for reason in refusals)]

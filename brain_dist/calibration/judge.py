@@ -8,7 +8,9 @@ import numpy as np
 
 from brain_dist.calibration.conformal import METHODS, coverage_law
 from brain_dist.calibration.measures import (
+    ERRORS,
     MEASURES,
+    NO_INTERVAL,
     brier_parts,
     measures_statistic,
     null_errors,
@@ -37,7 +39,8 @@ def judge(calibration: Calibration, predictions: Predictions) -> dict[str, Any]:
     Returns:
         ``n``, ``groups``, ``datasets``, ``accuracy``; ``scaling``: for ``none``, ``temperature`` and ``vector``
         (without those that were refused) see :func:`judge_scaling`; ``change`` of each measure by the temperature, with
-        its paired 95 % interval; ``conformal``: for each method see :func:`judge_sets`; ``selective``.
+        its paired 95 % interval (calibration errors: why there is none); ``conformal``: for each method see
+        :func:`judge_sets`; ``selective``.
     """
     label, logit = predictions.label, predictions.logit
     cluster = number_clusters(predictions.group)
@@ -53,7 +56,10 @@ def judge(calibration: Calibration, predictions: Predictions) -> dict[str, Any]:
     if "temperature" in resampled:
         for m, name in enumerate(MEASURES):
             difference = resampled["temperature"].mean([m]) - resampled["none"].mean([m])
-            change[name] = {"value": float(difference.estimate), "interval": interval(difference)}
+            change[name] = {
+                "value": float(difference.estimate),
+                "interval": NO_INTERVAL if name in ERRORS else interval(difference),
+            }
     return {
         "n": len(predictions),
         "groups": int(cluster.max()) + 1,
@@ -70,9 +76,9 @@ def judge_scaling(label: np.ndarray, prob: np.ndarray, cluster: np.ndarray, resa
     """The measures of labels [N] and probabilities [N, K], with what chance gives.
 
     Returns:
-        For each of :data:`MEASURES` its ``value`` and 95 % ``interval`` over groups [N], and for calibration errors the
-        ``null`` values of right probabilities; ``smooth_ece``; ``brier_parts``; mean ``confidence``; ``accuracy``;
-        ``verdict`` on the ECE.
+        For each of :data:`MEASURES` its ``value`` and 95 % ``interval`` over groups [N]; calibration errors have
+        instead of it the reason, and the ``null`` values of right probabilities; ``smooth_ece``; ``brier_parts``; mean
+        ``confidence``; ``accuracy``; ``verdict`` on the ECE.
     """
     null = null_errors(prob, cluster)
     confidence, correct = prob.max(axis=1), prob.argmax(axis=1) == label
@@ -80,8 +86,8 @@ def judge_scaling(label: np.ndarray, prob: np.ndarray, cluster: np.ndarray, resa
     for m, name in enumerate(MEASURES):
         single = resampled.mean([m])
         result[name] = {"value": float(single.estimate), "interval": interval(single)}
-        if name in null:
-            result[name]["null"] = null[name]
+        if name in ERRORS:
+            result[name] |= {"interval": NO_INTERVAL, "null": null[name]}
     return result | {
         "smooth_ece": smooth_error(confidence, correct),
         "brier_parts": brier_parts(label, prob),

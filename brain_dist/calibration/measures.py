@@ -20,6 +20,8 @@ ERRORS = {
     "ece_class": "class-wise calibration error, mean over the classes",
 }
 MEASURES = (*ERRORS, "brier", "nll")
+# A resample repeats some images and lacks others, so its bins vary more than those of new data, and the error is raised
+NO_INTERVAL = "resampling raises a calibration error; compare it with what right probabilities would show"
 NULL_DRAWS = 1000
 SMOOTH_CELLS = 2048
 

@@ -65,8 +65,8 @@ class Resampled:
         """95 % BCa interval [low, high] of a single statistic: bias-corrected and accelerated (Efron 1987).
 
         Raises:
-            Refusal: there are fewer than ten clusters, the statistic is undefined in more than 1 % of the resamples, or
-                all resamples give the same value.
+            Refusal: there are fewer than ten clusters, the statistic is undefined in more than 1 % of the resamples,
+                all resamples give the same value, or the interval would not contain the estimate.
         """
         from scipy.stats import norm
 
@@ -104,7 +104,7 @@ class Resampled:
         return float(np.clip(2 * min(tail, 1 - tail), 2 * smallest, 1))
 
     def _defined(self) -> np.ndarray:
-        """The values [≤ B] in which the statistic is defined."""
+        """The values [≤ B] in which the statistic is defined, if they can carry an interval."""
         if len(self.jackknife) < FEWEST_CLUSTERS:
             raise Refusal(f"only {len(self.jackknife)} groups; an interval over groups needs {FEWEST_CLUSTERS}")
         undefined = np.isnan(self.values)
@@ -115,6 +115,13 @@ class Resampled:
         values = self.values[~undefined]
         if np.ptp(values) <= 1e-12:
             raise Refusal("no spread: every resample gives the same value")
+        below = _share_below(values, float(self.estimate))
+        if not (1 - CONFIDENCE) / 2 <= below <= (1 + CONFIDENCE) / 2:
+            side = "below" if below > 0.5 else "above"
+            raise Refusal(
+                f"resampling is biased: {max(below, 1 - below):.1%} of the resamples are {side} the estimate, so that"
+                " the interval would not contain it"
+            )
         return values
 
     def _bias(self, values: np.ndarray) -> float:

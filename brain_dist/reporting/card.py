@@ -198,7 +198,8 @@ def _evaluation(files: RunFiles) -> str:
     parts = [
         f"### {_plain(files.name)}: {_plain(evaluated_on(files))}",
         f"{metrics['n']:,} images in {metrics['groups']:,} groups of patients and copies; {patients:,} known patients."
-        f" Dataset version `{predictions.dataset_version}`. The intervals resample whole groups.",
+        f" Dataset version `{predictions.dataset_version}`. The intervals resample whole groups;"
+        " the calibration error has none, because resampling raises it.",
     ]
     rows = []
     for name, shown in METRIC_NAMES.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from brain_dist.calibration.measures import MEASURES, measures_statistic
 from brain_dist.judging.clusters import Statistic, number_clusters, resample
 from brain_dist.judging.metrics import wilson_interval
 from brain_dist.judging.predictions import Predictions
@@ -33,18 +32,21 @@ def metric_intervals(predictions: Predictions) -> dict[str, list[float] | None]:
     """Interval [low, high] of each metric by percentiles over groups; None where resampling cannot give one.
 
     The names are those of :func:`brain_dist.judging.metrics.evaluate_predictions`; the metrics of a class are named
-    ``METRIC:CLASS``. Where all or no images of a class are right, its sensitivity has the Wilson interval.
+    ``METRIC:CLASS``. The calibration error has no interval, because resampling raises it; it is shown beside what right
+    probabilities would show. Where all or no images of a class are right, its sensitivity has the Wilson interval.
     """
     label, prob, classes = predictions.label, predictions.prob, predictions.classes
     cluster = number_clusters(predictions.group)
-    names = [*METRICS, "ece", *(f"{metric}:{name}" for metric in CLASS_METRICS for name in classes)]
+    names = [*METRICS, *(f"{metric}:{name}" for metric in CLASS_METRICS for name in classes)]
     names += [f"{metric}_macro" for metric in MACRO_METRICS]
-    parts: list[Statistic] = [WeightedMetrics(label, prob, cluster, list(METRICS)), _error(label, prob, cluster)]
-    parts += [_class_metrics(label, prob, cluster)]
+    parts: list[Statistic] = [
+        WeightedMetrics(label, prob, cluster, list(METRICS)),
+        _class_metrics(label, prob, cluster),
+    ]
     resampled = resample(
         lambda weights: _reordered([part(weights) for part in parts], len(classes)), cluster, RESAMPLES
     )
-    intervals: dict[str, list[float] | None] = {}
+    intervals: dict[str, list[float] | None] = {"ece": None}
     for column, name in enumerate(names):
         try:
             intervals[name] = resampled.mean([column]).percentile()
@@ -63,12 +65,6 @@ def _reordered(parts: list[np.ndarray], k: int) -> np.ndarray:
     classes = parts[-1]
     macro = [classes[:, CLASS_METRICS.index(name) * k :][:, :k].mean(axis=1) for name in MACRO_METRICS]
     return np.concatenate([*parts, np.stack(macro, axis=1)], axis=1)
-
-
-def _error(label: np.ndarray, prob: np.ndarray, cluster: np.ndarray) -> Statistic:
-    """The expected calibration error, [B, 1]."""
-    measures, column = measures_statistic(label, prob, cluster), MEASURES.index("ece")
-    return lambda weights: measures(weights)[:, [column]]
 
 
 def _class_metrics(label: np.ndarray, prob: np.ndarray, cluster: np.ndarray) -> Statistic:

@@ -101,6 +101,10 @@ def test_numbers_are_those_of_the_metrics_functions(benchmark: tuple[Grid, Folde
             assert row[f"{name}_mean"] == pytest.approx(np.mean(values), abs=1e-9)
             assert row[f"{name}_sd"] == pytest.approx(np.std(values, ddof=1), abs=1e-9)
             assert row[f"{name}_refused"] or row[f"{name}_low"] <= row[f"{name}_mean"] <= row[f"{name}_high"], name
+    for row in table.values():
+        assert (row["ece_low"], row["ece_high"]) == (None, None)
+        assert row["ece_refused"].startswith("resampling raises a calibration error; compare it with what right")
+    assert "- expected calibration error: resampling raises" in (folder.out / "table.md").read_text()
     assert [table[model]["tier"] for model in SKILLS] == [1, 1, 2]
     assert [(table[model]["rank_low"], table[model]["rank_high"]) for model in SKILLS] == [(1, 2), (1, 2), (3, 3)]
 

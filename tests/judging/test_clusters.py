@@ -137,3 +137,17 @@ def test_what_resampling_cannot_carry_is_refused() -> None:
     with pytest.raises(Refusal, match=r"undefined in 1\d\d of 1,000 resamples: too few groups of one class"):
         drawn.percentile()
     assert np.isnan(drawn.values).mean() == pytest.approx(np.exp(-2), abs=0.03)
+
+
+def test_an_interval_that_would_not_contain_its_estimate_is_refused() -> None:
+    """The size of a mean that is 0 here: every resample has a larger one."""
+    values = np.random.default_rng(0).gamma(2.0, size=60)
+    values -= values.mean()
+    size = resample(lambda w: np.abs(w @ values / w.sum(axis=1))[:, None], np.arange(60), 1000).mean([0])
+    reason = "100.0% of the resamples are above the estimate, so that the interval would not contain it"
+    for method in (size.bca, size.percentile, size.p_value):
+        with pytest.raises(Refusal, match=reason):
+            method()
+    mirrored = Resampled(-size.estimate, -size.values, -size.jackknife)
+    with pytest.raises(Refusal, match=r"100\.0% of the resamples are below"):
+        mirrored.bca()
