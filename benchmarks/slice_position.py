@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from brain_dist.benchmarking.folder import Folder
-from brain_dist.benchmarking.matrix import shown
+from brain_dist.benchmarking.matrix_text import shown
 from brain_dist.errors import UserError, leave
 from brain_dist.judging.predictions import read_predictions
 from brain_dist.judging.within import mean_over_patients

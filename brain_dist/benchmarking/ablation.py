@@ -8,7 +8,8 @@ from typing import Any
 
 from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.grid import PUBLISHED
-from brain_dist.benchmarking.matrix import KINDS, MATRIX, read_plan, shown, tables_of
+from brain_dist.benchmarking.matrix import PLAN, classes_of, read_matrix, read_plan, tables_of
+from brain_dist.benchmarking.matrix_text import KINDS, shown, with_seeds, worst_class
 from brain_dist.benchmarking.probe import read_probe
 from brain_dist.common.files import write_atomically
 from brain_dist.comparison.crossing import HEADLINE, Judged, gain, select, tumour_auc
@@ -24,7 +25,7 @@ def write_ablation(folder: Folder) -> None:
         UserError: a table is damaged.
     """
     record = folder.record()
-    if "methods" not in record or not (folder.out / MATRIX).is_file():
+    if "methods" not in record or not (folder.out / PLAN).is_file():
         return
     from brain_dist.common.progress import show_activity
 
@@ -38,26 +39,27 @@ def write_ablation(folder: Folder) -> None:
 def ablation(folder: Folder, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of cross.json, each with ``tumour_auc`` and, but for the first method, its ``gain`` over that."""
     planned = {(pair["source"], pair["test"], pair["kind"]): pair for pair in read_plan(folder)["pairs"]}
-    rows = json.loads((folder.out / MATRIX).read_text())["rows"]
+    document = read_matrix(folder)
+    assert document is not None, "a folder with a plan has a matrix"
     baselines: dict[tuple[str, str, str], Judged] = {}
-    for row in rows:
+    for row in document["rows"]:
         place = row["source"], row["test"], row["kind"]
         if "refused" in row or row["kind"] == PUBLISHED:
             continue
         tables = tables_of(planned[place], row["model"], record, folder)
-        judged = select(tables, tables[0].classes, planned[place]["shared"])
+        judged = select(tables, classes_of(tables), planned[place]["shared"])
         row["tumour_auc"] = tumour_auc(judged)
         if row["model"] == record["models"][0]:
             baselines[place] = judged
         elif place in baselines:
             row["gain"] = _gain(judged, baselines[place])
-    return list(rows)
+    return list(document["rows"])
 
 
 def _gain(judged: Judged, baseline: Judged) -> dict[str, Any]:
     try:
         return gain(judged, baseline)
-    except UserError as error:  # a seed is missing
+    except UserError as error:  # the methods were tested on other images
         return {"refused": str(error)}
 
 
@@ -69,8 +71,9 @@ def markdown(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], probe
                  if len({json.dumps(each.get(key)) for each in methods.values()}) > 1]  # fmt: skip
     lines = [
         "# Ablation: one row for each method", "",
-        f"In %: mean ± standard deviation over {seeds} seed{'s' if seeds > 1 else ''}, in brackets the 95 % interval"
-        f" over patients and copies. Gain: the difference to `{first}` on the same images, paired by patient.", "",
+        f"In %: mean ± standard deviation over {seeds} seed{'s' if seeds > 1 else ''} unless a row says how many of"
+        f" them, in brackets the 95 % interval over patients and copies. Gain: the difference to `{first}` on the same"
+        " images, paired by patient and seed.", "",
         f"Methods may differ in {', '.join(record['differ'])}; everything else is equal.", "",
         "| method | settings in which methods differ, unless they are the default |", "|---|---|",
         *(f"| {name} | {_settings({key: each[key] for key in differing if key in each})} |"
@@ -82,7 +85,7 @@ def markdown(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], probe
         if all("refused" in row for row in here):
             lines.append(f"{here[0]['refused']}.")
             continue
-        lines += _table(here)
+        lines += _table(here, seeds)
     if probe:
         lines += ["", "## How well the collection can be read from the features", ""]
         lines += ["| trained on | method | class | source named right | chance |", "|---|---|---|--:|--:|"]
@@ -93,8 +96,8 @@ def markdown(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], probe
     return "\n".join(lines) + "\n"
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The methods of one test."""
+def _table(rows: Sequence[Mapping[str, Any]], planned: int) -> list[str]:
+    """The methods of one test; ``planned`` is the number of seeds."""
     within = any("within" in row for row in rows)
     head = ["method", *(["AUC within patients", "gain"] if within else []), "tumour against none, AUC",
             "balanced accuracy", "gain", "worst class", "images"]  # fmt: skip
@@ -104,10 +107,10 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             lines.append(f"| {row['model']} | {row['refused']}{' |' * (len(head) - 1)}")
             continue
         change = row.get("gain", {})
-        worst = f"{row['worst_class']} {100 * row['sensitivity'][row['worst_class']]:.1f}"
         inside = [shown(row.get("within", {})), shown(change.get("within", {}), signed=True)] if within else []
-        cells = [row["model"], *inside, shown(row.get("tumour_auc", {})), shown(row[HEADLINE]),
-                 shown(change, signed=True), worst, f"{row['images']:,}"]  # fmt: skip
+        measured = [shown(row.get("tumour_auc", {})), shown(row[HEADLINE]),
+                    with_seeds(shown(change, signed=True), change, planned)]  # fmt: skip
+        cells = [with_seeds(row["model"], row, planned), *inside, *measured, worst_class(row), f"{row['images']:,}"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

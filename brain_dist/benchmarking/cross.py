@@ -14,6 +14,7 @@ from brain_dist.benchmarking.ablation import write_ablation
 from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.grid import OF_METHOD, OF_MODEL, PUBLISHED, Source, Test, plan
 from brain_dist.benchmarking.matrix import PLAN, write_matrix
+from brain_dist.benchmarking.matrix_text import markdown
 from brain_dist.benchmarking.run import (
     argument_parser,
     check_networks,
@@ -113,7 +114,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _write_results(folder: Folder, datasets: Mapping[str, Dataset], pairs: Sequence[Pair]) -> None:
     write_plan(folder, datasets, pairs)
-    write_matrix(folder)
+    print(markdown(write_matrix(folder)))
     write_ablation(folder)
 
 

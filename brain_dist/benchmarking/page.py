@@ -11,7 +11,8 @@ from brain_dist import __version__
 from brain_dist.benchmarking import page_text
 from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.grid import PUBLISHED
-from brain_dist.benchmarking.matrix import MATRIX, notes, overlaps, shown
+from brain_dist.benchmarking.matrix import read_matrix
+from brain_dist.benchmarking.matrix_text import notes, overlaps, shown
 from brain_dist.benchmarking.probe import read_probe
 from brain_dist.benchmarking.rates import recorded_trials, trials_text
 from brain_dist.benchmarking.results import Benchmark, Part, read_benchmark
@@ -97,7 +98,7 @@ def render(benchmark: Benchmark, folder: Folder, findings: list[Any] | None) -> 
     from brain_dist.comparison import plots
 
     record = benchmark.record
-    matrix = json.loads((folder.out / MATRIX).read_text()) if (folder.out / MATRIX).is_file() else None
+    matrix = read_matrix(folder)
     parts = [part for part in benchmark.parts if part.rows and part.test in ("test", PUBLISHED)]
     shortcuts = {source["name"]: page_text.shortcuts(source, folder) for source in record["sources"]}
     patients = _patients(record, folder)

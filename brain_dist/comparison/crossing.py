@@ -21,6 +21,8 @@ from brain_dist.judging.weighted import WeightedMetrics
 from brain_dist.judging.within import mean_over_patients, within_patient_auc
 
 NO_TUMOUR, TUMOUR = "notumor", "tumor"
+NO_SEED = "no seed is finished in both"
+ONE_CLASS = "one class"  # among one class every answer is right
 NOT_TRAINED = "not trained on"  # ends the reason of images of a class that training did not have
 METRICS = ("accuracy", "balanced_accuracy")
 HEADLINE = "balanced_accuracy"  # collections differ in how common their classes are
@@ -36,6 +38,7 @@ class Judged:
         cluster: number of each image's group, int64 [N].
         full: probabilities of all classes, with the shared ones first, float64 [S, N, K].
         left_out: reason → images that do not count.
+        seeds: the S seeds, in the order of ``full``.
     """
 
     classes: tuple[str, ...]
@@ -43,6 +46,11 @@ class Judged:
     cluster: np.ndarray
     full: np.ndarray
     left_out: dict[str, int]
+    seeds: tuple[int, ...]
+
+    def of_seeds(self, seeds: Sequence[int]) -> Judged:
+        """The trainings with these seeds, in this order."""
+        return replace(self, seeds=tuple(seeds), full=self.full[[self.seeds.index(seed) for seed in seeds]])
 
     @property
     def renormalised(self) -> np.ndarray:
@@ -64,7 +72,9 @@ class Judged:
         return drawn.mean(list(range(len(prob)))), drawn.estimate.tolist()
 
     def sensitivities(self) -> dict[str, float | None]:
-        """Class → its sensitivity among the shared classes, the mean over the seeds; None without images."""
+        """Class → its sensitivity among the shared classes, the mean over the seeds; None without images or choice."""
+        if len(self.classes) < 2:
+            return dict.fromkeys(self.classes)
         hit = self.renormalised.argmax(axis=2) == self.label
         return {
             name: float(hit[:, self.label == c].mean()) if (self.label == c).any() else None
@@ -101,24 +111,24 @@ def trained_classes(counts: Mapping[str, int], classes: Sequence[str]) -> list[s
     return [name for name in classes if name in own or (name == TUMOUR and tumours)]
 
 
-def select(tables: Sequence[Predictions], classes: Sequence[str], shared: Sequence[str]) -> Judged:
+def select(tables: Mapping[int, Predictions], classes: Sequence[str], shared: Sequence[str]) -> Judged:
     """The images of tables of one model, one for each seed, that have a shared class and were not known to training.
 
     Args:
-        tables: the tables.
+        tables: seed → table.
         classes: classes of the comparison, into which the tables' are joined if they differ.
         shared: those of ``classes`` that count.
 
     Raises:
         UserError: the tables have other images, or no image is left.
     """
-    first = tables[0]
-    if any(not np.array_equal(table.row, first.row) for table in tables):
+    first = next(iter(tables.values()))
+    if any(not np.array_equal(table.row, first.row) for table in tables.values()):
         raise UserError(f"the tables of {first.run} have other images than those of another seed; evaluate them again")
     reasons = Counter[str]()
     if first.known is not None and not first.allow_known:
         reasons.update(first.known[first.is_known].tolist())
-    kept = [with_classes(table.headline, classes) for table in tables]
+    kept = [with_classes(table.headline, classes) for table in tables.values()]
     label = kept[0].label
     order = [
         *(list(classes).index(name) for name in shared),
@@ -136,6 +146,7 @@ def select(tables: Sequence[Predictions], classes: Sequence[str], shared: Sequen
         cluster=number_clusters(kept[0].group[images]),
         full=np.stack([table.prob[images][:, order].astype(np.float64) for table in kept]),
         left_out=dict(reasons),
+        seeds=tuple(tables),
     )
 
 
@@ -143,21 +154,25 @@ def entry(judged: Judged) -> dict[str, Any]:
     """The results of one model in one cell of the matrix.
 
     Returns:
-        ``images``, ``groups``, ``classes``, ``left_out``; ``M`` and ``M_full`` for each of :data:`METRICS`, among the
-        shared classes and among all: ``value``, ``seeds``, ``sd`` (None with one seed), and the ``interval`` over
-        groups or why it is ``refused``; ``sensitivity`` by class, and the ``worst_class``. If the classes are notumor
-        and tumor and a group has both, also ``within``: the mean area under the ROC curve of each group with both, as
+        ``images``, ``groups``, ``classes``, ``left_out``, ``of_seeds``; ``M`` and ``M_full`` for each of
+        :data:`METRICS`, among the shared classes and among all: ``value``, ``seeds``, ``sd`` (None with one seed), and
+        the ``interval`` over groups or why it is ``refused``; ``sensitivity`` by class, and the ``worst_class``. With
+        one shared class, ``M`` is ``refused``, and sensitivity and worst class are None. If the classes are notumor and
+        tumor and a group has both, also ``within``: the mean area under the ROC curve of each group with both, as
         ``M``, and the number of these ``groups``.
     """
     sensitivity = judged.sensitivities()
     defined = {name: value for name, value in sensitivity.items() if value is not None}
     row: dict[str, Any] = {
         "images": len(judged.label), "groups": int(judged.cluster.max()) + 1, "classes": list(judged.classes),
-        "left_out": judged.left_out, "sensitivity": sensitivity, "worst_class": min(defined, key=defined.__getitem__),
+        "left_out": judged.left_out, "of_seeds": list(judged.seeds), "sensitivity": sensitivity,
+        "worst_class": min(defined, key=defined.__getitem__) if defined else None,
     }  # fmt: skip
     for name in METRICS:
         for suffix, all_classes in (("", False), ("_full", True)):
-            row[name + suffix] = _summary(*judged.resampled(name, all_classes=all_classes, seed=SEED))
+            alone = len(judged.classes) < 2 and not all_classes
+            result = judged.resampled(name, all_classes=all_classes, seed=SEED) if not alone else None
+            row[name + suffix] = _summary(*result) if result else {"refused": ONE_CLASS}
     return row | _within(judged)
 
 
@@ -193,7 +208,7 @@ def tumour_auc(judged: Judged) -> dict[str, Any]:
     free = judged.full[:, :, without] / judged.full.sum(axis=2)
     binary = Judged(
         (NO_TUMOUR, TUMOUR), (judged.label != without).astype(np.int64), judged.cluster,
-        np.stack([free, 1 - free], axis=2), {},
+        np.stack([free, 1 - free], axis=2), {}, judged.seeds,
     )  # fmt: skip
     drawn, seeds = binary.resampled("auc_macro", all_classes=True, seed=SEED, resamples=RESAMPLES // 10)
     return _summary(drawn, seeds)
@@ -203,16 +218,22 @@ def gain(judged: Judged, baseline: Judged, name: str = HEADLINE) -> dict[str, An
     """How much better a model is than another one on the same images, as ``M`` of :func:`entry`.
 
     Both results are resampled with the same weights of the groups: the difference is paired. ``within`` is the gain of
-    the mean area under the ROC curve within groups; it is missing where :func:`entry` has no such value.
+    the mean area under the ROC curve within groups; it is missing where :func:`entry` has no such value. Only the seeds
+    that both have count, each beside the same one; they are ``of_seeds``. Without such seeds, and with one shared
+    class, the gain is ``refused``.
 
     Raises:
-        UserError: the two have other images, or other numbers of seeds.
+        UserError: the two have other images.
     """
-    if not np.array_equal(judged.label, baseline.label) or judged.full.shape != baseline.full.shape:
-        raise UserError("a gain needs predictions of the same images with the same number of seeds")
+    if not np.array_equal(judged.label, baseline.label):
+        raise UserError("a gain needs predictions of the same images")
+    numbers = common_seeds(judged, baseline)
+    if not numbers or len(judged.classes) < 2:
+        return {"refused": ONE_CLASS if numbers else NO_SEED}
+    judged, baseline = judged.of_seeds(numbers), baseline.of_seeds(numbers)
     (own, seeds), (other, others) = (each.resampled(name, all_classes=False, seed=SEED) for each in (judged, baseline))
     difference = Resampled(own.estimate - other.estimate, own.values - other.values, own.jackknife - other.jackknife)
-    row = _summary(difference, [a - b for a, b in zip(seeds, others, strict=True)])
+    row = {"of_seeds": numbers, **_summary(difference, [a - b for a, b in zip(seeds, others, strict=True)])}
     areas = [_areas(each) for each in (judged, baseline)]
     if not len(areas[0]):
         return row
@@ -224,8 +245,13 @@ def drop(internal: Judged, external: Judged, name: str = HEADLINE) -> dict[str, 
     """Internal minus external result of the same trained networks, on the classes that both have.
 
     Two spreads are apart: ``sd`` is that of the differences of each seed (what another training could change), the
-    ``interval`` resamples the groups of both test sets, which are independent (what other patients could change).
+    ``interval`` resamples the groups of both test sets, which are independent (what other patients could change). Only
+    the seeds that both have count, each beside the same one; they are ``of_seeds``, or the drop is ``refused``.
     """
+    numbers = common_seeds(internal, external)
+    if not numbers:
+        return {"refused": NO_SEED}
+    internal, external = internal.of_seeds(numbers), external.of_seeds(numbers)
     inside, seeds = internal.resampled(name, all_classes=False, seed=SEED)
     outside, others = external.resampled(name, all_classes=False, seed=SEED + 1)
     difference = Resampled(
@@ -233,12 +259,15 @@ def drop(internal: Judged, external: Judged, name: str = HEADLINE) -> dict[str, 
         inside.values - outside.values,
         np.concatenate([inside.jackknife - outside.estimate, inside.estimate - outside.jackknife]),
     )
+    values = [a - b for a, b in zip(seeds, others, strict=True)]
     if min(len(inside.jackknife), len(outside.jackknife)) < 10:  # each of the two needs its own ten
-        return {
-            **_spread([a - b for a, b in zip(seeds, others, strict=True)]),
-            "refused": "fewer than 10 groups in a test set",
-        }
-    return _summary(difference, [a - b for a, b in zip(seeds, others, strict=True)])
+        return {"of_seeds": numbers, **_spread(values), "refused": "fewer than 10 groups in a test set"}
+    return {"of_seeds": numbers, **_summary(difference, values)}
+
+
+def common_seeds(one: Judged, other: Judged) -> list[int]:
+    """The seeds of ``one`` that ``other`` has, too."""
+    return [seed for seed in one.seeds if seed in other.seeds]
 
 
 def _spread(seeds: list[float]) -> dict[str, Any]:

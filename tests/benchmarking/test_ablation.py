@@ -117,7 +117,7 @@ def test_methods_may_differ_in_declared_settings_only(methods: str, tmp_path: Pa
 
 
 def judged(prob: np.ndarray, label: np.ndarray, cluster: np.ndarray, classes: tuple[str, ...]) -> Judged:
-    return Judged(classes, label, cluster, prob, {})
+    return Judged(classes, label, cluster, prob, {}, tuple(range(len(prob))))
 
 
 def test_a_gain_is_paired_and_the_tumours_auc_is_scikit_learn_s() -> None:
@@ -134,6 +134,13 @@ def test_a_gain_is_paired_and_the_tumours_auc_is_scikit_learn_s() -> None:
     low, high = result["within"]["interval"]
     alone = entry(a)["within"]["interval"]
     assert high - low < 0.5 * (alone[1] - alone[0]), "the same images: narrower than that of each alone"
+    swapped = replace(a, seeds=(1, 2))
+    paired = gain(swapped, b)  # seed 1 is the only one that both have
+    assert paired["of_seeds"] == [1]
+    assert paired["seeds"] == pytest.approx([
+        entry(swapped)["balanced_accuracy"]["seeds"][0] - entry(b)["balanced_accuracy"]["seeds"][1]
+    ])  # fmt: skip
+    assert gain(replace(a, seeds=(5, 6)), b) == {"refused": "no seed is finished in both"}
     with pytest.raises(UserError, match="same images"):
         gain(a, replace(b, label=1 - b.label))
     four = rng.dirichlet(np.ones(4), (1, 200))

@@ -17,11 +17,12 @@ from brain_dist.audit.wording import COLLECTION_ROWS
 from brain_dist.benchmarking.cross import evaluations_of, open_collections, plan_pairs, write_plan
 from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.grid import plan
-from brain_dist.benchmarking.matrix import write_matrix
+from brain_dist.benchmarking.matrix import read_matrix, write_matrix
+from brain_dist.benchmarking.matrix_text import markdown
 from brain_dist.benchmarking.results import read_benchmark
 from brain_dist.benchmarking.trainings import training_commands
 from brain_dist.common.progress import no_progress
-from brain_dist.comparison.crossing import Judged, confounded, drop
+from brain_dist.comparison.crossing import Judged, confounded, drop, entry, gain
 from brain_dist.config import load
 from brain_dist.inference.known import known_images, known_within
 from brain_dist.inference.run import with_run_classes
@@ -241,6 +242,57 @@ def test_a_test_collection_that_was_built_again_is_evaluated_again(
     assert read_benchmark(folder).missing == []
 
 
+def of_alpha(crossed: Path, out: Path) -> Folder:
+    """A copy of a cross benchmark with the pairs that were trained on alpha only."""
+    shutil.copytree(crossed, out)
+    planned = json.loads((out / "cross_plan.json").read_text())
+    planned["pairs"] = [pair for pair in planned["pairs"] if pair["source"] == "alpha"]
+    (out / "cross_plan.json").write_text(json.dumps(planned))
+    return Folder(out)
+
+
+def test_seeds_that_are_missing_are_named_and_drops_are_paired_by_seed(crossed: Path, tmp_path: Path) -> None:
+    folder = of_alpha(crossed, tmp_path / "out")
+    keys = {cell["seed"]: cell["cell"] for cell in folder.record()["cells"] if cell["source"] == "alpha"}
+    folder.predictions(keys[1], "test").unlink()
+    folder.predictions(keys[0], "beta").unlink()
+    document = read_matrix(folder)  # cross.json is that of all cells
+    assert document is not None
+    inside, beta, gamma = document["rows"]
+    assert [row["of_seeds"] for row in (inside, beta, gamma)] == [[0], [1], [0, 1]]
+    assert beta["balanced_accuracy"]["seeds"] == row_of(crossed, "alpha", "beta")["balanced_accuracy"]["seeds"][1:]
+    assert beta["drop"] == {"classes": beta["classes"], "refused": "no seed is finished in both"}
+    assert gamma["drop"]["of_seeds"] == [0]
+    assert gamma["drop"]["seeds"] == row_of(crossed, "alpha", "gamma")["drop"]["seeds"][:1]
+    lines = {tuple(line.split(" | ")[:2]): line for line in markdown(document).splitlines()}
+    assert "(seeds 1 of 2)" in lines["| alpha", "beta"]
+    assert lines["| alpha", "gamma"].count("(seeds 1 of 2)") == 1, "of the drop"
+    assert document["worst"][0]["of_seeds"] == [1]
+
+
+def test_a_matrix_is_judged_again_when_the_benchmark_has_changed(crossed: Path, tmp_path: Path) -> None:
+    folder = of_alpha(crossed, tmp_path / "out")
+    first = read_matrix(folder)
+    assert first is not None
+    written = (folder.out / "cross.json").stat().st_mtime_ns
+    assert read_matrix(folder) == first
+    assert (folder.out / "cross.json").stat().st_mtime_ns == written, "nothing has changed"
+    record = folder.record()
+    for cell in record["cells"]:  # as `benchmark run` with another model leaves it
+        cell.update(model="other", cell=f"other{cell['seed']}", tests=["test"])
+    (folder.out / "benchmark.json").write_text(json.dumps({**record, "models": ["other"]}))
+    document = read_matrix(folder)
+    assert document is not None
+    assert {row["model"] for row in document["rows"]} == {"other"}
+    reasons = {row["test"]: row["refused"] for row in document["rows"]}
+    assert reasons == {
+        "alpha": "no seed is finished",
+        **dict.fromkeys(("beta", "gamma"), "not part of the last command"),
+    }
+    assert json.loads((folder.out / "cross.json").read_text()) == document
+    assert "test_convnext" not in (folder.out / "cross.md").read_text()
+
+
 @pytest.mark.slow
 def test_a_real_cross_benchmark_and_the_same_command_again(collections: dict[str, Path], tmp_path: Path) -> None:
     healthy = build_healthy(collections["alpha"].parent / "images" / "c", tmp_path)
@@ -251,8 +303,15 @@ def test_a_real_cross_benchmark_and_the_same_command_again(collections: dict[str
     table = tables_of(out, "alpha", "healthy")[0].headline
     assert row["classes"] == ["notumor"]
     assert row["accuracy_full"]["value"] == pytest.approx((table.predicted == table.label).mean())
-    assert row["balanced_accuracy"]["value"] == 1.0  # among one class there is nothing to get wrong
-    assert row["balanced_accuracy"]["sd"] is None
+    assert row["balanced_accuracy_full"]["value"] == row["accuracy_full"]["value"]
+    assert row["balanced_accuracy"] == row["accuracy"] == {"refused": "one class"}
+    assert row["drop"] == {"refused": "one class"}
+    assert row["worst_class"] is None
+    worst = {line["source"]: line for line in json.loads((out / "cross.json").read_text())["worst"]}
+    assert (worst["alpha"]["collections"], worst["alpha"]["without"]) == (1, {"healthy": "one class"})
+    assert worst["alpha"]["mean"] == row_of(out, "alpha", "gamma")["balanced_accuracy"]["value"]
+    text = (out / "cross.md").read_text()
+    assert "| 1, without healthy (one class) |" in text
     assert row_of(out, "healthy", "alpha")["refused"] == "healthy has no training images: it is only tested on"
     assert "it is only tested on" in result.out
     assert sorted(row_of(out, "gamma", "alpha")["classes"]) == ["notumor", "tumor"]
@@ -262,7 +321,9 @@ def test_a_real_cross_benchmark_and_the_same_command_again(collections: dict[str
     assert all(0 <= row["balanced_accuracy"] <= 1 for row in probed if "refused" not in row)
     assert "| trained on | model | class | source named right | chance |" in printed
     in_process("benchmark", "page", str(out))
-    assert "Is the collection in the features?" in (out / "index.html").read_text()
+    html = (out / "index.html").read_text()
+    assert "Is the collection in the features?" in html
+    assert "<small>without healthy: one class</small>" in html
     before = (out / "cross.json").read_bytes()
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/metrics.jsonl")}
     in_process("benchmark", "cross", str(out), *arguments(shards, "0"))
@@ -331,7 +392,7 @@ def test_the_interval_of_a_drop_has_the_width_of_two_independent_tests() -> None
     def judged(hits: int, count: int) -> Judged:
         right = np.arange(count) < hits
         full = np.where(right[:, None], [0.9, 0.1], [0.1, 0.9])[None]
-        return Judged(("a", "b"), np.zeros(count, dtype=np.int64), np.arange(count), full, {})
+        return Judged(("a", "b"), np.zeros(count, dtype=np.int64), np.arange(count), full, {}, (0,))
 
     result = drop(judged(360, 400), judged(140, 200), "accuracy")
     assert result["value"] == pytest.approx(0.2)
@@ -343,10 +404,24 @@ def test_the_interval_of_a_drop_has_the_width_of_two_independent_tests() -> None
 
 def test_renormalised_probabilities_choose_among_the_shared_classes() -> None:
     full = np.array([[[0.3, 0.2, 0.5], [0.0, 0.0, 1.0]]])
-    judged = Judged(("a", "b"), np.array([0, 1]), np.arange(2), full, {})
+    judged = Judged(("a", "b"), np.array([0, 1]), np.arange(2), full, {}, (0,))
     assert judged.renormalised[0].tolist() == [[0.6, 0.4], [0.5, 0.5]]
     assert judged.resampled("accuracy", all_classes=True, seed=0, resamples=10)[1] == [0.0]
     assert judged.resampled("accuracy", all_classes=False, seed=0, resamples=10)[1] == [0.5]
+
+
+def test_among_one_class_nothing_can_be_wrong_so_nothing_is_reported() -> None:
+    rng = np.random.default_rng(0)
+    full = rng.dirichlet(np.ones(3), (2, 60))
+    one = Judged(("notumor",), np.zeros(60, dtype=np.int64), np.arange(60), full, {}, (0, 1))
+    row = entry(one)
+    assert one.renormalised.min() == 1.0, "any network would have 100 %"
+    assert row["balanced_accuracy"] == row["accuracy"] == {"refused": "one class"}
+    rights = (full.argmax(axis=2) == 0).mean(axis=1)
+    assert row["balanced_accuracy_full"]["seeds"] == row["accuracy_full"]["seeds"] == pytest.approx(rights)
+    assert row["sensitivity"] == {"notumor": None}
+    assert row["worst_class"] is None
+    assert gain(one, replace(one, full=full[::-1])) == {"refused": "one class"}
 
 
 @pytest.mark.slow
