@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from brain_dist.benchmarking.folder import Folder
+from brain_dist.benchmarking.folder import PLAN, Folder
 from brain_dist.benchmarking.grid import PUBLISHED
-from brain_dist.benchmarking.matrix import PLAN, classes_of, read_matrix, read_plan, tables_of
+from brain_dist.benchmarking.matrix import classes_of, read_matrix, read_plan, tables_of
 from brain_dist.benchmarking.matrix_text import KINDS, shown, with_seeds, worst_class
 from brain_dist.benchmarking.probe import read_probe
 from brain_dist.common.files import write_atomically

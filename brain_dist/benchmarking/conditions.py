@@ -22,7 +22,7 @@ def require_same_conditions(record: Mapping[str, Any], folder: Folder) -> None:
 
     Raises:
         UserError: a cell was trained on other shards than the grid's, or with another precision or number of ranks than
-            another cell.
+            another cell or, unless SLURM decides, the grid.
     """
     versions = {source["name"]: source["version"] for source in record["sources"]}
     first: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None
@@ -33,6 +33,12 @@ def require_same_conditions(record: Mapping[str, Any], folder: Folder) -> None:
                 f"cell {cell['cell']} ({title(cell)}) was trained on version {environment['dataset_version'][:12]} of"
                 f" {cell['source']}, and the benchmark is of version {version[:12]}; delete {folder.run(cell['cell'])},"
                 " and run the benchmark again"
+            )
+        if record["processes"] and environment["world_size"] != record["processes"]:
+            ranks = environment["world_size"]
+            raise UserError(
+                f"the conditions are not unified: the number of ranks was {ranks} for {title(cell)} and would be"
+                f" {record['processes']} now; give --processes {ranks}, or choose another folder"
             )
         first = first or (cell, environment)
         for key, name in SAME.items():

@@ -10,11 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from brain_dist.benchmarking.ablation import write_ablation
 from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.grid import OF_METHOD, OF_MODEL, PUBLISHED, Source, Test, plan
-from brain_dist.benchmarking.matrix import PLAN, write_matrix
-from brain_dist.benchmarking.matrix_text import markdown
 from brain_dist.benchmarking.run import (
     argument_parser,
     check_networks,
@@ -29,7 +26,7 @@ from brain_dist.collection.spellings import SPLITS
 from brain_dist.common.text import nearest
 from brain_dist.comparison.crossing import NO_TUMOUR, TUMOUR, confounded, trained_classes
 from brain_dist.config import Config, load
-from brain_dist.errors import Fault, UserError
+from brain_dist.errors import UserError
 from brain_dist.store.dataset import Dataset
 
 PROG = "brain-dist benchmark cross"
@@ -96,26 +93,13 @@ def main(argv: Sequence[str]) -> int:
     if not sources:
         raise UserError("none of the collections can be trained on: each needs training images of two classes or more")
     check_networks(variants, max(len(source.classes) for source in sources))
-    processes = None if arguments.slurm else arguments.processes or default_processes(variants)
+    processes = None if arguments.slurm else arguments.processes or default_processes(variants, folder)
     grid = plan(
         variants, seeds(arguments.seeds), None, sources, folder.out, processes,
         evaluations_of(sources, pairs, datasets), OF_METHOD if arguments.methods else OF_MODEL,
     )  # fmt: skip
     command = shlex.join(["brain-dist", "benchmark", "cross", *argv])
-    try:
-        code = run_grid(grid, folder, command, slurm=arguments.slurm)
-    except Fault:  # of a cell; the others are judged
-        _write_results(folder, datasets, pairs)
-        raise
-    if not code and not arguments.slurm:
-        _write_results(folder, datasets, pairs)
-    return code
-
-
-def _write_results(folder: Folder, datasets: Mapping[str, Dataset], pairs: Sequence[Pair]) -> None:
-    write_plan(folder, datasets, pairs)
-    print(markdown(write_matrix(folder)))
-    write_ablation(folder)
+    return run_grid(grid, folder, command, slurm=arguments.slurm, cross=plan_text(datasets, pairs))
 
 
 def evaluations_of(
@@ -286,10 +270,8 @@ def _without(name: str, datasets: Mapping[str, Dataset], config: Config, folder:
     return replace(source, name=title), Pair(title, name, "left out", shared)
 
 
-def write_plan(folder: Folder, datasets: Mapping[str, Dataset], pairs: Sequence[Pair]) -> None:
-    """Keep what the matrix needs of the collections: classes, training images, and what is confounded."""
-    from brain_dist.common.files import write_atomically
-
+def plan_text(datasets: Mapping[str, Dataset], pairs: Sequence[Pair]) -> str:
+    """Content of cross_plan.json: what the matrix needs of the collections, and the pairs."""
     collections = {}
     for name, dataset in datasets.items():
         train = dataset.rows("train")
@@ -304,7 +286,7 @@ def write_plan(folder: Folder, datasets: Mapping[str, Dataset], pairs: Sequence[
         }
     document: dict[str, Any] = {"collections": collections, "pairs": [asdict(pair) for pair in pairs]}
     document["together"] = _confounded_together(datasets)
-    write_atomically(folder.out / PLAN, json.dumps(document, indent=1) + "\n")
+    return json.dumps(document, indent=1) + "\n"
 
 
 def _confounded_together(datasets: Mapping[str, Dataset]) -> list[str]:

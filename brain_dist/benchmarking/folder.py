@@ -2,6 +2,7 @@
 
 =====================================  ======================================================================
 ``benchmark.json``                     the grid, see :meth:`brain_dist.benchmarking.grid.Grid.record`
+``cross_plan.json``                    of `benchmark cross`: what is tested on what, and why not
 ``cells/KEY.yaml``, ``cells/KEY.log``  the settings of a cell, and what its commands printed
 ``cells/KEY/``                         the run of a cell, with its predictions
 ``rates.json``                         the grid of the learning rates that were tried; runs in ``cells/``, too
@@ -22,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from brain_dist.benchmarking.grid import Cell, Grid
-from brain_dist.common.files import check_writable, write_atomically
+from brain_dist.common.files import check_writable, write_together
 from brain_dist.common.locks import Busy, take_lock
 from brain_dist.config import dump
 from brain_dist.errors import UserError
 from brain_dist.judging.predictions import read_version
 
-RECORD = "benchmark.json"
+RECORD, PLAN = "benchmark.json", "cross_plan.json"
 LOCK_TIME = 60.0  # seconds; a training that was interrupted may still save
 
 
@@ -98,7 +99,7 @@ class Folder:
         except ValueError:
             raise UserError(f"{file} is not valid JSON; `brain-dist benchmark run` writes it again") from None
 
-    def claim(self, grid: Grid, command: str) -> None:
+    def claim(self, grid: Grid, command: str, plan: str | None = None) -> None:
         """Write benchmark.json and the settings of all cells, or check that the folder belongs to the same conditions.
 
         Models, seeds and folds may be added or removed; cells that exist are kept.
@@ -106,6 +107,7 @@ class Folder:
         Args:
             grid: the grid.
             command: the command line, for the table.
+            plan: content of cross_plan.json, for `benchmark cross`.
 
         Raises:
             UserError: the folder holds cells of other shards or conditions, or is not writable.
@@ -115,7 +117,8 @@ class Folder:
             _require_same(self.record(), record, self.out)
         check_writable(self.out, "choose another folder")
         self.cells.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.out / self.record_file, json.dumps(record, indent=1) + "\n")
+        plans = {} if plan is None else {self.out / PLAN: plan}
+        write_together({**plans, self.out / self.record_file: json.dumps(record, indent=1) + "\n"})
         for cell in grid.cells:
             self.settings(cell.key).write_text(dump(cell.config), encoding="utf-8")
 
@@ -140,7 +143,7 @@ class Folder:
 
 
 def _require_same(stored: Mapping[str, Any], current: Mapping[str, Any], out: Path) -> None:
-    """Raise UserError unless two records have the same shards, conditions and number of ranks.
+    """Raise UserError unless two records have the same shards, conditions and, unless SLURM decides, number of ranks.
 
     A setting that one of them lacks counts as off, see :func:`.keys.settings_key`.
     """
@@ -155,7 +158,8 @@ def _require_same(stored: Mapping[str, Any], current: Mapping[str, Any], out: Pa
             )
     pairs = [(f"{key} is", stored["common"].get(key), current["common"].get(key))
              for key in dict.fromkeys([*stored["common"], *current["common"]])]  # fmt: skip
-    pairs.append(("the number of processes is", stored["processes"], current["processes"]))
+    if stored["processes"] and current["processes"]:
+        pairs.append(("the number of processes is", stored["processes"], current["processes"]))
     for name, before, now in pairs:
         if (before or None) != (now or None):
             raise UserError(

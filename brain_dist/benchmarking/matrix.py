@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from brain_dist.benchmarking.folder import Folder
+from brain_dist.benchmarking.folder import PLAN, Folder
 from brain_dist.benchmarking.grid import PUBLISHED
 from brain_dist.benchmarking.matrix_text import Row, markdown
 from brain_dist.common.files import sha256_file, write_together
@@ -15,7 +15,7 @@ from brain_dist.errors import Fault, UserError
 from brain_dist.judging.predictions import Predictions, read_predictions
 from brain_dist.pages.text import listing
 
-PLAN, MATRIX, TABLE = "cross_plan.json", "cross.json", "cross.md"
+MATRIX, TABLE = "cross.json", "cross.md"
 
 
 def write_matrix(folder: Folder) -> dict[str, Any]:

@@ -114,8 +114,8 @@ def run_trials(grid: Grid, folder: Folder, command: str, *, slurm: bool) -> int 
     with folder.locked() as lock:
         if slurm:
             require_slurm(folder)
+        require_same_conditions(grid.record(), trials)
         trials.claim(grid, command)
-        require_same_conditions(trials.record(), trials)
         waiting = sum(not folder.is_finished(cell) for cell in grid.cells)
         if slurm:
             job = submit_cells(grid, folder, costs=False)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from brain_dist.benchmarking.folder import Folder
+from brain_dist.benchmarking.folder import RECORD, Folder
 from brain_dist.benchmarking.grid import OWN_TEST, PUBLISHED, Grid, Source, Test, plan
 from brain_dist.benchmarking.rates import best_rates, parse_rates, plan_trials, read_trials, run_trials
 from brain_dist.common.commands import ArgumentParser
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     folder = Folder(arguments.out)
     source, folds = open_source(next(iter(variants.values())), arguments.folds, folder)
     check_networks(variants, len(source.classes))
-    processes = None if arguments.slurm else arguments.processes or default_processes(variants)
+    processes = None if arguments.slurm else arguments.processes or default_processes(variants, folder)
     command, trials = shlex.join(["brain-dist", "benchmark", "run", *argv]), None
     if arguments.rates is not None:
         rates = parse_rates(arguments.rates, variants, arguments.lr, folds)
@@ -90,44 +90,46 @@ def main(argv: Sequence[str]) -> int:
     return run_grid(replace(grid, trials=trials), folder, command, slurm=arguments.slurm)
 
 
-def run_grid(grid: Grid, folder: Folder, command: str, *, slurm: bool) -> int:
-    """Train and evaluate what is missing, measure the costs of the models, and write the table; or submit all of it.
+def run_grid(grid: Grid, folder: Folder, command: str, *, slurm: bool, cross: str | None = None) -> int:
+    """Train and evaluate what is missing, measure the costs of the models, and write the tables; or submit all of it.
+
+    With SLURM the tables are written if no cell is missing.
 
     Args:
         grid: the grid.
         folder: the benchmark's folder.
         command: the command line, for the table.
         slurm: submit the missing cells as a job array.
+        cross: content of cross_plan.json, for `benchmark cross`.
 
     Returns:
         The exit code: 75 if the benchmark was asked to stop.
 
     Raises:
         UserError: the folder holds other conditions, a training refuses its settings, or jobs cannot be submitted.
-        Fault: a cell failed; the table of the others is written.
+        Fault: a cell failed; the tables of the others are written.
     """
     from brain_dist.benchmarking.conditions import require_same_conditions
     from brain_dist.benchmarking.measured import measure_missing
     from brain_dist.benchmarking.slurm import require_slurm, submit_cells
-    from brain_dist.benchmarking.table import write_table
+    from brain_dist.benchmarking.table import write_results
     from brain_dist.benchmarking.trainings import Commands, cell_board, run_cells
 
     with folder.locked() as lock:
-        if slurm:
-            require_slurm(folder)
-        folder.claim(grid, command)
-        require_same_conditions(folder.record(), folder)
-        table = f"brain-dist benchmark table {shlex.quote(str(folder.out))}"
-        if slurm:
-            job = submit_cells(grid, folder)
-            waiting = sum(not folder.is_finished(cell) for cell in grid.cells)
-            print(
-                f"job {job}: {waiting} cells, one task each; then `{table}`"
-                if job
-                else f"all cells are finished; `{table}`"
-            )
-            return 0
         finished = sum(map(folder.is_finished, grid.cells))
+        waiting = len(grid.cells) - finished
+        if slurm and waiting:
+            require_slurm(folder)
+        require_same_conditions(grid.record(), folder)
+        folder.claim(grid, command, cross)
+        if slurm:
+            if waiting:
+                job, table = submit_cells(grid, folder), f"brain-dist benchmark table {shlex.quote(str(folder.out))}"
+                print(f"job {job}: {waiting} cells, one task each; then `{table}`")
+            else:
+                print("all cells are finished")
+                write_results(folder)
+            return 0
         print(f"{len(grid.cells)} cells, {finished} of them finished", file=sys.stderr, flush=True)
         with Commands(lock).forwarding() as commands:
             with cell_board(grid, folder) as board:
@@ -141,7 +143,7 @@ def run_grid(grid: Grid, folder: Folder, command: str, *, slurm: bool) -> int:
             )
             return EXIT_PREEMPTED
         if models:
-            write_table(folder)
+            write_results(folder)
     if board.failed:
         first = board.failed[0]
         raise Fault(f"{len(board.failed)} of {len(grid.cells)} cells failed, first {first}: {board.note[first]}")
@@ -268,9 +270,14 @@ def check_networks(variants: dict[str, Config], classes: int) -> None:
             create_network(config.model, classes, seed=0, load_weights=False)
 
 
-def default_processes(variants: dict[str, Config]) -> int:
-    """One rank per GPU that the runs may use, or one."""
+def default_processes(variants: dict[str, Config], folder: Folder) -> int:
+    """As many ranks as a cell of the folder was trained with, or one rank per GPU that the runs may use, or one."""
     import torch
 
+    from brain_dist.benchmarking.conditions import environments
+
+    started = environments(folder.record(), folder) if (folder.out / RECORD).is_file() else []
+    if started:
+        return int(started[0][1]["world_size"])
     devices = {config.run.device for config in variants.values()}
     return 1 if devices == {"cpu"} else max(1, torch.cuda.device_count())

@@ -1,4 +1,7 @@
-"""``brain-dist benchmark table``: write table.parquet, cells.parquet, costs.parquet and table.md, and print them."""
+"""``brain-dist benchmark table``: write table.parquet, cells.parquet, costs.parquet and table.md, and print them.
+
+Of `benchmark cross` also its matrix, and of methods their ablation.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from brain_dist.benchmarking.ablation import write_ablation
-from brain_dist.benchmarking.folder import Folder
+from brain_dist.benchmarking.folder import PLAN, Folder
+from brain_dist.benchmarking.matrix import TABLE, write_matrix
+from brain_dist.benchmarking.matrix_text import markdown as matrix_markdown
 from brain_dist.benchmarking.results import Benchmark, Row, read_benchmark
 from brain_dist.common.commands import ArgumentParser
 from brain_dist.common.files import write_together
 from brain_dist.errors import Fault
 
+DESCRIPTION = (
+    "Write table.parquet, cells.parquet, costs.parquet and table.md, and print them. Of `benchmark cross` also cross.md"
+    " and cross.json, and of methods ablation.md."
+)
 TYPES = {str: "string", bool: "bool_", int: "int64", float: "float64"}
 
 
@@ -23,12 +32,24 @@ def main(argv: Sequence[str]) -> int:
         UserError: as :func:`~brain_dist.benchmarking.results.read_benchmark`.
         Fault: the disk is full.
     """
-    parser = ArgumentParser("brain-dist benchmark table", description=__doc__.partition(": ")[2])
+    parser = ArgumentParser("brain-dist benchmark table", description=DESCRIPTION)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the benchmark")
-    folder = Folder(parser.parse_args(list(argv)).out)
-    write_table(folder)
-    write_ablation(folder)
+    write_results(Folder(parser.parse_args(list(argv)).out))
     return 0
+
+
+def write_results(folder: Folder) -> None:
+    """Judge a benchmark, and write and print all its tables: also the matrix of collections and the ablation, if any.
+
+    Raises:
+        UserError: as :func:`~brain_dist.benchmarking.results.read_benchmark`.
+        Fault: the disk is full.
+    """
+    write_table(folder)
+    if (folder.out / PLAN).is_file():
+        print(matrix_markdown(write_matrix(folder)))
+        print(folder.out / TABLE)
+    write_ablation(folder)
 
 
 def write_table(folder: Folder) -> Benchmark:

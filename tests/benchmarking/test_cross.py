@@ -14,12 +14,13 @@ from helpers import TINY, in_process
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from brain_dist.audit.wording import COLLECTION_ROWS
-from brain_dist.benchmarking.cross import evaluations_of, open_collections, plan_pairs, write_plan
+from brain_dist.benchmarking.cross import evaluations_of, open_collections, plan_pairs, plan_text
 from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.grid import plan
 from brain_dist.benchmarking.matrix import read_matrix, write_matrix
 from brain_dist.benchmarking.matrix_text import markdown
 from brain_dist.benchmarking.results import read_benchmark
+from brain_dist.benchmarking.run import read_variants
 from brain_dist.benchmarking.trainings import training_commands
 from brain_dist.common.progress import no_progress
 from brain_dist.comparison.crossing import Judged, confounded, drop, entry, gain
@@ -81,13 +82,14 @@ def crossed(collections: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
 
 def drawn_benchmark(shards: list[Path], out: Path) -> Path:
     """A cross benchmark with drawn predictions."""
-    folder, config = Folder(out), load(SETTINGS)
+    folder = Folder(out)
+    (config,) = read_variants("test_convnext", [], SETTINGS).values()
     datasets = open_collections(",".join(map(str, shards)), config)
     sources, pairs = plan_pairs(datasets, config, folder)
     grid = plan(
         {"test_convnext": config}, [0, 1], None, sources, folder.out, 1, evaluations_of(sources, pairs, datasets)
     )
-    folder.claim(grid, "cross")
+    folder.claim(grid, "cross", plan_text(datasets, pairs))
     known: dict[tuple[str, str], np.ndarray] = {}
     for cell in grid.cells:
         own = open_data(cell.config.data, folder.cells)
@@ -102,7 +104,6 @@ def drawn_benchmark(shards: list[Path], out: Path) -> Path:
             table = drawn_predictions(dataset, rows, cell.seed)
             file = folder.predictions(cell.key, test.name)
             write_evaluation(file, replace(table, known=known[pair], allow_known=test.allow_known), rows)
-    write_plan(folder, datasets, pairs)
     write_matrix(folder)
     return folder.out
 
@@ -213,7 +214,8 @@ def test_a_published_split_is_judged_with_and_without_the_images_that_training_k
 def test_a_test_collection_that_was_built_again_is_evaluated_again(
     collections: dict[str, Path], crossed: Path, tmp_path: Path
 ) -> None:
-    out, config = tmp_path / "out", load(SETTINGS)
+    out = tmp_path / "out"
+    (config,) = read_variants("test_convnext", [], SETTINGS).values()
     shutil.copytree(crossed, out)
     images = collections["gamma"].parent / "images" / "c"
     two = {"notumor": ["notumor"], "tumor": ["glioma", "meningioma", "pituitary"]}
@@ -224,8 +226,7 @@ def test_a_test_collection_that_was_built_again_is_evaluated_again(
     sources, pairs = plan_pairs(datasets, config, folder, ["alpha"])
     tests = evaluations_of(sources, pairs, datasets)
     grid = plan({"test_convnext": config}, [0, 1], None, sources, out, 1, tests)
-    folder.claim(grid, "cross")
-    write_plan(folder, datasets, pairs)
+    folder.claim(grid, "cross", plan_text(datasets, pairs))
     for cell in grid.cells:
         assert not folder.is_finished(cell)
         (evaluation,) = [words for words in training_commands(cell, folder) if words[0] == "evaluate"]
@@ -329,6 +330,25 @@ def test_a_real_cross_benchmark_and_the_same_command_again(collections: dict[str
     in_process("benchmark", "cross", str(out), *arguments(shards, "0"))
     assert (out / "cross.json").read_bytes() == before
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+
+
+@pytest.mark.slow
+def test_slurm_without_a_missing_cell_writes_the_tables(
+    collections: dict[str, Path], crossed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(crossed, out)
+    expected = (out / "cross.md").read_text()
+    for name in ("cross.json", "cross.md", "cross_plan.json"):
+        (out / name).unlink()
+    words = [*arguments(list(collections.values()), "0,1"), "--slurm"]
+    printed = in_process("benchmark", "cross", str(out), *words).out
+    assert "all cells are finished" in printed
+    assert (out / "cross.md").read_text() == expected
+    assert expected in printed
+    assert Folder(out).record()["processes"] is None
+    assert in_process("benchmark", "cross", str(out), *words[:-1], "--seeds", "0").code == 0  # without SLURM
+    assert "mean ± standard deviation over 1 seeds" in (out / "cross.md").read_text()
 
 
 def build_healthy(images: Path, base: Path) -> Path:

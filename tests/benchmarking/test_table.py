@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import in_process
 
+from brain_dist.benchmarking.conditions import require_same_conditions
 from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.grid import Grid, Source, plan
 from brain_dist.benchmarking.results import training_seconds
+from brain_dist.benchmarking.run import default_processes
 from brain_dist.benchmarking.summary import TITLES
 from brain_dist.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from brain_dist.errors import UserError
@@ -146,6 +148,24 @@ def test_missing_cells_are_marked_and_ranks_refused(benchmark: tuple[Grid, Folde
     assert {row["tier"] for row in table.values()} == {None}
     assert {row["rank_refused"][:28] for row in table.values()} == {"1 of 9 cells are missing: ran"[:28]}
     assert [row["cell"] for row in rows(folder, "cells") if row["state"] == "missing"] == [lost.key]
+
+
+def test_ranks_that_slurm_decides_are_those_of_the_cells(dataset: Dataset, tmp_path: Path) -> None:
+    """A benchmark of --slurm goes on without it, with the same number of ranks and with no other."""
+    grid, folder = make_grid(dataset, tmp_path, ("good",)), Folder(tmp_path)
+    variants = {"good": grid.cells[0].config}
+    assert default_processes(variants, folder) == 1
+    folder.claim(dataclasses.replace(grid, processes=None), "brain-dist benchmark run --slurm")
+    assert folder.record()["processes"] is None
+    finish(grid, folder, dataset, world_size=4)
+    assert default_processes(variants, folder) == 4
+    here = dataclasses.replace(grid, processes=4)
+    require_same_conditions(here.record(), folder)
+    folder.claim(here, "brain-dist benchmark run")
+    folder.claim(dataclasses.replace(grid, processes=None), "brain-dist benchmark run --slurm")
+    message = r"number of ranks was 4 for good, seed 0 and would be 2 now; give --processes 4"
+    with pytest.raises(UserError, match=message):
+        require_same_conditions(dataclasses.replace(grid, processes=2).record(), folder)
 
 
 def test_a_seed_counts_when_all_its_folds_are_there(dataset: Dataset, tmp_path: Path) -> None:

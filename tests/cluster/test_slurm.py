@@ -415,6 +415,40 @@ def test_benchmark_is_one_job_array_that_is_submitted_once(jobs: Jobs, benchmark
 
 
 @pytest.mark.slow
+def test_a_cross_benchmark_is_one_job_array_and_gives_its_matrix(jobs: Jobs, tmp_path: Path) -> None:
+    images, other, out = tmp_path / "elsewhere", tmp_path / "other", jobs.folder / "cross"
+    size = ["--patients", "16", "--slices", "2", "--size", "96", "--seed", "1"]
+    command([sys.executable, "-m", "brain_dist.shard", "phantom", "--out", str(images), *size])
+    patients = {"file": "patients.csv", "id": "id", "patient": "patient"}
+    folders = {name: [name] for name in ("glioma", "meningioma", "notumor", "pituitary")}
+    part = {"dataset": "elsewhere", "folders": folders, "patients": patients}
+    recipe = {"name": "elsewhere", "classes": list(folders), "parts": [part]}
+    (tmp_path / "elsewhere.yaml").write_text(json.dumps(recipe))
+    build = ["--recipe", str(tmp_path / "elsewhere.yaml"), "--source", str(images), "--out", str(other)]
+    command([sys.executable, "-m", "brain_dist.shard", "build", *build])
+    settings = [*TRAINING[2:], "--train.micro_batch", "12", "--train.epochs", "1", "--train.best", "f1_macro"]
+    arguments = ["--sources", f"{jobs.shards},{other}", "--models", "test_convnext", "--seeds", "0", *settings]
+    here = [sys.executable, "-m", "brain_dist.benchmark", "cross", str(out), *arguments]
+    variables = {**jobs.cluster.env, "SBATCH_GPUS_PER_NODE": "1"}
+    match = re.search(r"job (\d+): 2 cells, one task each", command([*here, "--slurm"], **variables).out)
+    assert match
+    planned = json.loads((out / "cross_plan.json").read_text())["pairs"]
+    assert [pair["kind"] for pair in planned] == ["internal", "external"] * 2
+    for task in range(2):
+        jobs.cluster.wait(f"{match[1]}_{task}", log=out / "cells" / f"benchmark-{match[1]}_{task}.log")
+
+    printed = command([sys.executable, "-m", "brain_dist.benchmark", "table", str(out)], **jobs.cluster.env).out
+    text = (out / "cross.md").read_text()
+    assert text in printed
+    rows = json.loads((out / "cross.json").read_text())["rows"]
+    assert [row.get("refused") for row in rows] == [None] * 4
+    (out / "cross.md").unlink()
+    assert "all cells are finished" in command([*here, "--slurm"], **variables).out
+    assert (out / "cross.md").read_text() == text
+    assert "2 cells, 2 of them finished" in command(here, **jobs.cluster.env).err  # goes on without SLURM
+
+
+@pytest.mark.slow
 def test_cells_of_a_benchmark_that_are_lost_are_submitted_again(jobs: Jobs, benchmark: tuple[Path, list[str]]) -> None:
     out, submit = benchmark
     assert (out / "table.parquet").is_file(), "this test needs the finished benchmark of the test before"
