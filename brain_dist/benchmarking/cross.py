@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
+from brain_dist.benchmarking.cross_plan import Pair, plan_text, training_counts
 from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.grid import OF_METHOD, OF_MODEL, PUBLISHED, Source, Test, plan
 from brain_dist.benchmarking.run import (
@@ -24,7 +24,7 @@ from brain_dist.benchmarking.run import (
 )
 from brain_dist.collection.spellings import SPLITS
 from brain_dist.common.text import nearest
-from brain_dist.comparison.crossing import NO_TUMOUR, TUMOUR, confounded, trained_classes
+from brain_dist.comparison.crossing import trained_classes
 from brain_dist.config import Config, load
 from brain_dist.errors import UserError
 from brain_dist.store.dataset import Dataset
@@ -35,26 +35,6 @@ DESCRIPTION = (
     " every other collection. Test images that training knew are left out and counted. Takes every setting of a run."
     " The same command goes on where an interrupted one ended."
 )
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Training on one source, testing on another.
-
-    Attributes:
-        source: name of the training source.
-        test: name of the test source.
-        kind: "internal", "published" (internal, with test images that training knew), "external" or "left out" (the
-            source is all collections but the test).
-        shared: classes that are judged.
-        refused: the reason for a missing result, or None.
-    """
-
-    source: str
-    test: str
-    kind: str
-    shared: tuple[str, ...] = ()
-    refused: str | None = None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -191,11 +171,6 @@ def plan_pairs(
     return sources, pairs
 
 
-def training_counts(dataset: Dataset) -> dict[str, int]:
-    """Training images of each class."""
-    return dict(dataset.manifest.counts.get("train", {}))
-
-
 def why_untrainable(dataset: Dataset, config: Config) -> str | None:
     """Why no network is trained on these shards, or None."""
     present = [name for name, number in training_counts(dataset).items() if number]
@@ -267,36 +242,12 @@ def _without(name: str, datasets: Mapping[str, Dataset], config: Config, folder:
             (),
             f"the other collections have training images of {' and '.join(able) or 'no class'} only",
         )
-    return replace(source, name=title), Pair(title, name, "left out", shared)
-
-
-def plan_text(datasets: Mapping[str, Dataset], pairs: Sequence[Pair]) -> str:
-    """Content of cross_plan.json: what the matrix needs of the collections, and the pairs."""
-    collections = {}
-    for name, dataset in datasets.items():
-        train = dataset.rows("train")
-        columns = dataset.columns
-        collections[name] = {
-            "version": dataset.version,
-            "shards": str(dataset.root.resolve()),
-            "classes": list(dataset.classes),
-            "train": training_counts(dataset),
-            "test": dict(dataset.manifest.counts.get("test", {})),
-            "confounded": confounded(columns["dataset"][train], columns["label"][train], dataset.classes),
-        }
-    document: dict[str, Any] = {"collections": collections, "pairs": [asdict(pair) for pair in pairs]}
-    document["together"] = _confounded_together(datasets)
-    return json.dumps(document, indent=1) + "\n"
-
-
-def _confounded_together(datasets: Mapping[str, Dataset]) -> list[str]:
-    """Where class and collection are the same thing among the training images of all collections."""
-    binary = any(TUMOUR in dataset.classes for dataset in datasets.values())
-    names, collections = [], []
-    for name, dataset in datasets.items():
-        labels = dataset.columns["label"][dataset.rows("train")]
-        words = np.array(dataset.classes, dtype=object)[labels]
-        names.append(np.where(words == NO_TUMOUR, NO_TUMOUR, TUMOUR).astype(object) if binary else words)
-        collections.append(np.full(len(words), name, dtype=object))
-    classes, label = np.unique(np.concatenate(names).astype(str), return_inverse=True)
-    return confounded(np.concatenate(collections), label, classes.tolist())
+    excluded = Counter[str]()
+    for counts in dataset.manifest.excluded.counts.values():
+        excluded.update(counts)
+    overlapping = any(
+        each["in"] == name and (each["exact"] or each["near"] or each["patient"])
+        for each in dataset.manifest.audit["between"]
+    )
+    pair = Pair(title, name, "left out", shared, excluded=dict(excluded), overlapping=overlapping)
+    return replace(source, name=title), pair

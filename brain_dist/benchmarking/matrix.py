@@ -16,6 +16,7 @@ from brain_dist.judging.predictions import Predictions, read_predictions
 from brain_dist.pages.text import listing
 
 MATRIX, TABLE = "cross.json", "cross.md"
+OF_PAIR = ("source", "test", "kind", "excluded", "overlapping")
 
 
 def write_matrix(folder: Folder) -> dict[str, Any]:
@@ -84,7 +85,8 @@ def matrix(folder: Folder) -> dict[str, Any]:
 
     Returns:
         ``plan`` (sha256 of its file), ``models``, ``seeds`` and ``cells`` (cell → evaluations) that it was judged from;
-        ``collections``, ``together`` as planned; ``rows``: ``source``, ``test``, ``kind``, ``model``, and either
+        ``collections``, ``together`` as planned; ``rows``: ``source``, ``test``, ``kind``, ``excluded`` and
+        ``overlapping`` of the pair, ``model``, and either
         ``refused`` or what :func:`~brain_dist.comparison.crossing.entry` returns and, if the pair is external,
         ``drop``; ``worst``: of each source and model the number of external ``collections`` with a result, and those
         ``without`` (name → reason); their ``mean``, the ``worst`` of them, its ``worst_value``, and ``of_seeds``, the
@@ -96,7 +98,7 @@ def matrix(folder: Folder) -> dict[str, Any]:
         for model in record["models"]:
             rows.append(
                 {
-                    **{key: pair[key] for key in ("source", "test", "kind")},
+                    **{key: pair[key] for key in OF_PAIR if key in pair},
                     "model": model,
                     **_judge(pair, model, record, folder),
                 }

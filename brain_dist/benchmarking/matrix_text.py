@@ -9,6 +9,7 @@ from brain_dist.benchmarking.grid import PUBLISHED
 from brain_dist.comparison.crossing import HEADLINE, NOT_TRAINED
 
 KINDS = {"internal": " (internal)", PUBLISHED: " (its published test, with images that training knew)"}
+SPLIT_TITLES = {"train": "training", "val": "validation", "test": "test"}
 Row = dict[str, Any]
 
 
@@ -34,6 +35,23 @@ def worst_class(row: Mapping[str, Any]) -> str:
     """The class with the lowest sensitivity and that sensitivity in percent: ``glioma 81.2``."""
     name = row["worst_class"]
     return "–" if name is None else f"{name} {100 * row['sensitivity'][name]:.1f}"
+
+
+def left_out(row: Mapping[str, Any]) -> str:
+    """Images that do not count: of the test by reason, and of the training by split those that joining left out."""
+    of_test = [f"{count:,} {reason}" for reason, count in row["left_out"].items()]
+    of_training = [
+        f"{count:,} {SPLIT_TITLES[split]} image{'s' * (count != 1)}" for split, count in row.get("excluded", {}).items()
+    ]
+    return ", ".join([*of_test, *of_training]) or "none"
+
+
+def elsewhere(document: Mapping[str, Any]) -> list[Row]:
+    """The rows with a result on a collection that was not trained on."""
+    return [
+        row for row in document["rows"]
+        if row["kind"] in ("external", "left out") and row.get(f"{HEADLINE}_full", {}).get("value") is not None
+    ]  # fmt: skip
 
 
 def markdown(document: Mapping[str, Any]) -> str:
@@ -69,12 +87,11 @@ def markdown(document: Mapping[str, Any]) -> str:
         if "refused" in row:
             body.append((*place, *["–"] * 8, row["refused"]))
             continue
-        left_out = ", ".join(f"{count:,} {reason}" for reason, count in row["left_out"].items()) or "none"
         change = row.get("drop", {})
         body.append((
             *place, f"{row['images']:,}", ", ".join(row["classes"]), with_seeds(shown(row[HEADLINE]), row, planned),
             shown(row[f"{HEADLINE}_full"]), shown(row["accuracy"]), shown(row.get("within", {})),
-            with_seeds(shown(change, signed=True), change, planned), worst_class(row), left_out,
+            with_seeds(shown(change, signed=True), change, planned), worst_class(row), left_out(row),
         ))  # fmt: skip
     lines += ["", *_table(head, body)]
     if document["worst"]:
@@ -99,17 +116,21 @@ def notes(document: Mapping[str, Any]) -> list[str]:
 
 
 def overlaps(document: Mapping[str, Any]) -> list[str]:
-    """External tests that share pictures or patients with the training; their remaining images are not independent."""
-    sentences = []
-    for row in document["rows"]:
-        if row["kind"] == "external" and row["model"] == document["models"][0] and "refused" not in row:
-            known = sum(count for reason, count in row["left_out"].items() if not reason.endswith(NOT_TRAINED))
-            if known:
-                sentences.append(
-                    f"{row['source']} and {row['test']} share pictures or patients ({known:,} test images of"
-                    f" {row['test']} are left out), so the rest may come from the same scans and hospitals, too"
-                )
-    return sentences
+    """Tests that share pictures or patients with the training; their remaining images are not independent."""
+    sentences: dict[tuple[str, str], str] = {}
+    for row in elsewhere(document):
+        if row["kind"] == "external":
+            count = sum(number for reason, number in row["left_out"].items() if not reason.endswith(NOT_TRAINED))
+            images = f"{count:,} test images of {row['test']}"
+        else:
+            count = sum(row.get("excluded", {}).values()) if row.get("overlapping") else 0
+            images = f"{count:,} training and validation images"
+        if count:
+            sentences[row["source"], row["test"]] = (
+                f"{row['source']} and {row['test']} share pictures or patients ({images} are left out), so the rest may"
+                " come from the same scans and hospitals, too"
+            )
+    return list(sentences.values())
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:

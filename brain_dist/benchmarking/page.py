@@ -12,7 +12,7 @@ from brain_dist.benchmarking import page_text
 from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.grid import PUBLISHED
 from brain_dist.benchmarking.matrix import read_matrix
-from brain_dist.benchmarking.matrix_text import notes, overlaps, shown
+from brain_dist.benchmarking.matrix_text import elsewhere, left_out, notes, overlaps, shown
 from brain_dist.benchmarking.probe import read_probe
 from brain_dist.benchmarking.rates import recorded_trials, trials_text
 from brain_dist.benchmarking.results import Benchmark, Part, read_benchmark
@@ -103,7 +103,7 @@ def render(benchmark: Benchmark, folder: Folder, findings: list[Any] | None) -> 
     shortcuts = {source["name"]: page_text.shortcuts(source, folder) for source in record["sources"]}
     patients = _patients(record, folder)
     facts = Facts(
-        external=matrix is not None and any("drop" in row for row in matrix["rows"]),
+        external=matrix is not None and bool(elsewhere(matrix)),
         patients=patients["known"] > 0,
         seeds=len(record["seeds"]),
         compared=any("refused" not in part.ranks for part in parts),
@@ -139,6 +139,7 @@ def render(benchmark: Benchmark, folder: Folder, findings: list[Any] | None) -> 
         overlaps=overlaps(matrix) if matrix else [],
         cross_headline=CROSS_HEADLINE,
         shown=shown,
+        left_out=left_out,
         shortcuts=shortcuts,
         findings=findings,
         costs=benchmark.costs,

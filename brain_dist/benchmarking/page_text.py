@@ -8,6 +8,7 @@ from typing import Any
 
 from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.grid import PUBLISHED
+from brain_dist.benchmarking.matrix_text import elsewhere
 from brain_dist.benchmarking.rates import rates_sentence
 from brain_dist.benchmarking.results import Benchmark, Part, Row
 from brain_dist.errors import Fault, UserError
@@ -127,12 +128,15 @@ def _order(part: Part) -> list[str]:
 
 
 def _elsewhere(matrix: Mapping[str, Any] | None) -> str:
-    drops = (
-        [] if matrix is None else [row for row in matrix["rows"] if (row.get("drop") or {}).get("value") is not None]
-    )
-    if not drops:
+    """What is not known about other collections."""
+    tested = elsewhere(matrix) if matrix else []
+    if not tested:
         return "Not tested on another collection: how accurate the models are on other scanners is not known."
-    largest = max(drops, key=lambda row: row["drop"]["value"])
+    drops = [row for row in tested if (row.get("drop") or {}).get("value") is not None]
+    largest = max(drops, key=lambda row: row["drop"]["value"]) if drops else None
+    if largest is None or largest["drop"]["value"] <= 0:
+        names = listing(list(dict.fromkeys(row["test"] for row in tested)))
+        return f"How accurate the models are on other collections than {names} is not known."
     return (
         f"Results inside a collection do not carry over: {largest['model']} trained on {largest['source']} loses"
         f" {100 * largest['drop']['value']:.1f} percentage points of balanced accuracy on {largest['test']}, and other"

@@ -115,9 +115,15 @@ def _of_run(run: Path, places: Mapping[str, str], limit: int) -> list[dict[str, 
 
 
 def read_probe(folder: Folder) -> list[dict[str, Any]]:
-    """The :func:`summary` of a benchmark's probe; empty if it was not probed."""
+    """The :func:`summary` of a benchmark's probe for the trainings of its grid; empty if it was not probed."""
     file = folder.out / PROBE
-    return summary(json.loads(file.read_text())["rows"]) if file.is_file() else []
+    trainings = {_training(cell) for cell in folder.record()["cells"]}
+    rows = json.loads(file.read_text())["rows"] if file.is_file() else []
+    return summary([row for row in rows if _training(row) in trainings])
+
+
+def _training(row: Mapping[str, Any]) -> tuple[str, str, int]:
+    return row["source"], row["model"], row["seed"]
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

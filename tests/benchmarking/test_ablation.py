@@ -11,7 +11,8 @@ import pytest
 from helpers import ROOT, TINY, in_process
 from sklearn.metrics import roc_auc_score
 
-from brain_dist.benchmarking.cross import evaluations_of, open_collections, plan_pairs, plan_text
+from brain_dist.benchmarking.cross import evaluations_of, open_collections, plan_pairs
+from brain_dist.benchmarking.cross_plan import plan_text
 from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.grid import OF_METHOD, plan
 from brain_dist.benchmarking.run import read_variants
