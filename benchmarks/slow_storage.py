@@ -1,13 +1,15 @@
 """What a device waits for its batches when storage is slow, with and without reading ahead.
 
-``python -m benchmarks.slow_storage [SHARDS] [--delay 5] [--step 250]``. Storage is made slow by a delay before every
-read of an image, in this process: it stands for a network file system that answers late, but not for one that lacks
-bandwidth. The step is a pause, in which the processor is free as it is during a step on a GPU. DALI feeds the images.
+``python -m benchmarks.slow_storage [SHARDS] [--delay 5] [--stall 1250] [--step 250]``. Storage is made slow by a delay
+before every read of an image, or by a longer one before a single read, in this process: it stands for a network file
+system that answers late, but not for one that lacks bandwidth. The step is a pause, in which the processor is free as it
+is during a step on a GPU. DALI feeds the images.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import tempfile
@@ -36,27 +38,37 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("shards", nargs="?", type=Path, help="a built shard folder (default: phantoms)")
     parser.add_argument("--delay", type=float, default=5.0, help="milliseconds before each read (default: 5)")
+    parser.add_argument("--stall", type=float, default=1250.0, help="milliseconds before one read (default: 1250)")
     parser.add_argument("--step", type=float, default=250.0, help="milliseconds of a step (default: 250)")
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
     print("| storage | images are read | waiting for a batch, median | longest |\n|---|---|--:|--:|")
     with tempfile.TemporaryDirectory() as folder:
         dataset = open_dataset(arguments.shards or training_shards(Path(folder), 4 * BATCH))
-        for delay, ahead in ((0.0, False), (0.0, True), (arguments.delay, False), (arguments.delay, True)):
-            waits = waiting_times(dataset, delay / 1e3, arguments.step / 1e3, arguments.steps, ahead=ahead)
-            print(
-                f"| {f'{delay:g} ms a read' if delay else 'as it is'} | {'ahead' if ahead else 'when needed'}"
-                f" | {1e3 * statistics.median(waits):.0f} ms | {1e3 * max(waits):.0f} ms |"
-            )
+        middle = (WARMUP + arguments.steps // 2) * BATCH
+        storages: dict[str, Callable[[int], float]] = {
+            "as it is": lambda number: 0.0,
+            f"{arguments.delay:g} ms a read": lambda number: arguments.delay,
+            f"one read of {arguments.stall:g} ms": lambda number: arguments.stall if number == middle else 0.0,
+        }
+        for name, delay in storages.items():
+            for ahead in (False, True):
+                waits = waiting_times(dataset, delay, arguments.step / 1e3, arguments.steps, ahead=ahead)
+                print(
+                    f"| {name} | {'ahead' if ahead else 'when needed'}"
+                    f" | {1e3 * statistics.median(waits):.0f} ms | {1e3 * max(waits):.0f} ms |"
+                )
     return 0
 
 
-def waiting_times(dataset: Dataset, delay: float, pause: float, steps: int, *, ahead: bool) -> list[float]:
-    """Seconds that the main thread waits for the batch of each step."""
-    pread = os.pread
+def waiting_times(
+    dataset: Dataset, delay: Callable[[int], float], pause: float, steps: int, *, ahead: bool
+) -> list[float]:
+    """Seconds that the main thread waits for the batch of each step; ``delay`` gives the milliseconds of each read."""
+    pread, numbers = os.pread, itertools.count()
 
     def slow_pread(descriptor: int, size: int, offset: int) -> bytes:
-        time.sleep(delay)
+        time.sleep(delay(next(numbers)) / 1e3)
         return pread(descriptor, size, offset)
 
     rows = dataset.rows("train")
@@ -81,7 +93,9 @@ def waiting_times(dataset: Dataset, delay: float, pause: float, steps: int, *, a
     return waits[WARMUP:]
 
 
-def read_when_needed(read: Callable[[Any], Any], batches: Iterable[Any]) -> Generator[tuple[Any, Any], None, None]:
+def read_when_needed(
+    read: Callable[[Any], Any], batches: Iterable[Any], prefetch: int
+) -> Generator[tuple[Any, Any], None, None]:
     """What ``read_ahead`` does, without threads."""
     for item in batches:
         yield item, read(item)

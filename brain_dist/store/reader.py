@@ -24,7 +24,7 @@ from brain_dist.store.dataset import Dataset, open_dataset
 
 Item = TypeVar("Item")
 Images = TypeVar("Images")
-_AHEAD = 4  # batches that are read in advance, each by one thread
+_THREADS = 4  # that read a batch each
 
 
 def shard_path(root: Path, sources: Sequence[Path], shard: str) -> Path:
@@ -111,24 +111,29 @@ class ShardReader:
         return functools.lru_cache(maxsize=size)(functools.partial(_OpenFile, self._root, self._sources))
 
 
-def read_ahead(read: Callable[[Item], Images], batches: Iterable[Item]) -> Generator[tuple[Item, Images], None, None]:
-    """Read the images of batches on threads, up to four batches ahead, so that the caller rarely waits for storage.
+def read_ahead(
+    read: Callable[[Item], Images], batches: Iterable[Item], prefetch: int = 0
+) -> Generator[tuple[Item, Images], None, None]:
+    """Read the images of batches on threads, ahead of the caller, so that it rarely waits for storage.
 
-    The threads end with the iterator; it holds the encoded images of five batches at most.
+    The threads end with the iterator; it holds the encoded images of 5 + ``prefetch`` batches at most.
 
     Args:
         read: reads the images of a batch, and checks them.
         batches: what to read, and to yield with the images.
+        prefetch: number of batches that the caller prepares in advance. Up to 4 + ``prefetch`` batches are read ahead:
+            while one read takes long, the caller waits for it only when as many steps have passed.
 
     Raises:
         Fault: an image of the batch that is next cannot be read or is damaged.
     """
     batches = iter(batches)
     ahead: deque[tuple[Item, Future[Images]]] = deque()
-    pool = ThreadPoolExecutor(_AHEAD, "reading")
+    pool = ThreadPoolExecutor(_THREADS, "reading")
+    count = _THREADS + prefetch
     try:
         while True:
-            ahead.extend((item, pool.submit(read, item)) for item in islice(batches, _AHEAD + 1 - len(ahead)))
+            ahead.extend((item, pool.submit(read, item)) for item in islice(batches, count + 1 - len(ahead)))
             if not ahead:
                 return
             item, images = ahead.popleft()

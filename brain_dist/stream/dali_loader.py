@@ -70,7 +70,7 @@ class _JobSource:
 
     def __init__(self, dataset: Dataset, jobs: Iterator[Job], config: DataConfig, *, augmented: bool) -> None:
         encoded = EncodedImages(dataset, config.size, color=config.color == "rgb")
-        self.samples = read_ahead(encoded.read, jobs)
+        self.samples = read_ahead(encoded.read, jobs, config.prefetch)
         self.size = config.size
         self.augmented = augmented
         frames = Frames.of(dataset.columns, head=config.head_crop)

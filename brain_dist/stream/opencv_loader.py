@@ -38,7 +38,7 @@ def batches(
         Fault: a shard or one of its images is damaged.
     """
     images = _Images(dataset, config, augmented=augmented)
-    samples = read_ahead(images.encoded.read, jobs)
+    samples = read_ahead(images.encoded.read, jobs, config.prefetch)
     pool = ThreadPoolExecutor(config.threads, "images")
     pending: deque[_PendingBatch] = deque()
     try:

@@ -40,7 +40,8 @@ def wait_until(reader: CountingReader, count: int) -> None:
     assert reader.count == count
 
 
-def test_batches_are_read_ahead_in_order_and_no_further_than_stated(phantom_shards: Path) -> None:
+@pytest.mark.parametrize("prefetch", [0, 3])
+def test_batches_are_read_ahead_in_order_and_no_further_than_stated(phantom_shards: Path, prefetch: int) -> None:
     dataset = open_dataset(phantom_shards)
     rows = np.random.default_rng(0).permutation(len(dataset))[:48].reshape(12, 4)
     reader, requested = CountingReader(dataset), 0
@@ -52,12 +53,12 @@ def test_batches_are_read_ahead_in_order_and_no_further_than_stated(phantom_shar
             yield number
 
     expected = [[ShardReader(dataset).read(row) for row in batch] for batch in rows.tolist()]
-    ahead = read_ahead(lambda number: [reader.read(row) for row in rows[number].tolist()], batches())
+    ahead = read_ahead(lambda number: [reader.read(row) for row in rows[number].tolist()], batches(), prefetch)
     for number in range(12):
         assert next(ahead) == (number, expected[number])
-        # the next four are read without being asked for, and not a fifth
-        wait_until(reader, min(4 * (number + 5), 48))
-        assert requested == min(number + 5, 12)
+        # the next 4 + prefetch are read without being asked for, and no more
+        wait_until(reader, min(4 * (number + 5 + prefetch), 48))
+        assert requested == min(number + 5 + prefetch, 12)
     assert next(ahead, None) is None
 
 

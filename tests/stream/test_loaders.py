@@ -7,6 +7,7 @@ import itertools
 import multiprocessing
 import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -108,6 +109,29 @@ def test_all_loaders_make_the_same_pixels(mixed_shards: Path, color: str, train:
     assert pixels.std() > 20, "the images are not blank"
     if color == "rgb":
         assert (pixels[:, 0] - pixels[:, 2]).abs().max() > 20, "the tint is there, in the order red, green, blue"
+
+
+@pytest.mark.parametrize("loader", ["opencv", "dali"])
+def test_as_many_batches_more_are_read_ahead_as_are_prepared(phantom_shards: Path, loader: str) -> None:
+    """A slow read then keeps nobody waiting while prepared batches last: it began that much earlier."""
+    dataset = open_dataset(phantom_shards)
+
+    def requested(prefetch: int) -> int:
+        config, count = DataConfig(size=32, loader=loader, threads=1, prefetch=prefetch), 0  # type: ignore[arg-type]
+
+        def counted() -> Iterator[Job]:
+            nonlocal count
+            for job in evaluation_jobs(dataset, config, plan):
+                count += 1
+                yield job
+
+        plan = evaluation_micro_batches(dataset.rows("train"), micro_batch=4, rank=0, world_size=1)
+        loaded = open_loader(config, dataset, counted(), augmented=False, micro_batch=4, device=CPU)
+        next(loaded)
+        return count
+
+    assert requested(4) - requested(2) == 2 + 2
+    assert requested(2) >= 2 + 2 + 4
 
 
 def test_a_reduced_image_holds_means_of_stored_pixels(mixed_shards: Path, device: torch.device) -> None:
