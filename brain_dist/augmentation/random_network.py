@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from brain_dist.augmentation.upload import on_device
 from brain_dist.common import counter
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def apply_networks(networks: Floats, image: torch.Tensor) -> torch.Tensor:
     pixels = image.float()
     deviation, mean = torch.std_mean(pixels, dim=(2, 3), keepdim=True)
     standard = _standardised(pixels)
-    numbers = torch.from_numpy(networks).to(image.device)
+    numbers = on_device(networks, image.device)
     share, numbers = numbers[:, 0, None, None, None], numbers[:, 1:].repeat_interleave(channels, dim=0)
     groups = count * channels
     values = standard.reshape(1, groups, *image.shape[2:])

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from brain_dist.augmentation.upload import on_device
+
 if TYPE_CHECKING:
     import torch
 
@@ -40,7 +42,7 @@ def remove_rim(width: npt.NDArray[np.float64], image: torch.Tensor) -> torch.Ten
     for axis in (2, 3):
         counts = tissue.int().cumsum(axis)
         inside &= (counts > 0) & (counts - tissue.int() < counts.select(axis, -1).unsqueeze(axis))
-    radius = torch.from_numpy(np.maximum(1, np.rint(width * image.shape[-1])).astype(np.int64)).to(image.device)
+    radius = np.maximum(1, np.rint(width * image.shape[-1])).astype(np.int64)
     outside = pad((~inside).float(), (1, 1, 1, 1))
     for edge, beside in (
         (outside[:, :, 0], inside[:, :, 0]), (outside[:, :, -1], inside[:, :, -1]),
@@ -48,9 +50,9 @@ def remove_rim(width: npt.NDArray[np.float64], image: torch.Tensor) -> torch.Ten
     ):  # fmt: skip
         edge += (beside.float().mean(-1, keepdim=True) < 0.5).float()
     depth = torch.zeros_like(gray)  # of a pixel in the head, in pixels from its outline
-    for _ in range(int(radius.max())):
+    for _ in range(int(radius.max())):  # before the upload: the host does not wait for the device
         outside = max_pool2d(outside, 3, stride=1, padding=1)
         depth += outside[:, :, 1:-1, 1:-1] == 0
-    kept = depth >= radius[:, None, None, None]
+    kept = depth >= on_device(radius, image.device)[:, None, None, None]
     kept |= ~kept.flatten(1).any(1)[:, None, None, None]
     return image * kept

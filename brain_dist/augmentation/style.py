@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from brain_dist.augmentation.random_network import apply_networks, draw_networks
 from brain_dist.augmentation.skull import WIDTH, remove_rim
+from brain_dist.augmentation.upload import on_device
 from brain_dist.common import counter
 from brain_dist.config import AugmentConfig
 
@@ -129,7 +130,7 @@ def apply_style(style: Style, image: torch.Tensor) -> torch.Tensor:
 
     def chosen(marked: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], torch.Tensor]:
         places = np.flatnonzero(marked)
-        return places, torch.from_numpy(places).to(device)
+        return places, on_device(places, device)
 
     places, index = chosen(style.rim > 0)
     if len(places):
@@ -141,21 +142,21 @@ def apply_style(style: Style, image: torch.Tensor) -> torch.Tensor:
     places, index = chosen(changed)
     if len(places):
         pixels = result[index].float()
-        waves = torch.from_numpy(_waves(size)).to(device)
-        field = waves @ torch.from_numpy(style.bias[places]).to(device) @ waves.T
+        waves = _waves(size, device)
+        field = waves @ on_device(style.bias[places], device) @ waves.T
         pixels *= field.exp()[:, None]
         filters = np.stack([_filter(size, style.factor[i], style.sigma[i]) for i in places])
-        matrix = torch.from_numpy(filters).to(device)[:, None]
+        matrix = on_device(filters, device)[:, None]
         pixels = matrix @ pixels @ matrix.transpose(2, 3)
-        pixels += torch.from_numpy(np.stack([_noise(style, i, size) for i in places])).to(device)[:, None]
+        pixels += on_device(np.stack([_noise(style, i, size) for i in places]), device)[:, None]
         result[index] = pixels.round().clamp(0, 255).to(torch.uint8)
     places, index = chosen((style.table != np.arange(256)).any(axis=1))
     if len(places):
-        result[index] = look_up(torch.from_numpy(style.table[places]).to(device), result[index])
+        result[index] = look_up(on_device(style.table[places], device), result[index])
     places, index = chosen(style.quality > 0)
     if len(places):
-        tables = torch.from_numpy(np.stack([quantisation(int(style.quality[i])) for i in places])).to(device)
-        result[index] = _jpeg(result[index], tables)
+        tables = np.stack([quantisation(int(style.quality[i])) for i in places])
+        result[index] = _jpeg(result[index], on_device(tables, device))
     return result
 
 
@@ -191,15 +192,15 @@ def look_up(table: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-def _waves(size: int) -> Floats:
+def _waves(size: int, device: torch.device) -> torch.Tensor:
     """Cosines float32 [size, WAVES] along an axis, the first of them constant."""
     place = (np.arange(size) + 0.5) / size
-    return np.cos(np.pi * place[:, None] * np.arange(WAVES)).astype(np.float32)
+    return on_device(np.cos(np.pi * place[:, None] * np.arange(WAVES)).astype(np.float32), device)
 
 
 def _filter(size: int, factor: float, sigma: float) -> Floats:
     """Blur and loss of resolution along an axis, float32 [size, size], as a matrix whose rows sum to 1."""
-    matrix = np.eye(size)
+    matrix = None
     place = np.arange(size)
     if sigma > 0:
         matrix = np.exp(-0.5 * ((place[:, None] - place) / sigma) ** 2)
@@ -212,8 +213,9 @@ def _filter(size: int, factor: float, sigma: float) -> Floats:
         means = inside / inside.sum(axis=1, keepdims=True)
         at = np.clip((place + 0.5) * coarse / size - 0.5, 0, coarse - 1)
         between = np.clip(1 - np.abs(at[:, None] - np.arange(coarse)), 0, None)
-        matrix = between @ means @ matrix
-    return matrix.astype(np.float32)
+        coarser = between @ means
+        matrix = coarser if matrix is None else coarser @ matrix
+    return (np.eye(size) if matrix is None else matrix).astype(np.float32)
 
 
 @cache
@@ -238,12 +240,12 @@ def quantisation(quality: int) -> Floats:
 
 
 @cache
-def _cosines() -> Floats:
+def _cosines(device: torch.device) -> torch.Tensor:
     """The orthonormal discrete cosine transform of 8 values, float32 [8, 8]."""
     place = np.arange(8)
     basis = np.cos(np.pi * place[:, None] * (2 * place + 1) / 16) / 2
     basis[0] /= np.sqrt(2)
-    return basis.astype(np.float32)
+    return on_device(basis.astype(np.float32), device)
 
 
 def _jpeg(image: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
@@ -255,7 +257,7 @@ def _jpeg(image: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
     padded = pad(image.float() - 128, (0, -width % 8, 0, -height % 8), mode="replicate")
     count, channels, high, wide = padded.shape
     blocks = padded.reshape(count, channels, high // 8, 8, wide // 8, 8).transpose(3, 4)
-    basis = torch.from_numpy(_cosines()).to(image.device)
+    basis = _cosines(image.device)
     steps = tables[:, None, None, None]
     coefficients = (basis @ blocks @ basis.T / steps).round() * steps
     pixels = (basis.T @ coefficients @ basis).transpose(3, 4).reshape(padded.shape)[:, :, :height, :width]

@@ -11,6 +11,7 @@ import numpy as np
 from brain_dist.augmentation.augment import Decisions
 from brain_dist.augmentation.style import Style, apply_style, stretch
 from brain_dist.augmentation.transplants import Transplant
+from brain_dist.augmentation.upload import on_device
 from brain_dist.stream.plan import MicroBatch
 
 if TYPE_CHECKING:
@@ -80,20 +81,15 @@ class Batch:
             labels: integers [N], labels of all rows of the index.
             changed: place in the micro-batch → another label.
         """
-        import torch
-
-        def to_device(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(image.device, non_blocking=True)
-
         label = labels[micro.rows].astype(np.int64)
         for place, other in (changed or {}).items():
             label[place] = other
         return cls(
             image=image,
-            label=to_device(label),
-            row=to_device(micro.rows),
-            valid=to_device(micro.valid),
-            weight=to_device(micro.weight),
+            label=on_device(label, image.device),
+            row=on_device(micro.rows, image.device),
+            valid=on_device(micro.valid, image.device),
+            weight=on_device(micro.weight, image.device),
             micro=micro,
         )
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from engine_cases import new_engine, noise_batches, of_step, with_stage
 from waits import record_calls
 
+from brain_dist.augmentation.augment import Frames, no_augmentation
+from brain_dist.augmentation.style import draw_style
+from brain_dist.config import AugmentConfig
 from brain_dist.ranks.world import World
+from brain_dist.stream.batch import Job
+from brain_dist.stream.plan import evaluation_micro_batches
 
 OWN = {"brain_dist/training/nonfinite.py:guard": 1}
 INVALID = "deepspeed/runtime/utils.py:is_invalid_grad_norm"
@@ -33,17 +40,36 @@ def test_a_step_of_three_micro_batches_waits_only_to_check_the_gradient(
     for step in range(2):  # the first steps create what later ones use
         engine.step(of_step(batches, step), lr=1e-3)
     expected = WAITS[zero_stage, precision]
+    places = waits(lambda: engine.step(of_step(batches, 2), lr=1e-3), device)
+    if device.type == "cpu":
+        assert Counter(places) == expected
+    else:
+        assert len(places) <= sum(expected.values()), places
+
+
+def waits(work: Callable[[], object], device: torch.device) -> list[str]:
+    """Where ``work`` waits for the device: file and function, on a GPU file and line."""
     if device.type == "cpu":
         with record_calls() as calls:
-            engine.step(of_step(batches, 2), lr=1e-3)
-        assert Counter(calls) == expected
-        return
+            work()
+        return calls
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            engine.step(of_step(batches, 2), lr=1e-3)
+            work()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    places = [f"{w.filename}:{w.lineno}" for w in caught if "synchronizing CUDA operation" in str(w.message)]
-    assert len(places) <= sum(expected.values()), places
+    return [f"{w.filename}:{w.lineno}" for w in caught if "synchronizing CUDA operation" in str(w.message)]
+
+
+def test_the_look_of_a_batch_is_finished_without_waiting(device: torch.device) -> None:
+    rows = np.arange(8)
+    every = AugmentConfig(curves=1, resolution=1, blur=1, bias=1, noise=1, jpeg=1, rim=1, network=1)
+    style = draw_style(every, rows, seed=0, epoch=0, visit=rows)
+    micro = evaluation_micro_batches(rows, micro_batch=8, rank=0, world_size=1)
+    frames = Frames(*(np.zeros(8, dtype=np.int64),) * 2, *(np.full(8, 64),) * 2)
+    job = Job(next(iter(micro)), no_augmentation(frames, rows), style=style, stretched=True)
+    image = torch.randint(0, 256, (8, 1, 64, 64), dtype=torch.uint8).to(device)
+    job.batch(image, rows)  # the first batch creates what later ones use
+    assert waits(lambda: job.batch(image, rows), device) == []

@@ -1,0 +1,18 @@
+"""NumPy arrays on the device of a batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+
+def on_device(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """A tensor with the values of ``array``, of the same shape and type; the host does not wait for the device."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
