@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.slow_storage [SHARDS] [--delay 5] [--stall 1250] [--step 250]``. Storage is made slow by a delay
 before every read of an image, or by a longer one before a single read, in this process: it stands for a network file
-system that answers late, but not for one that lacks bandwidth. The step is a pause, in which the processor is free as it
-is during a step on a GPU. DALI feeds the images.
+system that answers late, but not for one that lacks bandwidth. The step is a pause, in which the processor is free as
+it is during a step on a GPU. DALI feeds the images.
 """
 
 from __future__ import annotations
