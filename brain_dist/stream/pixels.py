@@ -12,8 +12,9 @@ An input image of ``size`` × ``size`` pixels is made from a stored image in fou
 3. **Brightness and contrast**: look up each value, rounded to 8 bits, in a table of 256.
 4. **Erase**: black out a box.
 
-So an image is resampled once and never by a factor of 2 or more, which linear interpolation would alias. The plain
-evaluation is the same with the identity for rotation, flip, and brightness.
+So an image is resampled once. Along the crop's shorter side that is by a factor below 2, which linear interpolation
+does not alias; along its longer side the factor is up to twice the crop's aspect ratio. The plain evaluation is the
+same with the identity for rotation, flip, and brightness.
 
 Coordinates are (x, y) with the origin at the outer corner of the first pixel, whose centre is at (0.5, 0.5). Pixel i of
 the reduced image covers r·i to r·(i+1) of the stored one, whatever the rounded size of the reduced image.
