@@ -49,7 +49,28 @@ def decode_gray(data: bytes, window: Window) -> tuple[np.ndarray, str, str, byte
     is_plain = (jpeg or image.format == "PNG") and mode in ("L", "RGB") and "transparency" not in image.info
     keep = is_plain and not rotated and not other_depth
     gray = upright.convert("L") if is_plain and upright.mode in ("L", "RGB") else _to_gray(upright, window)
+    if keep and image.format == "PNG" and _has_colours(image):
+        data = without_gamma(data)
     return np.asarray(gray), mode, "jpg" if jpeg else "png", data if keep else None
+
+
+def _has_colours(image: Image.Image) -> bool:
+    return image.mode == "RGB" and len({band.tobytes() for band in image.split()}) > 1
+
+
+def without_gamma(data: bytes) -> bytes:
+    """A PNG without the chunks that state a gamma or a colour profile; ``data`` itself if it has none.
+
+    The stored values stay the same. Where a PNG states a gamma, libpng, and so OpenCV, turns colours into gray in
+    linear light; other decoders weigh the stored values.
+    """
+    pieces, start = [data[:8]], 8
+    while start + 8 <= len(data):
+        stop = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if data[start + 4 : start + 8] not in (b"gAMA", b"sRGB", b"iCCP"):
+            pieces.append(data[start:stop])
+        start = stop
+    return data if sum(map(len, pieces)) == len(data) else b"".join(pieces)
 
 
 def decode_image(data: bytes, *, luminance: bool = False) -> tuple[Image.Image, Image.Image, str]:

@@ -1,7 +1,8 @@
 """One image file → the image that a shard stores and what is measured on it, in a single decode.
 
-A file that all decoders read alike (8-bit gray or colour JPEG, 8-bit gray or RGB PNG) is kept byte for byte. Everything
-else is stored as a new, upright 8-bit gray PNG, because decoders differ on it: transparency and palettes (composited on
+A file that all decoders read alike (8-bit gray or colour JPEG, 8-bit gray or RGB PNG) is kept byte for byte. A PNG with
+colours loses the chunks by which decoders differ on its gray pixels (:func:`.decoding.without_gamma`). Everything else
+is stored as a new, upright 8-bit gray PNG, because decoders differ on it: transparency and palettes (composited on
 black), 16-bit and float values (mapped to gray by a :class:`~brain_dist.collection.window.Window`), CMYK, EXIF
 rotation, and formats other than JPEG and PNG.
 """
@@ -35,7 +36,7 @@ class MeasuredImage:
 
     Attributes:
         ext: ``jpg`` or ``png``, the format of the stored bytes.
-        payload: the new encoding; None if the file's own bytes are stored.
+        payload: the new encoding, or the file's own without some chunks; None if the file's own bytes are stored.
         size: number of stored bytes.
         crc32: checksum of the stored bytes.
         width: width of the stored image, pixels.
@@ -172,7 +173,8 @@ def store_image(
                 names = ", ".join(image.getbands())
                 raise BadImage(f"has the channels {names}, but the model was trained on channel {channel}")
             return store_values(np.asarray(bands[channel]), mode, smaller)
-    return _store(*decode_gray(data, window), smaller)
+    stored = _store(*decode_gray(data, window), smaller)
+    return stored._replace(own=stored.encoded is data)
 
 
 def store_values(pixels: np.ndarray, mode: str, smaller: Smaller | None = None) -> StoredImage:
@@ -181,7 +183,7 @@ def store_values(pixels: np.ndarray, mode: str, smaller: Smaller | None = None) 
 
 
 def _store(pixels: np.ndarray, mode: str, ext: str, encoded: bytes | None, smaller: Smaller | None) -> StoredImage:
-    """Encode gray pixels uint8 [H, W] unless their encoding can be kept."""
+    """Encode gray pixels uint8 [H, W] unless they have an encoding that can be stored."""
     if smaller is not None and max(pixels.shape) > smaller.max_side:
         gray = Image.fromarray(pixels)
         gray.thumbnail((smaller.max_side, smaller.max_side), Image.Resampling.LANCZOS, reducing_gap=None)
@@ -190,7 +192,7 @@ def _store(pixels: np.ndarray, mode: str, ext: str, encoded: bytes | None, small
     if encoded is None:
         pixels, payload = _encode(Image.fromarray(pixels), "png")
         return StoredImage(pixels, mode, "png", payload, own=False)
-    return StoredImage(pixels, mode, ext, encoded, own=True)
+    return StoredImage(pixels, mode, ext, encoded, own=False)
 
 
 def _measure(stored: StoredImage) -> MeasuredImage:

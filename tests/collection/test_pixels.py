@@ -7,18 +7,21 @@ import struct
 import warnings
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import draw, png_bytes
-from PIL import Image
+from PIL import Image, ImageCms
 
 from brain_dist.collection import decoding
 from brain_dist.collection.decoding import BadImage, encoded_size
 from brain_dist.collection.measures import head_and_thumbnails, head_box
 from brain_dist.collection.pixels import MeasuredImage, Smaller, examine
 from brain_dist.collection.window import Window
+
+SRGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -51,6 +54,29 @@ def test_plain_files_are_kept_byte_for_byte(kind, mode):
     assert (image.size, image.crc32, image.mode) == (len(data), zlib.crc32(data), mode)
     assert image.ext == {"JPEG": "jpg", "PNG": "png"}[kind]
     assert (image.width, image.height) == (96, 96)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [(b"sRGB", b"\0"), (b"gAMA", struct.pack(">I", 45455)), (b"iCCP", b"name\0\0" + zlib.compress(SRGB_PROFILE))],
+)
+def test_a_stated_gamma_changes_no_gray_pixel(kind, content):
+    chunk = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    def with_chunk(image: Image.Image) -> bytes:
+        png = encode(image, "PNG")
+        return png[:33] + chunk + png[33:]  # after IHDR
+
+    bands = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    stored = examine(with_chunk(Image.fromarray(bands)))
+    assert stored.payload is not None
+    assert kind not in stored.payload
+    assert (stored.ext, stored.mode, stored.size) == ("png", "RGB", len(stored.payload))
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(stored.payload))), bands)
+    gray = cv2.imdecode(np.frombuffer(stored.payload, np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert np.abs(gray.astype(int) - np.asarray(Image.fromarray(bands).convert("L"))).max() <= 1
+    assert examine(stored.payload).payload is None
+    assert examine(with_chunk(draw(1).convert("RGB"))).payload is None, "decoders agree on RGB without colours"
 
 
 def test_transparency_goes_on_black():

@@ -16,6 +16,7 @@ import pytest
 import torch
 from helpers import in_process
 from pictures import CLASSES, draw
+from PIL.PngImagePlugin import PngInfo
 
 from brain_dist.config import AugmentConfig, Config, DataConfig
 from brain_dist.errors import Fault
@@ -80,7 +81,9 @@ def mixed_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if mode == "RGB":
             image = image.convert("RGB", (0.9, 0, 0, 8, 0, 0.8, 0, 0, 0, 0, 1, 0))  # tinted
         (folder / "images" / kind).mkdir(parents=True, exist_ok=True)
-        image.save(folder / "images" / kind / f"{number:03d}.{suffix}", quality=90)
+        stated = PngInfo()
+        stated.add(b"sRGB", b"\0")  # by which OpenCV would turn colours into gray in linear light
+        image.save(folder / "images" / kind / f"{number:03d}.{suffix}", quality=90, pnginfo=stated)
     options = ["--source", str(folder / "images"), "--out", str(folder / "shards"), "--fractions", "0.8,0.1,0.1"]
     in_process("shard", "build", *options)
     return folder / "shards"
