@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def on_device(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    """A tensor with the values of ``array``, of the same shape and type; the host does not wait for the device."""
+    """A tensor with the values and the type of an array [B, ...]; the host does not wait for the device."""
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
