@@ -11,6 +11,8 @@ import json
 import statistics
 from pathlib import Path
 
+from brain_dist.pages.text import interval_text
+
 COLUMNS = ("accuracy", "balanced_accuracy", "f1_macro", "specificity_macro", "auc_macro", "kappa", "ece")
 
 
@@ -28,12 +30,11 @@ def main() -> None:
         cells.append(f"{statistics.mean(values):.1f}{spread}")
     print(f"| {len(results)} | " + " | ".join(cells) + " |")
     for run, metrics in zip(runs, results, strict=True):
-        low, high = metrics["accuracy_cluster"] or metrics["accuracy_wilson"]
         records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         minutes = (records[-1]["time"] - records[0]["time"]) / 60
         print(
-            f"{run.name}: accuracy {metrics['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%} over"
-            f" {metrics['groups']} groups; trained in {minutes:.1f} min"
+            f"{run.name}: accuracy {metrics['accuracy']:.1%}, 95 % interval over {metrics['groups']} groups"
+            f" {interval_text(metrics['accuracy_interval'])}; trained in {minutes:.1f} min"
         )
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from brain_dist.calibration.measures import NO_INTERVAL
-from brain_dist.comparison.paired import Draws, compare_metric
+from brain_dist.comparison.paired import Draws, compare_metric, require_one_network
 from brain_dist.comparison.tables import read_tables
-from brain_dist.judging.clusters import RESAMPLES, Resampled
-from brain_dist.judging.metrics import evaluate_predictions, wilson_interval
+from brain_dist.judging.clusters import RESAMPLES, ClassGroups, Resampled, share_interval
+from brain_dist.judging.metrics import evaluate_predictions
 from brain_dist.judging.refusal import Refusal, or_refusal
-from brain_dist.judging.weighted import METRICS
+from brain_dist.judging.weighted import METRICS, RANKING
 
 HEADLINE = "accuracy"
 TITLES = {name: metric.title for name, metric in METRICS.items()} | {"ece": "expected calibration error"}
@@ -61,14 +61,16 @@ class Summary:
             for model in tables.models
         }
         columns = [f"{name}:{c}" for c in range(len(tables.classes)) for name in CLASS_METRICS]
+        self._groups = ClassGroups.count(tables.label, tables.cluster, tables.classes)
         self.draws = Draws(tables, [*METRICS, *columns], resamples)
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """Model → for each metric M: ``M_mean``, ``M_sd``, ``M_low``, ``M_high`` and ``M_refused``.
 
         ``M_mean`` and ``M_sd`` are over seeds, None where a seed has no value, and ``M_sd`` also with one seed.
-        ``M_low`` to ``M_high`` is the 95 % BCa interval of the mean from resampled groups (of accuracies of 0 or 1
-        Wilson's); ``M_refused`` says why there is none, as for every calibration error.
+        ``M_low`` to ``M_high`` is the 95 % interval of the mean over groups, and ``M_interval`` its method: "BCa", or
+        "Wilson" for accuracies, sensitivities and specificities of 0 or 1. ``M_refused`` says why there is none, as
+        for every calibration error.
         """
         return {model: self._row(model) for model in self.values}
 
@@ -80,11 +82,13 @@ class Summary:
             defined = [value for value in values if value is not None]
             complete = len(defined) == len(values)
             interval = or_refusal(self._interval, model, name)
+            limits = interval.get("interval", (None, None))
             row |= {
                 f"{name}_mean": float(np.mean(defined)) if complete else None,
                 f"{name}_sd": float(np.std(defined, ddof=1)) if complete and len(values) > 1 else None,
-                f"{name}_low": interval.get("low"),
-                f"{name}_high": interval.get("high"),
+                f"{name}_low": limits[0],
+                f"{name}_high": limits[1],
+                f"{name}_interval": interval.get("interval_of"),
                 f"{name}_refused": interval.get("refused"),
             }
         return row
@@ -92,13 +96,18 @@ class Summary:
     def _interval(self, model: str, name: str) -> dict[str, Any]:
         if name == "ece":
             raise Refusal(f"{NO_INTERVAL} (`brain-dist benchmark page`)")
+        if name in RANKING:
+            require_one_network(self.tables)
         resampled = self._resampled(model, name)
-        if name == HEADLINE and float(resampled.estimate) in (0.0, 1.0):  # resampling has no spread
-            images = len(self.tables)
-            low, high = wilson_interval(round(float(resampled.estimate) * images), images)
-        else:
-            low, high = resampled.bca()
-        return {"low": low, "high": high}
+        metric, _, class_name = name.partition(":")
+        c = self.tables.classes.index(class_name) if class_name else None
+        self._groups.check(metric, c)
+        if metric == HEADLINE:
+            return share_interval(resampled)
+        if c is not None:
+            groups = self._groups.having if metric == "sensitivity" else self._groups.others
+            return share_interval(resampled, int(groups[c]))
+        return {"interval": resampled.bca(), "interval_of": "BCa"}
 
     def _resampled(self, model: str, name: str) -> Resampled:
         """A metric of a model, the mean over its seeds."""

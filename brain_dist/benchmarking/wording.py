@@ -34,7 +34,8 @@ def mean_text(row: Row, name: str) -> str:
 def interval_text(row: Row, name: str) -> str:
     """The interval over patients, or a dash."""
     low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return "–" if low is None else f"{number(name, low)} to {number(name, high)}"
+    wilson = " (Wilson)" if row[f"{name}_interval"] == "Wilson" else ""
+    return "–" if low is None else f"{number(name, low)} to {number(name, high)}{wilson}"
 
 
 def rank_text(row: Row) -> str:

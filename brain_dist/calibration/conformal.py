@@ -11,11 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
+from brain_dist.calibration.scaling import scaled
 from brain_dist.judging.refusal import Refusal
 
 METHODS = {
@@ -35,6 +38,11 @@ class Threshold:
     k: int
 
 
+def wanted_coverage(alpha: float) -> str:
+    """1 - α in percent with all its digits: 0.025 → "97.5 %"."""
+    return f"{(100 * (1 - Decimal(str(alpha)))).normalize():f}\u00a0%"
+
+
 def needed_rank(groups: int, alpha: float) -> int:
     """k = ⌈(G + 1)(1 - α)⌉, exact for the decimal α.
 
@@ -44,7 +52,7 @@ def needed_rank(groups: int, alpha: float) -> int:
     k = math.ceil((groups + 1) * (1 - Fraction(str(alpha))))
     if k > groups:
         fewest = math.ceil(1 / Fraction(str(alpha))) - 1
-        raise Refusal(f"only {groups} groups; sets of {1 - alpha:.0%} coverage need {fewest}")
+        raise Refusal(f"only {groups} groups; sets of {wanted_coverage(alpha)} coverage need {fewest}")
     return k
 
 
@@ -62,21 +70,29 @@ def fit_threshold(score: np.ndarray, cluster: np.ndarray, alpha: float) -> Thres
     return Threshold(float(score[order][position]), len(names), k)
 
 
-def lac_scores(prob: np.ndarray) -> np.ndarray:
-    """1 - probability, for probabilities [N, K]."""
-    return 1 - np.asarray(prob, dtype=np.float64)
+def lac_scores(logit: np.ndarray) -> np.ndarray:
+    """1 - probability, for logits [N, K]."""
+    return 1 - scaled(logit)
 
 
-def aps_scores(prob: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Total probability of the likelier classes plus a random share of the class's own, for probabilities [N, K]."""
-    prob = np.asarray(prob, dtype=np.float64)
+def aps_scores(logit: np.ndarray) -> np.ndarray:
+    """Total probability of the likelier classes plus a random share of the class's own, for logits [N, K].
+
+    The share is drawn by a hash of the image's logits, so that the set of an image is the same beside any other images.
+    """
+    prob = scaled(logit)
     order = np.argsort(-prob, axis=1, kind="stable")
     ranked = np.take_along_axis(prob, order, axis=1)
     before = np.cumsum(ranked, axis=1) - ranked
-    share = np.random.default_rng(seed).random((len(prob), 1))
+    share = np.array([[_uniform(row)] for row in np.ascontiguousarray(logit, dtype="<f4")])
     scores = np.empty_like(prob)
     np.put_along_axis(scores, order, before + share * ranked, axis=1)
     return scores
+
+
+def _uniform(row: np.ndarray) -> float:
+    """A number in 0..1 that depends on nothing but the bytes of an image's logits."""
+    return int.from_bytes(blake2b(row.tobytes(), digest_size=8).digest(), "little") / 2**64
 
 
 SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -84,24 +100,24 @@ SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }  # fmt: skip
 
 
-def fit_method(method: str, label: np.ndarray, prob: np.ndarray, cluster: np.ndarray, alpha: float) -> list[Threshold]:
+def fit_method(method: str, label: np.ndarray, logit: np.ndarray, cluster: np.ndarray, alpha: float) -> list[Threshold]:
     """The threshold of each of K classes; the same for all of them unless the method is class-conditional.
 
     Args:
         method: one of :data:`METHODS`.
         label: true classes, int64 [N].
-        prob: probabilities [N, K].
+        logit: [N, K].
         cluster: number of each sample's group, int64 [N].
         alpha: wanted share of sets without the true class.
 
     Raises:
         Refusal: there are too few groups, of any class if the method is class-conditional.
     """
-    score = SCORES[method](prob)[np.arange(len(label)), label]
+    score = SCORES[method](logit)[np.arange(len(label)), label]
     if method != "class_conditional":
-        return [fit_threshold(score, cluster, alpha)] * prob.shape[1]
+        return [fit_threshold(score, cluster, alpha)] * logit.shape[1]
     thresholds = []
-    for c in range(prob.shape[1]):
+    for c in range(logit.shape[1]):
         groups = len(np.unique(cluster[label == c]))
         if groups < FEWEST_GROUPS:
             raise Refusal(f"a class has only {groups} groups; a threshold of its own needs {FEWEST_GROUPS}")

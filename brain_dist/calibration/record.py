@@ -63,7 +63,7 @@ class Calibration:
         thresholds = self.thresholds[method]
         if isinstance(thresholds, str):
             return None
-        return SCORES[method](scaled(logit)) <= np.array([threshold.value for threshold in thresholds])
+        return SCORES[method](logit) <= np.array([threshold.value for threshold in thresholds])
 
 
 def fit_calibration(predictions: Predictions, alpha: float) -> Calibration:
@@ -83,7 +83,7 @@ def fit_calibration(predictions: Predictions, alpha: float) -> Calibration:
     thresholds: dict[str, list[Threshold] | str] = {}
     for method in METHODS:
         try:
-            thresholds[method] = fit_method(method, label, scaled(logit), cluster, alpha)
+            thresholds[method] = fit_method(method, label, logit, cluster, alpha)
         except Refusal as refusal:
             thresholds[method] = str(refusal)
     return Calibration(

@@ -39,20 +39,31 @@ def area_under_risk(correct: np.ndarray, confidence: np.ndarray) -> dict[str, fl
 def accuracy_statistic(correct: np.ndarray, confidence: np.ndarray, cluster: np.ndarray) -> Statistic:
     """Accuracy among the most confident images, at each of :data:`COVERAGES`, as a function of clusters' weights.
 
+    Of images of equal confidence, as many as the coverage needs count with the share that is correct among all of them.
+
     Args:
         correct: bool [N].
         confidence: [N].
         cluster: number of each sample's cluster, int64 [N] in 0..I-1.
     """
-    order, ranked = _ranked(correct, confidence)
+    order = np.argsort(-confidence, kind="stable")
+    first = np.unique(-confidence[order], return_index=True)[1]  # of each tie, the most confident one first
+    right = correct[order].astype(np.float64)
 
     def statistic(weights: np.ndarray) -> np.ndarray:
         sample = weights[:, cluster[order]]
-        answered, hits = np.cumsum(sample, axis=1), np.cumsum(sample * ranked, axis=1)
+        size = np.add.reduceat(sample, first, axis=1)  # of each tie in each resample
+        hits = np.add.reduceat(sample * right, first, axis=1)
+        last_size, last_hits = np.cumsum(size, axis=1), np.cumsum(hits, axis=1)
         columns = []
         for coverage in COVERAGES:
-            last = np.argmax(answered >= coverage * answered[:, -1:] - 1e-9, axis=1)[:, None]
-            columns.append(np.take_along_axis(hits, last, 1) / np.take_along_axis(answered, last, 1))
+            answered = np.ceil(coverage * last_size[:, -1:] - 1e-9)
+            tie = np.argmax(last_size >= answered, axis=1)[:, None]  # in which the last answered image is
+            tie_size, tie_hits, reached, total = (
+                np.take_along_axis(each, tie, axis=1) for each in (size, hits, last_size, last_hits)
+            )
+            with np.errstate(invalid="ignore"):  # nothing is left without the only cluster
+                columns.append((total - tie_hits * (reached - answered) / tie_size) / answered)
         return np.concatenate(columns, axis=1)
 
     return statistic

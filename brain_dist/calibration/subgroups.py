@@ -59,7 +59,8 @@ def subgroup_table(label: np.ndarray, prob: np.ndarray, group: np.ndarray, value
     """Accuracy and confidence in each subgroup, and the gap between the best and the worst.
 
     The largest of several differences is large by chance alone, so the gap stands beside the gaps under permuted
-    values. What is permuted is the value of all images that a patient has in one subgroup.
+    values. What is permuted is the value of all images that a patient has in one subgroup: inside a patient with
+    several values, such as planes, and among the patients with one value, such as a sex.
 
     Args:
         label: true classes, int64 [N].
@@ -70,7 +71,8 @@ def subgroup_table(label: np.ndarray, prob: np.ndarray, group: np.ndarray, value
     Returns:
         ``rows``: for each subgroup ``name``, ``n``, ``groups``, ``accuracy`` with its 95 % ``interval`` over groups (or
         None), ``confidence`` (mean), ``ece``, and whether it is ``small``; ``gap``: None with fewer than two large
-        subgroups, else the ``difference``, its 95 % ``interval``, ``permuted_mean`` and ``permuted_p95``, and ``p``.
+        subgroups, else the ``difference``, its 95 % ``interval``, ``permuted_mean`` and ``permuted_p95``, ``p``, and
+        ``several`` (patients with several values, inside whom they were permuted).
     """
     names = sorted(set(value), key=lambda name: (name == UNKNOWN, name))
     cluster, code = number_clusters(group), np.array([names.index(each) for each in value])
@@ -116,6 +118,7 @@ def subgroup_table(label: np.ndarray, prob: np.ndarray, group: np.ndarray, value
             "interval": _interval(resampled.values[:, -1]),
             "permuted_mean": float(permuted.mean()),
             "permuted_p95": float(np.quantile(permuted, 0.95)),
+            "several": int(((size[:, large] > 0).sum(axis=1) > 1).sum()),
             "p": float((1 + (permuted >= difference - 1e-12).sum()) / (1 + len(permuted))),
         }
     return {"rows": rows, "gap": gap}
@@ -128,10 +131,14 @@ def _interval(values: np.ndarray) -> list[float] | None:
 
 def _permuted_gaps(hits: np.ndarray, size: np.ndarray) -> np.ndarray:
     """Gaps [PERMUTATIONS] if the subgroups [I, S] of the patients' images are permuted; ``size`` counts the images."""
-    unit, subgroup = np.nonzero(size)
-    unit_hits, unit_size = hits[unit, subgroup], size[unit, subgroup]
+    patient, subgroup = np.nonzero(size)
+    several = (size > 0).sum(axis=1)[patient] > 1
+    block = np.where(several, patient, -1)  # patients with one value are one block
+    order = np.argsort(block, kind="stable")
+    patient, subgroup, block = patient[order], subgroup[order], block[order]
+    unit_hits, unit_size = hits[patient, subgroup], size[patient, subgroup]
     rng, gaps = np.random.default_rng(0), []
     for _ in range(PERMUTATIONS):
-        permuted = rng.permutation(subgroup)
+        permuted = subgroup[np.lexsort((rng.random(len(block)), block))]  # inside each block
         gaps.append(np.ptp(np.bincount(permuted, unit_hits) / np.bincount(permuted, unit_size)))
     return np.array(gaps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from brain_dist.calibration.conformal import METHODS
+from brain_dist.calibration.conformal import METHODS, wanted_coverage
 from brain_dist.calibration.record import Calibration
 from brain_dist.pages.text import number, percent
 
@@ -46,7 +46,10 @@ def coverage_sentence(alpha: float, judged: dict[str, Any]) -> str:
         return f"No sets: {sets['refused']}."
     promised, coverage = 1 - alpha, sets["coverage"]["value"]
     low, high = sets["law"]["measured_range"]
-    text = f"{percent(promised, 0)} sets contain the true class for {percent(coverage)} of the patients"
+    text = (
+        f"{wanted_coverage(alpha)} sets contain the true class for {percent(coverage)} of a patient's slices, averaged"
+        " over the patients"
+    )
     if sets["holds"]:
         return f"{text} (to expect: {percent(low)} to {percent(high)})."
     return (

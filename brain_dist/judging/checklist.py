@@ -21,7 +21,7 @@ class Facts:
 
     Attributes:
         trained_here: whether the run's configuration is at hand; False for adopted predictions.
-        external: whether one of them comes from another collection than the training images.
+        external: whether the results include images from another collection than the training images.
         patients: whether the patients of the test images are known.
         seeds: trainings of each model.
         compared: whether models were compared, with the uncertainty of their differences.

@@ -3,12 +3,16 @@
 A statistic is a function of the clusters' weights. A resample of the clusters is a row of weights that counts how often
 each cluster was drawn; the estimate has the weights 1, and a row of the jackknife has one 0. Statistics that are
 computed from the same weights are paired: the difference of two columns is a resampled difference.
+
+With few clusters, or few clusters of a class, a 95 % interval from resampling contains the true value far less often
+than that, so such intervals are refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -105,8 +109,7 @@ class Resampled:
 
     def _defined(self) -> np.ndarray:
         """The values [≤ B] in which the statistic is defined, if they can carry an interval."""
-        if len(self.jackknife) < FEWEST_CLUSTERS:
-            raise Refusal(f"only {len(self.jackknife)} groups; an interval over groups needs {FEWEST_CLUSTERS}")
+        _need_groups(len(self.jackknife))
         undefined = np.isnan(self.values)
         if undefined.mean() > MOST_UNDEFINED or np.isnan(self.estimate):
             raise Refusal(
@@ -164,3 +167,91 @@ def resample(statistic: Statistic, cluster: np.ndarray, resamples: int = RESAMPL
         weights[np.arange(len(weights)), start + np.arange(len(weights))] = 0
         jackknife.append(statistic(weights))
     return Resampled(statistic(np.ones((1, clusters)))[0], np.concatenate(values), np.concatenate(jackknife))
+
+
+def wilson_interval(hits: int, n: int) -> list[float]:
+    """95 % Wilson score interval [low, high] of the proportion ``hits / n`` of independent trials (Wilson 1927)."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(hits, n).proportion_ci(confidence_level=CONFIDENCE, method="wilson")
+    return [float(interval.low), float(interval.high)]
+
+
+def share_interval(share: Resampled, groups: int | None = None, method: str = "BCa") -> dict[str, Any]:
+    """95 % interval of a share of the samples, such as the accuracy or a sensitivity, with clusters as the units.
+
+    Resampling has no spread where the share is 0 or 1. The interval there is Wilson's with one trial for each cluster,
+    as if the samples of a cluster were right or wrong together.
+
+    Args:
+        share: the share, a single statistic.
+        groups: the number of clusters with samples that the share is about; None for all clusters.
+        method: the interval of other shares, "BCa" or "percentile".
+
+    Returns:
+        ``interval`` [low, high], and ``interval_of``: ``method`` or "Wilson".
+
+    Raises:
+        Refusal: ``groups`` is below ten, or as :meth:`Resampled.bca`.
+    """
+    groups = len(share.jackknife) if groups is None else groups
+    _need_groups(groups)
+    if float(share.estimate) in (0.0, 1.0):
+        return {"interval": wilson_interval(groups * int(share.estimate), groups), "interval_of": "Wilson"}
+    return {"interval": share.bca() if method == "BCa" else share.percentile(), "interval_of": method}
+
+
+@dataclass(frozen=True)
+class ClassGroups:
+    """How many clusters each class has, which decides what can have an interval.
+
+    Attributes:
+        classes: names of the K classes.
+        having: clusters with samples of each class, int64 [K].
+        others: clusters with samples of any other class, int64 [K].
+    """
+
+    classes: tuple[str, ...]
+    having: np.ndarray
+    others: np.ndarray
+
+    @classmethod
+    def count(cls, label: np.ndarray, cluster: np.ndarray, classes: Sequence[str]) -> ClassGroups:
+        """Count the clusters, int64 [N], of classes, int64 [N] in 0..K-1."""
+        having, others = (
+            np.array([len(np.unique(cluster[(label == c) == of])) for c in range(len(classes))], dtype=np.int64)
+            for of in (True, False)
+        )
+        return cls(tuple(classes), having, others)
+
+    def check(self, metric: str, c: int | None = None) -> None:
+        """Refuse the interval of a metric that depends on a class with few clusters.
+
+        Means over classes, Cohen's kappa and the Matthews correlation need ten clusters of every class that occurs. Of
+        a single class, the specificity needs ten clusters of the others, the AUC ten of both, and all else ten of the
+        class.
+
+        Args:
+            metric: a name of :data:`~brain_dist.judging.weighted.METRICS`, ``NAME_macro``, or the NAME of a metric of
+                one class.
+            c: the number of the class, for a metric of one class.
+
+        Raises:
+            Refusal: there are fewer clusters.
+        """
+        if c is not None:
+            if metric != "specificity":
+                _need_groups(int(self.having[c]), f" of {self.classes[c]}")
+            if metric in ("specificity", "auc"):
+                _need_groups(int(self.others[c]), f" not of {self.classes[c]}")
+        elif metric in ("balanced_accuracy", "kappa", "mcc") or metric.endswith("_macro"):
+            for name, groups in zip(self.classes, self.having, strict=True):
+                if groups:
+                    _need_groups(int(groups), f" of {name}")
+
+
+def _need_groups(groups: int, of: str = "") -> None:
+    """Refuse an interval over fewer than ten groups."""
+    if groups < FEWEST_CLUSTERS:
+        word = "group" if groups == 1 else "groups"
+        raise Refusal(f"only {groups} {word}{of}; an interval over groups needs {FEWEST_CLUSTERS}")

@@ -46,7 +46,7 @@ def write_evaluation(path: Path, predictions: Predictions, expected_rows: np.nda
 
 
 def print_metrics(metrics: dict[str, Any], title: str) -> None:
-    """Print what :func:`brain_dist.judging.metrics.evaluate_predictions` returns."""
+    """Print what :func:`brain_dist.judging.metrics.evaluate_predictions` returns for samples with groups."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -60,11 +60,15 @@ def print_metrics(metrics: dict[str, Any], title: str) -> None:
     percentages = [percent(metrics[f"{metric}_macro"]) for metric in CLASS_METRICS]
     table.add_row("macro", str(metrics["n"]), *percentages, number(metrics["auc_macro"]), style="bold")
     Console(highlight=False).print(table)
-    low, high = metrics["accuracy_cluster"] or metrics["accuracy_wilson"]
-    method = f"{metrics['groups']} groups resampled" if metrics["accuracy_cluster"] else "Wilson"
+    interval, units = metrics["accuracy_interval"], f"{metrics['groups']:,} groups"
+    if "refused" in interval:
+        text = f"no 95 % interval: {interval['refused']}"
+    else:
+        low, high = interval["interval"]
+        method = f"Wilson over {units}" if interval["interval_of"] == "Wilson" else f"{units} resampled"
+        text = f"95 % interval {low:.1%} to {high:.1%}, {method}"
     print(
-        f"accuracy {metrics['accuracy']:.2%} (95 % interval {low:.1%} to {high:.1%}, {method}),"
-        f" kappa {number(metrics['kappa'])}, ECE {number(metrics['ece'])}"
+        f"accuracy {metrics['accuracy']:.2%} ({text}), kappa {number(metrics['kappa'])}, ECE {number(metrics['ece'])}"
     )
 
 

@@ -11,6 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from brain_dist.judging.clusters import (
+    BLOCK_VALUES,
+    Resampled,
+    number_clusters,
+    share_interval,
+    weight_blocks,
+    wilson_interval,
+)
+from brain_dist.judging.refusal import or_refusal
+
 ECE_BINS = 15
 BOOTSTRAP_RESAMPLES = 2000
 BOOTSTRAP_SEED = 0
@@ -28,19 +38,17 @@ def evaluate_predictions(
             probabilities the first).
         classes: the K class names in order.
         group: cluster of each sample [N] (a patient, or an image and its copies). Samples of a cluster are not
-            independent, so the accuracy also gets an interval from resampling whole clusters.
+            independent, so the accuracy's interval resamples whole clusters. None takes the samples for independent.
 
     Returns:
-        ``accuracy``; ``accuracy_wilson`` (95 % Wilson score interval, for independent images);
-        ``accuracy_cluster`` (95 % percentile cluster bootstrap; None without groups, with a single group, or if all or
-        no predictions are correct, because resampling has no spread then); ``balanced_accuracy`` (mean sensitivity);
-        the macro averages ``sensitivity_macro``, ``specificity_macro``, ``precision_macro``, ``f1_macro``,
-        ``auc_macro`` (means over the classes that occur in ``label``; None if undefined for one of them); ``kappa``
-        (Cohen 1960, unweighted); ``mcc`` (Matthews correlation coefficient, Gorodkin 2004 for K classes); ``ece``
-        (top-label, ``ece_bins`` equal-width bins, Guo et al. 2017); ``brier`` (Brier 1950: sum of squared errors over
-        the classes, 0..2); ``nll`` (nats); ``confusion`` [K][K] (rows true, columns predicted); ``per_class``: n,
-        predicted, sensitivity, specificity, precision, f1, auc (one against the rest); ``n``; ``groups`` (None without
-        groups); ``classes``.
+        ``accuracy``; ``accuracy_interval`` (95 %, see :func:`accuracy_interval`, or its reason as ``refused``; without
+        groups Wilson's interval of N trials); ``balanced_accuracy`` (mean sensitivity); the macro averages
+        ``sensitivity_macro``, ``specificity_macro``, ``precision_macro``, ``f1_macro``, ``auc_macro`` (means over the
+        classes that occur in ``label``; None if undefined for one of them); ``kappa`` (Cohen 1960, unweighted); ``mcc``
+        (Matthews correlation coefficient, Gorodkin 2004 for K classes); ``ece`` (top-label, ``ece_bins`` equal-width
+        bins, Guo et al. 2017); ``brier`` (Brier 1950: sum of squared errors over the classes, 0..2); ``nll`` (nats);
+        ``confusion`` [K][K] (rows true, columns predicted); ``per_class``: n, predicted, sensitivity, specificity,
+        precision, f1, auc (one against the rest); ``n``; ``groups`` (None without groups); ``classes``.
 
     Raises:
         ValueError: the arrays do not fit together, a label is outside the classes, or a row is not a probability
@@ -65,8 +73,9 @@ def evaluate_predictions(
         "groups": None if group is None else len(np.unique(np.asarray(group).astype(str))),
         "classes": list(classes),
         "accuracy": float(correct.mean()),
-        "accuracy_wilson": wilson_interval(int(correct.sum()), n),
-        "accuracy_cluster": None if group is None else cluster_interval(correct, group),
+        "accuracy_interval": {"interval": wilson_interval(int(correct.sum()), n), "interval_of": "Wilson"}
+        if group is None
+        else or_refusal(accuracy_interval, correct, group),
         "balanced_accuracy": macro["sensitivity_macro"],
         **macro,
         "kappa": float(tm.multiclass_cohen_kappa(guess, target, num_classes=k)) if defined else None,
@@ -119,16 +128,8 @@ def _macro(values: list[float | None], present: np.ndarray) -> float | None:
     return float(np.mean(defined)) if len(defined) == len(occurring) else None
 
 
-def wilson_interval(hits: int, n: int) -> list[float]:
-    """95 % Wilson score interval of the proportion ``hits / n`` (Wilson 1927), as [low, high]."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(hits, n).proportion_ci(confidence_level=0.95, method="wilson")
-    return [float(interval.low), float(interval.high)]
-
-
-def cluster_interval(correct: np.ndarray, group: np.ndarray) -> list[float] | None:
-    """95 % percentile bootstrap interval of the accuracy over whole groups (Field & Welsh 2007).
+def accuracy_interval(correct: np.ndarray, group: np.ndarray) -> dict[str, Any]:
+    """95 % interval of the accuracy over whole groups: percentiles of 2,000 resamples (Field & Welsh 2007).
 
     The seed is fixed, so the same table gives the same interval.
 
@@ -137,26 +138,18 @@ def cluster_interval(correct: np.ndarray, group: np.ndarray) -> list[float] | No
         group: cluster of each sample [N].
 
     Returns:
-        [low, high]; None if resampling has no spread: fewer than two groups, or all or no predictions are correct.
-    """
-    from scipy.stats import bootstrap
+        ``interval`` [low, high], and ``interval_of``: "percentile", or "Wilson" if all or no predictions are correct.
 
-    _, inverse = np.unique(np.asarray(group).astype(str), return_inverse=True)
-    sizes = np.bincount(inverse).astype(np.float64)
-    hits = np.bincount(inverse, weights=correct)
-    if len(sizes) < 2 or hits.sum() in (0, sizes.sum()):
-        return None
-    result = bootstrap(
-        (hits, sizes),
-        lambda h, s, axis: h.sum(axis=axis) / s.sum(axis=axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=BOOTSTRAP_RESAMPLES,
-        batch=max(1, 10_000_000 // len(sizes)),  # limits the memory of the resampled index to about 80 MB
-        method="percentile",
-        rng=BOOTSTRAP_SEED,
-    )
-    return [float(result.confidence_interval.low), float(result.confidence_interval.high)]
+    Raises:
+        Refusal: there are fewer than ten groups, or all resamples give the same value.
+    """
+    cluster = number_clusters(group)
+    size, hits = np.bincount(cluster).astype(np.float64), np.bincount(cluster, weights=correct)
+    blocks = weight_blocks(len(size), BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED, max(1, BLOCK_VALUES // len(size)))
+    values = np.concatenate([(weights @ hits) / (weights @ size) for weights in blocks])
+    with np.errstate(invalid="ignore"):  # nothing is left without the only group
+        jackknife = (hits.sum() - hits) / (size.sum() - size)
+    return share_interval(Resampled(correct.mean(), values, jackknife), method="percentile")
 
 
 def reliability(label: np.ndarray, prob: np.ndarray, bins: int = ECE_BINS) -> dict[str, np.ndarray]:
@@ -202,8 +195,10 @@ def _expected_calibration_error(bins: dict[str, np.ndarray], n: int) -> float:
 
 
 def _validated(label: np.ndarray, prob: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """``label`` as int64 [N] and ``prob`` as float32 [N, k]; ValueError if they are not valid predictions."""
-    label, prob = np.asarray(label), np.ascontiguousarray(prob, dtype=np.float32)
+    """``label`` as int64 [N] and ``prob`` [N, k] as float32 or, of doubles, float64; ValueError if they are invalid."""
+    label, prob = np.asarray(label), np.ascontiguousarray(prob)
+    if prob.dtype != np.float64:
+        prob = prob.astype(np.float32)
     if label.ndim != 1 or prob.shape != (len(label), k):
         raise ValueError(f"label {label.shape} and prob {prob.shape} do not fit {k} classes")
     if len(label) == 0:

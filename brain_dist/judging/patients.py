@@ -19,13 +19,14 @@ def patient_results(predictions: Predictions) -> dict[str, Any] | None:
     """Metrics of patients instead of images; None if no image has a patient.
 
     A patient is known by its identifier within its dataset. Patients whose slices have several true classes have no
-    answer that could be right, and are left out.
+    answer that could be right, and are left out. The score of a class, from which its AUC is computed, is its share of
+    the votes, or its mean probability.
 
     Returns:
         ``patients``; ``mixed`` (patients left out); ``without`` (images without a patient) and ``missing`` (classes of
         which no patient is known); for each of :data:`RULES` the metrics of
-        :func:`~brain_dist.judging.metrics.evaluate_predictions`, whose ``accuracy_wilson`` is the interval over
-        patients.
+        :func:`~brain_dist.judging.metrics.evaluate_predictions`, whose ``accuracy_interval`` is
+        Wilson's over patients.
     """
     known = np.array([patient is not None for patient in predictions.patient])
     if not known.any():
@@ -42,7 +43,9 @@ def patient_results(predictions: Predictions) -> dict[str, Any] | None:
     pure = truth.max(axis=1) == 1
     if not pure.any():
         return None
-    scores = {"majority": (votes + 1e-6 * mean_prob) / (1 + 1e-6), "mean": mean_prob}
+    winner = np.where(votes == votes.max(axis=1, keepdims=True), mean_prob, -1).argmax(axis=1)
+    # the winner of a tie gets a little more than its votes, so that it has the largest score
+    scores = {"majority": (votes + 1e-6 * np.eye(k)[winner]) / (1 + 1e-6), "mean": mean_prob}
     true = truth.argmax(axis=1)[pure]
     return {
         "patients": int(pure.sum()),

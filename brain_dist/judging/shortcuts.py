@@ -17,7 +17,8 @@ import numpy as np
 
 from brain_dist.common.files import check_writable, write_atomically
 from brain_dist.errors import Fault, UserError
-from brain_dist.judging.metrics import cluster_interval, wilson_interval
+from brain_dist.judging.metrics import accuracy_interval
+from brain_dist.judging.refusal import or_refusal
 from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.store.reader import ShardReader
 
@@ -52,16 +53,24 @@ def report_shortcuts(shards: str, fold: int | None = None, out: Path | None = No
     part = "" if dataset.fold is None else f", fold {dataset.fold} of {dataset.folds}"
     print(
         f"{dataset.name}{part}: trained on all {result['train']:,} training images, tested on all {result['test']:,}"
-        f" test images of {result['groups']:,} groups; accuracy in % with its 95 % interval"
+        f" test images of {result['groups']:,} groups; accuracy in % with its 95 % interval over groups, by resampling"
+        " or (W) Wilson's"
     )
     print(f"{'':18}{'all':>8}{'interval':>16}{'balanced':>10}" + "".join(f"{name:>12}" for name in dataset.classes))
+    refusals: list[str] = []
     for name, score in result["baselines"].items():
-        low, high = score["interval"]
         values = [score["balanced_accuracy"], *score["sensitivity"].values()]
         balanced, *texts = ("-" if value is None else f"{100 * value:.1f}" for value in values)
-        interval = f"{100 * low:.1f} to {100 * high:.1f}"
+        interval, shown = score["accuracy_interval"], "none"
+        if "refused" in interval:
+            refusals.append(f"no interval for {name}: {interval['refused']}")
+        else:
+            low, high = interval["interval"]
+            shown = f"{100 * low:.1f} to {100 * high:.1f}{' W' if interval['interval_of'] == 'Wilson' else ''}"
         columns = "".join(f"{text:>12}" for text in texts)
-        print(f"{name:18}{100 * score['accuracy']:>8.1f}{interval:>16}{balanced:>10}{columns}")
+        print(f"{name:18}{100 * score['accuracy']:>8.1f}{shown:>16}{balanced:>10}{columns}")
+    for refusal in refusals:
+        print(refusal)
     if out:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -82,8 +91,9 @@ def shortcut_baselines(dataset: Dataset, seed: int = 0) -> dict[str, Any]:
     Returns:
         ``dataset_version``; ``fold`` (None if the shards have no folds); ``seed``; ``train`` and ``test`` (numbers of
         images); ``groups`` (of the test images); ``chance`` (1 / number of classes that occur); ``baselines``: name →
-        ``what`` the baseline sees, and on the test images its ``accuracy`` with its 95 % ``interval`` over groups,
-        ``balanced_accuracy`` and ``sensitivity`` by class (None without test images).
+        ``what`` the baseline sees, and on the test images its ``accuracy`` and ``accuracy_interval`` (as
+        :func:`~brain_dist.judging.metrics.evaluate_predictions` gives them), ``balanced_accuracy`` and ``sensitivity``
+        by class (None without test images).
 
     Raises:
         UserError: a split has images of fewer than two classes.
@@ -157,7 +167,7 @@ def _score(label: np.ndarray, predicted: np.ndarray, group: np.ndarray, classes:
     recall = [float((predicted[mask] == c).mean()) if mask.any() else None for c, mask in enumerate(masks)]
     return {
         "accuracy": float(correct.mean()),
-        "interval": cluster_interval(correct, group) or wilson_interval(int(correct.sum()), len(correct)),
+        "accuracy_interval": or_refusal(accuracy_interval, correct, group),
         "balanced_accuracy": float(np.mean([value for value in recall if value is not None])),
         "sensitivity": dict(zip(classes, recall, strict=True)),
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jinja2
 
-from brain_dist.pages.text import display_name, listing, number, percent
+from brain_dist.pages.text import display_name, interval_text, listing, number, percent
 
 
 def page_template(name: str) -> jinja2.Template:
@@ -20,6 +20,8 @@ def page_template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {function.__name__: function for function in (display_name, listing, number, percent)}
+    filters = (display_name, interval_text, listing, number, percent)
+    environment.filters |= {function.__name__: function for function in filters}
     environment.filters |= {"thousands": "{:,}".format, "json": partial(json.dumps, indent=1)}
+    environment.globals |= {"number": number, "percent": percent}  # as arguments of interval_text
     return environment.get_template(name)

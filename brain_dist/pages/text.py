@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 _DISPLAY_NAMES = {"notumor": "no tumour", "pituitary": "pituitary tumour"}
 
@@ -25,6 +26,17 @@ def number(value: float | None, digits: int = 3) -> str:
         return "–"
     text = f"{value:.{digits}f}"
     return f">\u00a0{1 - 10**-digits:.{digits}f}" if value < 1 and float(text) == 1 else text
+
+
+def interval_text(interval: Mapping[str, Any], write: Callable[[float], str] = percent) -> str:
+    """{"interval": [0.9, 1.0], "interval_of": "Wilson"} → "90.0 % to 100.0 % (Wilson)", or why there is none.
+
+    Intervals of other methods have no method in brackets; the text beside them names it.
+    """
+    if "refused" in interval:
+        return f"no interval: {interval['refused']}"
+    low, high = (write(limit) for limit in interval["interval"])
+    return f"{low} to {high}{' (Wilson)' if interval['interval_of'] == 'Wilson' else ''}"
 
 
 def display_name(name: str) -> str:

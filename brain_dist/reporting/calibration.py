@@ -9,7 +9,7 @@ import numpy as np
 
 from brain_dist import __version__
 from brain_dist.calibration import words
-from brain_dist.calibration.conformal import METHODS
+from brain_dist.calibration.conformal import METHODS, wanted_coverage
 from brain_dist.calibration.measures import ERRORS
 from brain_dist.calibration.record import Calibration
 from brain_dist.calibration.scaling import scaled
@@ -82,6 +82,7 @@ def render_calibration(
         errors=ERRORS,
         scalings=SCALINGS,
         methods=METHODS,
+        wanted_coverage=wanted_coverage,
         sizes=np.arange(len(calibration.classes) + 1).tolist(),
         version=__version__,
     )

@@ -13,7 +13,7 @@ import yaml
 
 from brain_dist import __version__
 from brain_dist.judging.predictions import Predictions
-from brain_dist.pages.text import display_name, listing, number, percent
+from brain_dist.pages.text import display_name, interval_text, listing, number, percent
 from brain_dist.reporting.card_limits import limitations
 from brain_dist.reporting.intervals import METRIC_NAMES, metric_intervals
 from brain_dist.reporting.page import evaluated_on, shortcut_comparison, training_steps
@@ -204,8 +204,7 @@ def _evaluation(files: RunFiles) -> str:
     rows = []
     for name, shown in METRIC_NAMES.items():
         write = percent if name in SHARES else number
-        interval = intervals[name]
-        rows.append((shown, write(metrics[name]), f"{write(interval[0])} to {write(interval[1])}" if interval else "–"))
+        rows.append((shown, write(metrics[name]), interval_text(intervals[name], write)))
     parts.append(_table(("metric", "value", "95 % interval"), rows))
     classes = [
         (display_name(name), str(values["n"]), *(percent(values[m]) for m in ("sensitivity", "specificity", "f1")),

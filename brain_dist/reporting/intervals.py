@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from brain_dist.judging.clusters import Statistic, number_clusters, resample
-from brain_dist.judging.metrics import wilson_interval
+from brain_dist.calibration.measures import NO_INTERVAL
+from brain_dist.judging.clusters import ClassGroups, Resampled, Statistic, number_clusters, resample, share_interval
 from brain_dist.judging.predictions import Predictions
-from brain_dist.judging.refusal import Refusal
+from brain_dist.judging.refusal import or_refusal
 from brain_dist.judging.weighted import METRICS, WeightedMetrics
 
 RESAMPLES = 2000
@@ -28,43 +30,54 @@ METRIC_NAMES = {
 MACRO_METRICS = ("specificity", "precision")  # the other means are among METRICS
 
 
-def metric_intervals(predictions: Predictions) -> dict[str, list[float] | None]:
-    """Interval [low, high] of each metric by percentiles over groups; None where resampling cannot give one.
+def metric_intervals(predictions: Predictions) -> dict[str, dict[str, Any]]:
+    """The 95 % interval of each metric by percentiles over groups, or the reason why it has none.
 
     The names are those of :func:`brain_dist.judging.metrics.evaluate_predictions`; the metrics of a class are named
-    ``METRIC:CLASS``. The calibration error has no interval, because resampling raises it; it is shown beside what right
-    probabilities would show. Where all or no images of a class are right, its sensitivity has the Wilson interval.
+    ``METRIC:CLASS``. Each has ``interval`` [low, high] and ``interval_of`` ("percentile", or "Wilson" for an accuracy,
+    sensitivity, specificity or precision of 0 or 1, see :func:`~brain_dist.judging.clusters.share_interval`), or
+    ``refused``, as the calibration error has, which resampling raises.
     """
     label, prob, classes = predictions.label, predictions.prob, predictions.classes
-    cluster = number_clusters(predictions.group)
-    names = [*METRICS, *(f"{metric}:{name}" for metric in CLASS_METRICS for name in classes)]
-    names += [f"{metric}_macro" for metric in MACRO_METRICS]
-    parts: list[Statistic] = [
-        WeightedMetrics(label, prob, cluster, list(METRICS)),
-        _class_metrics(label, prob, cluster),
-    ]
-    resampled = resample(
-        lambda weights: _reordered([part(weights) for part in parts], len(classes)), cluster, RESAMPLES
-    )
-    intervals: dict[str, list[float] | None] = {"ece": None}
-    for column, name in enumerate(names):
-        try:
-            intervals[name] = resampled.mean([column]).percentile()
-        except Refusal:
-            intervals[name] = None
-    for c, name in enumerate(classes):
-        images = label == c
-        if images.any() and intervals[f"sensitivity:{name}"] is None:
-            hits = int((predictions.predicted[images] == c).sum())
-            intervals[f"sensitivity:{name}"] = wilson_interval(hits, int(images.sum()))
-    return intervals
+    cluster, present = number_clusters(predictions.group), np.unique(label)
+    overall_names = (*METRICS, *(f"{metric}_macro" for metric in MACRO_METRICS))
+    names: list[tuple[str, int | None]] = [(name, None) for name in overall_names]
+    names += [(metric, c) for metric in CLASS_METRICS for c in range(len(classes))]
+    overall, of_class = WeightedMetrics(label, prob, cluster, list(METRICS)), _class_metrics(label, prob, cluster)
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        values = of_class(weights)
+        macro = [
+            values[:, CLASS_METRICS.index(name) * len(classes) + present].mean(axis=1, keepdims=True)
+            for name in MACRO_METRICS
+        ]
+        return np.concatenate([overall(weights), *macro, values], axis=1)
+
+    resampled = resample(statistic, cluster, RESAMPLES)
+    groups = ClassGroups.count(label, cluster, classes)
+    called = ClassGroups.count(predictions.predicted, cluster, classes)
+    intervals = {
+        name if c is None else f"{name}:{classes[c]}": or_refusal(
+            _interval, resampled.mean([column]), name, c, groups, called
+        )
+        for column, (name, c) in enumerate(names)
+    }
+    return intervals | {"ece": {"refused": NO_INTERVAL}}
 
 
-def _reordered(parts: list[np.ndarray], k: int) -> np.ndarray:
-    """Values [B, metrics], with the macro means of specificity and precision at the end."""
-    classes = parts[-1]
-    macro = [classes[:, CLASS_METRICS.index(name) * k :][:, :k].mean(axis=1) for name in MACRO_METRICS]
-    return np.concatenate([*parts, np.stack(macro, axis=1)], axis=1)
+def _interval(
+    single: Resampled, metric: str, c: int | None, groups: ClassGroups, called: ClassGroups
+) -> dict[str, Any]:
+    """The interval of one metric, of one class if ``c`` is given; ``called`` counts the groups by predicted class."""
+    groups.check(metric, c)
+    if metric.startswith("precision"):
+        called.check(metric, c)
+    if metric == "accuracy":
+        return share_interval(single, method="percentile")
+    shares = {"sensitivity": groups.having, "specificity": groups.others, "precision": called.having}
+    if metric in shares and c is not None:
+        return share_interval(single, int(shares[metric][c]), method="percentile")
+    return {"interval": single.percentile(), "interval_of": "percentile"}
 
 
 def _class_metrics(label: np.ndarray, prob: np.ndarray, cluster: np.ndarray) -> Statistic:

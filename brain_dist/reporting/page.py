@@ -269,7 +269,7 @@ def shortcut_comparison(files: RunFiles, accuracy: float) -> dict[str, Any] | No
         return None
     baselines = shortcut["baselines"]
     rows = [
-        {"name": name, "interval": None, **baselines[key]}  # older files have no intervals
+        {"name": name, "accuracy_interval": None, **baselines[key]}  # older files have none
         for key, name in SHORTCUTS.items()
     ]
     rows.sort(key=lambda row: -row["accuracy"])
@@ -282,10 +282,9 @@ def shortcut_comparison(files: RunFiles, accuracy: float) -> dict[str, Any] | No
 
 
 def headline(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The metrics of a table row; the accuracy's ``interval`` is over groups if there is one."""
-    keys = ("accuracy", "balanced_accuracy", "f1_macro", "auc_macro", "ece", "groups")
-    interval = metrics["accuracy_cluster"] or metrics["accuracy_wilson"]
-    return {key: metrics[key] for key in keys} | {"interval": interval}
+    """The metrics of a table row."""
+    keys = ("accuracy", "accuracy_interval", "balanced_accuracy", "f1_macro", "auc_macro", "ece", "groups")
+    return {key: metrics[key] for key in keys}
 
 
 def by_dataset(predictions: Predictions) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import betabinom
+from scipy.stats import betabinom, kstest
 
 from brain_dist.calibration.conformal import (
     Threshold,
@@ -14,6 +14,7 @@ from brain_dist.calibration.conformal import (
     fit_threshold,
     lac_scores,
     needed_rank,
+    wanted_coverage,
 )
 from brain_dist.judging.refusal import Refusal
 
@@ -58,13 +59,12 @@ def test_the_law_of_the_coverage() -> None:
 
 
 def patients(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Label, probabilities and group of images; patients have 1 to 12 slices, and some are harder than others."""
+    """Label, logits and group of images; patients have 1 to 12 slices, and some are harder than others."""
     slices = rng.integers(1, 13, count)
     group = np.repeat(np.arange(count), slices)
     label = rng.integers(0, 3, count)[group]
     logit = rng.normal(size=(len(group), 3)) + rng.normal(size=count)[group, None] ** 2 * np.eye(3)[label]
-    prob = np.exp(logit)
-    return label, prob / prob.sum(axis=1, keepdims=True), group
+    return label, logit, group
 
 
 @pytest.mark.parametrize("method", ["lac", "aps", "class_conditional"])
@@ -72,10 +72,10 @@ def test_sets_cover_new_patients_as_promised(method: str) -> None:
     """Over 300 fits, the sets of a random slice of a new patient contain its class at least as often as promised."""
     rng, coverages = np.random.default_rng(1), []
     for _ in range(300):
-        label, prob, group = patients(rng, 90)
-        thresholds = fit_method(method, label, prob, group, 0.2)
-        label, prob, group = patients(rng, 100)
-        score = (aps_scores(prob, seed=7) if method == "aps" else lac_scores(prob))[np.arange(len(label)), label]
+        label, logit, group = patients(rng, 90)
+        thresholds = fit_method(method, label, logit, group, 0.2)
+        label, logit, group = patients(rng, 100)
+        score = (aps_scores if method == "aps" else lac_scores)(logit)[np.arange(len(label)), label]
         covered = score <= np.array([threshold.value for threshold in thresholds])[label]
         means = np.bincount(group, covered) / np.bincount(group)
         of_class = label[np.unique(group, return_index=True)[1]]
@@ -87,12 +87,32 @@ def test_sets_cover_new_patients_as_promised(method: str) -> None:
 
 
 def test_adaptive_scores_by_hand() -> None:
-    share = np.random.default_rng(0).random()
-    scores = aps_scores(np.array([[0.2, 0.5, 0.3]]))
-    np.testing.assert_allclose(scores, [[0.8 + 0.2 * share, 0.5 * share, 0.5 + 0.3 * share]])
+    (scores,) = aps_scores(np.log([[0.2, 0.5, 0.3]]))
+    share = scores[1] / 0.5
+    assert 0 < share < 1
+    np.testing.assert_allclose(scores, [0.8 + 0.2 * share, 0.5 * share, 0.5 + 0.3 * share])
+
+
+def test_adaptive_scores_belong_to_the_image_and_not_to_its_place_in_the_table() -> None:
+    _, logit, _ = patients(np.random.default_rng(3), 200)
+    logit = logit.astype(np.float32)
+    scores = aps_scores(logit)
+    shares = scores.min(axis=1) / np.exp(logit).max(axis=1) * np.exp(logit).sum(axis=1)  # of the likeliest class
+    assert kstest(shares, "uniform").pvalue > 0.01
+    order = np.random.default_rng(4).permutation(len(logit))
+    np.testing.assert_allclose(aps_scores(logit[order]), scores[order], rtol=0, atol=1e-12)
+    for image in (0, 1, 2):
+        np.testing.assert_allclose(aps_scores(logit[[image]]), scores[[image]], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("alpha", "text"), [(0.1, "90"), (0.05, "95"), (0.025, "97.5"), (0.07, "93"), (0.001, "99.9")])
+def test_the_wanted_coverage_has_all_its_digits(alpha: float, text: str) -> None:
+    assert wanted_coverage(alpha) == f"{text}\u00a0%"
+    with pytest.raises(Refusal, match=f"only 3 groups; sets of {text}\u00a0% coverage need"):
+        needed_rank(3, alpha)
 
 
 def test_thresholds_of_classes_need_ten_groups_each() -> None:
-    label, prob, group = np.repeat([0, 1], [60, 9]), np.full((69, 2), 0.5), np.arange(69)
+    label, logit, group = np.repeat([0, 1], [60, 9]), np.zeros((69, 2)), np.arange(69)
     with pytest.raises(Refusal, match="a class has only 9 groups"):
-        fit_method("class_conditional", label, prob, group, 0.1)
+        fit_method("class_conditional", label, logit, group, 0.1)

@@ -25,7 +25,7 @@ from brain_dist.calibration.measures import (
 )
 from brain_dist.calibration.scaling import fit_temperature, fit_vector, scaled
 from brain_dist.calibration.selective import COVERAGES, accuracy_statistic, area_under_risk, risk_curve
-from brain_dist.judging.clusters import resample
+from brain_dist.judging.clusters import SEED, resample, weight_blocks
 from brain_dist.judging.metrics import evaluate_predictions, width_bins
 from brain_dist.judging.refusal import Refusal
 
@@ -180,3 +180,29 @@ def test_selective_prediction() -> None:
     estimate = resample(accuracy_statistic(correct, confidence, cluster), cluster, 10).estimate
     surest = np.argsort(-confidence)
     assert estimate.tolist() == pytest.approx([correct[surest[: int(c * 1000)]].mean() for c in COVERAGES])
+
+
+@pytest.mark.parametrize("digits", [1, 0])
+def test_selective_accuracy_of_equal_confidences_varies_with_the_patients(digits: int) -> None:
+    rng = np.random.default_rng(0)
+    cluster = np.arange(400) // 10
+    easy = rng.normal(size=40)[cluster]  # images of a patient are right or wrong together
+    confidence = 1 / (1 + np.exp(-1.5 - easy))
+    correct = rng.random(400) < confidence
+    rounded = np.round(0.5 + confidence / 2, digits)
+    assert len(np.unique(rounded)) <= 6
+    resampled = resample(accuracy_statistic(correct, rounded, cluster), cluster, 300)
+    hits = np.bincount(cluster, weights=correct)
+    weights = next(weight_blocks(40, 300, SEED, rows=300))
+    np.testing.assert_allclose(resampled.values[:, 0], weights @ hits / 400, rtol=0, atol=1e-12)
+    # by the definition: the resampled images, sorted, and within the last tie its share of correct ones
+    for row, values in zip(weights[:20], resampled.values[:20], strict=True):
+        images = np.repeat(np.arange(400), row[cluster].astype(int))
+        for coverage, value in zip(COVERAGES, values, strict=True):
+            count = round(coverage * len(images))
+            limit = np.sort(rounded[images])[-count]
+            above, tied = images[rounded[images] > limit], images[rounded[images] == limit]
+            expected = (correct[above].sum() + (count - len(above)) * correct[tied].mean()) / count
+            assert value == pytest.approx(expected)
+    distinct = resample(accuracy_statistic(correct, confidence, cluster), cluster, 300)
+    assert resampled.mean([0]).percentile() == pytest.approx(distinct.mean([0]).percentile())

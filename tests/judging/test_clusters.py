@@ -10,7 +10,15 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from brain_dist.judging import clusters
-from brain_dist.judging.clusters import Resampled, number_clusters, resample, weight_blocks
+from brain_dist.judging.clusters import (
+    SEED,
+    ClassGroups,
+    Resampled,
+    number_clusters,
+    resample,
+    share_interval,
+    weight_blocks,
+)
 from brain_dist.judging.metrics import evaluate_predictions
 from brain_dist.judging.refusal import Refusal, or_refusal
 from brain_dist.judging.weighted import MEANS, METRICS, WeightedMetrics, contributions
@@ -119,8 +127,10 @@ def test_differences_are_paired_and_the_blocks_do_not_matter(monkeypatch: pytest
     assert not same.values.any()
     with pytest.raises(Refusal, match="no spread"):
         same.bca()
-    wide = np.ptp((drawn.mean([0]) - drawn.mean([2])).bca())
-    assert wide < np.ptp(drawn.mean([0]).bca()) + np.ptp(drawn.mean([2]).bca())
+    hits = [np.bincount(cluster, weights=p.argmax(axis=1) == label) for p in (prob, other)]
+    weights = next(weight_blocks(int(cluster.max()) + 1, 500, SEED, rows=500))
+    expected = weights @ (hits[0] - hits[1]) / (weights @ np.bincount(cluster))  # of one and the same resample
+    np.testing.assert_allclose((drawn.mean([0]) - drawn.mean([2])).values, expected, rtol=0, atol=1e-12)
     monkeypatch.setattr(clusters, "BLOCK_VALUES", 1000)
     blocks = resample(lambda w: np.concatenate([metric(w) for metric in metrics], axis=1), cluster, 500)
     np.testing.assert_allclose(blocks.values, drawn.values, rtol=0, atol=1e-14)
@@ -151,3 +161,76 @@ def test_an_interval_that_would_not_contain_its_estimate_is_refused() -> None:
     mirrored = Resampled(-size.estimate, -size.values, -size.jackknife)
     with pytest.raises(Refusal, match=r"100\.0% of the resamples are below"):
         mirrored.bca()
+
+
+def share(hits: np.ndarray, size: np.ndarray) -> Resampled:
+    return resample(lambda weights: ((weights @ hits) / (weights @ size))[:, None], np.arange(len(size)), 500).mean([0])
+
+
+def test_the_interval_of_a_share_without_spread_is_that_of_its_groups() -> None:
+    size = np.full(40, 25.0)
+    some = share(size - np.arange(40) % 3, size)
+    assert share_interval(some) == {"interval": some.bca(), "interval_of": "BCa"}
+    assert share_interval(some, method="percentile") == {"interval": some.percentile(), "interval_of": "percentile"}
+    for estimate, hits in ((1.0, size), (0.0, 0 * size)):
+        for groups, trials in ((None, 40), (12, 12)):
+            expected = stats.binomtest(int(estimate * trials), trials).proportion_ci(method="wilson")
+            result = share_interval(share(hits, size), groups)
+            assert result["interval_of"] == "Wilson"
+            assert result["interval"] == pytest.approx([expected.low, expected.high])
+    with pytest.raises(Refusal, match="only 9 groups; an interval over groups needs 10"):
+        share_interval(share(size, size), 9)
+    with pytest.raises(Refusal, match="only 9 groups; an interval over groups needs 10"):
+        share_interval(share(size[:9], size[:9]))
+
+
+def test_metrics_of_a_class_with_few_groups_are_refused() -> None:
+    # groups of a class: 30 of a, 12 of b, 9 of c, none of d; group 0 has all three
+    of_class = [range(30), (0, *range(30, 41)), (0, *range(41, 49))]
+    label, cluster = np.array([(c, g) for c, groups in enumerate(of_class) for g in (*groups, *groups)]).T
+    groups = ClassGroups.count(label, cluster, ("a", "b", "c", "d"))
+    assert groups.having.tolist() == [30, 12, 9, 0]
+    assert groups.others.tolist() == [20, 38, 41, 49]
+
+    def refusal(metric: str, c: int | None = None) -> str | None:
+        return or_refusal(lambda: groups.check(metric, c) or {}).get("refused")
+
+    rare = "only 9 groups of c; an interval over groups needs 10"
+    assert {refusal(name) for name in ("accuracy", "brier", "nll", "ece")} == {None}
+    macro = ("balanced_accuracy", "f1_macro", "auc_macro", "precision_macro", "specificity_macro", "kappa", "mcc")
+    assert {refusal(name) for name in macro} == {rare}
+    of_one = ("sensitivity", "auc", "f1", "precision")
+    assert {refusal(name, c) for name in ("specificity", *of_one) for c in (0, 1)} == {None}
+    assert {refusal(name, 2) for name in of_one} == {rare}
+    assert refusal("specificity", 2) is None
+    assert refusal("sensitivity", 3) == "only 0 groups of d; an interval over groups needs 10"
+
+    two = ClassGroups.count(np.repeat([0, 1], [150, 9]), np.arange(159), ("a", "b"))
+    with pytest.raises(Refusal, match="only 9 groups not of a"):
+        two.check("specificity", 0)
+    assert two.check("specificity", 1) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rare", [5, 10])
+def test_coverage_of_balanced_accuracy_with_a_rare_class(rare: int) -> None:
+    """Of 300 samples of patients the 95 % interval contains the true value about as often as it says, or is refused.
+
+    A patient's three images are all right or all wrong; 80 % of the patients of either class are right.
+    """
+    rng, contained = np.random.default_rng(0), []
+    size = np.array([150, rare])
+    cluster = np.repeat(np.arange(size.sum()), 3)
+    label = np.repeat([0, 1], 3 * size)
+    groups = ClassGroups.count(label, cluster, ("common", "rare"))
+    if rare < 10:
+        with pytest.raises(Refusal):
+            groups.check("balanced_accuracy")
+    for seed in range(300):
+        right = np.repeat(rng.random(size.sum()) < 0.8, 3)
+        prob = np.eye(2)[np.where(right, label, 1 - label)]
+        metric = resample(WeightedMetrics(label, prob, cluster, ["balanced_accuracy"]), cluster, 1000, seed).mean([0])
+        interval = or_refusal(lambda metric=metric: {"limits": metric.bca()}).get("limits")
+        if interval is not None:
+            contained.append(interval[0] <= 0.8 <= interval[1])
+    assert (np.mean(contained) > 0.85) == (rare >= 10)

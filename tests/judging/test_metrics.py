@@ -15,8 +15,10 @@ from sklearn import metrics as sk
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from brain_dist.errors import UserError
-from brain_dist.judging.metrics import cluster_interval, evaluate_predictions, reliability, wilson_interval
+from brain_dist.judging.clusters import wilson_interval
+from brain_dist.judging.metrics import accuracy_interval, evaluate_predictions, reliability
 from brain_dist.judging.predictions import Predictions, predictions_from_logits, read_predictions, table_bytes
+from brain_dist.judging.refusal import Refusal
 
 CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
 
@@ -109,9 +111,9 @@ def test_a_class_that_is_never_predicted_has_no_precision() -> None:
 def test_one_sample() -> None:
     result = evaluate_predictions(np.array([2]), np.array([[0.1, 0.2, 0.6, 0.1]]), CLASSES, np.array(["p1"]))
     assert result["accuracy"] == 1.0
-    assert result["accuracy_wilson"] == pytest.approx([0.2065, 1.0], abs=1e-4)  # 1 / (1 + z²)
-    undefined = ("accuracy_cluster", "auc_macro", "kappa", "mcc", "specificity_macro")
-    assert [result[name] for name in undefined] == [None] * 5
+    assert result["accuracy_interval"] == {"refused": "only 1 group; an interval over groups needs 10"}
+    undefined = ("auc_macro", "kappa", "mcc", "specificity_macro")
+    assert [result[name] for name in undefined] == [None] * 4
     json.dumps(result, allow_nan=False)
 
 
@@ -139,23 +141,49 @@ def test_wilson_interval_is_the_published_formula() -> None:
     assert wilson_interval(45, 50) == pytest.approx([centre - half, centre + half])
 
 
-def test_cluster_interval_widens_with_dependence_and_repeats_exactly() -> None:
+def test_without_groups_the_samples_are_the_trials() -> None:
+    result = evaluate_predictions(np.array([2]), np.array([[0.1, 0.2, 0.6, 0.1]]), CLASSES)
+    assert result["accuracy_interval"]["interval_of"] == "Wilson"
+    assert result["accuracy_interval"]["interval"] == pytest.approx([0.2065, 1.0], abs=1e-4)  # 1 / (1 + z²)
+
+
+@pytest.mark.parametrize("patients", [1, 9, 12])
+def test_an_accuracy_of_100_percent_is_about_patients_and_not_their_slices(patients: int) -> None:
+    """Twelve patients without an error allow an accuracy of 76 %, however many slices each of them has."""
+    n = 50 * patients
+    label = np.arange(n) % 2
+    group = np.arange(n) // 50
+    result = evaluate_predictions(label, np.eye(2)[label], "ab", group)["accuracy_interval"]
+    wrong = evaluate_predictions(label, np.eye(2)[1 - label], "ab", group)["accuracy_interval"]
+    if patients < 10:
+        word = "group" if patients == 1 else "groups"
+        assert result == wrong == {"refused": f"only {patients} {word}; an interval over groups needs 10"}
+    else:
+        z2 = 1.959963984540054**2
+        assert result["interval"] == pytest.approx([12 / (12 + z2), 1])
+        assert result["interval"][0] == pytest.approx(0.7575, abs=1e-4)
+        assert wrong["interval"] == pytest.approx([0, z2 / (12 + z2)])
+        assert result["interval_of"] == wrong["interval_of"] == "Wilson"
+
+
+def test_accuracy_interval_widens_with_dependence_and_repeats_exactly() -> None:
     rng = np.random.default_rng(0)
     patient_correct = rng.random(40) < 0.8
     correct, group = (
         np.repeat(patient_correct, 25),
         np.repeat(np.arange(40), 25),
     )  # a patient's slices are all correct or all wrong
-    low, high = cluster_interval(correct, group)
+    low, high = accuracy_interval(correct, group)["interval"]
     wilson = wilson_interval(int(correct.sum()), 1000)
     assert high - low > 3 * (wilson[1] - wilson[0])
     # close to the normal interval of 40 independent patients, not of 1,000 slices
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(patient_correct.var() / 40), rel=0.15)
-    assert cluster_interval(correct, group) == [low, high]
+    assert accuracy_interval(correct, group) == {"interval": [low, high], "interval_of": "percentile"}
     shuffled = rng.permutation(1000)
-    assert cluster_interval(correct[shuffled], group[shuffled]) == [low, high]
-    assert cluster_interval(np.ones(10, bool), np.arange(10)) is None
-    assert cluster_interval(np.array([True, False]), np.array(["a", "a"])) is None
+    assert accuracy_interval(correct[shuffled], group[shuffled])["interval"] == [low, high]
+    few = group < 9
+    with pytest.raises(Refusal, match="only 9 groups; an interval over groups needs 10"):
+        accuracy_interval(correct[few], group[few])
 
 
 @dataclass

@@ -14,9 +14,10 @@ def table(rows: list[tuple[str, str | None, int, list[float]]]) -> Predictions:
     dataset, patient, label, prob = (list(column) for column in zip(*rows, strict=True))
     n, text = len(rows), np.array(["x"] * len(rows), dtype=object)
     values = np.array(prob, dtype=np.float32)
+    logit = np.log(np.maximum(values, 1e-30))
     return Predictions(
         row=np.arange(n), key=text, dataset=np.array(dataset, dtype=object), split=text,
-        patient=np.array(patient, dtype=object), group=text, label=np.array(label), prob=values, logit=np.log(values),
+        patient=np.array(patient, dtype=object), group=text, label=np.array(label), prob=values, logit=logit,
         classes=("a", "b", "c"), run="r", step=1, dataset_version="v", shards="s",
     )  # fmt: skip
 
@@ -42,6 +43,22 @@ def test_majority_and_mean_probability() -> None:
     assert result["mean"]["accuracy"] == pytest.approx(2 / 3)
     assert result["mean"]["confusion"] == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
     assert result["mean"]["n"] == 3
+
+
+def test_a_tie_goes_to_the_larger_mean_probability_however_small_the_difference() -> None:
+    above = float(np.nextafter(np.float32(0.6), np.float32(1)))  # the next float32, 6e-8 above
+    rows = []
+    for order in ((0, 1, 2), (1, 0, 2), (2, 1, 0), (1, 2, 0)):  # the true class first, then the other
+        for slice_prob in ([0.6, 0.4, 0.0], [0.4, above, 0.0]):
+            prob = [0.0, 0.0, 0.0]
+            for c, value in zip((order[1], order[0], order[2]), slice_prob, strict=True):
+                prob[c] = value
+            rows.append(("d", str(order), order[0], prob))
+    result = patient_results(table(rows))
+    assert result is not None
+    assert result["patients"] == 4
+    assert result["majority"]["accuracy"] == 1
+    assert result["mean"]["accuracy"] == 1
 
 
 def test_no_patients() -> None:

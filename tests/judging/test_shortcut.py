@@ -130,10 +130,12 @@ def test_intervals_resample_groups_and_no_image_is_left_out(unmarked: Dataset) -
     grouped = shortcut_baselines(replace(unmarked, columns=unmarked.columns | {"group": group}))
     assert (single["groups"], grouped["groups"]) == (len(set(unmarked.columns["group"][rows])), -(-len(rows) // 10))
     for name, score in single["baselines"].items():
-        low, high = score["interval"]
+        assert score["accuracy_interval"]["interval_of"] == "percentile"
+        low, high = score["accuracy_interval"]["interval"]
         assert low < score["accuracy"] < high
         assert grouped["baselines"][name]["accuracy"] == score["accuracy"]
-        assert grouped["baselines"][name]["interval"] != score["interval"]
+        other = grouped["baselines"][name]["accuracy_interval"]
+        assert other == {"refused": f"only {grouped['groups']} groups; an interval over groups needs 10"}
     size = len(unmarked.columns["split"])
     assert single["train"] + single["test"] + len(unmarked.rows("val")) == size
 

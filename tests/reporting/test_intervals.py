@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
-from brain_dist.judging.metrics import evaluate_predictions, wilson_interval
+from brain_dist.judging.clusters import wilson_interval
+from brain_dist.judging.metrics import accuracy_interval, evaluate_predictions
 from brain_dist.judging.predictions import Predictions
 from brain_dist.reporting.intervals import CLASS_METRICS, METRIC_NAMES, metric_intervals
 
@@ -44,25 +44,66 @@ def test_intervals_are_the_percentiles_of_resampled_tables() -> None:
         rows = np.concatenate([np.flatnonzero(group == g) for g in rng.integers(0, 60, 60)])
         resampled.append(values(evaluate_predictions(label[rows], prob[rows], CLASSES)))
     assert set(intervals) == set(resampled[0])
-    assert intervals.pop("ece") is None
-    for name, interval in intervals.items():
+    assert "refused" in intervals.pop("ece")
+    for name, result in intervals.items():
+        interval = result["interval"]
         expected = np.quantile([each[name] for each in resampled], [0.025, 0.975])
         width = expected[1] - expected[0]
-        assert interval is not None
         np.testing.assert_allclose(interval, expected, atol=0.2 * width, err_msg=name)
         assert interval[0] < values(evaluate_predictions(label, prob, CLASSES))[name] < interval[1]
+    assert intervals["accuracy"] == accuracy_interval(prob.argmax(axis=1) == label, group)
 
 
 def test_what_has_no_interval() -> None:
     label, prob, group = sample()
     few = metric_intervals(table(label, prob, group % 9))
-    assert few["accuracy"] is None  # nine groups
+    assert few["accuracy"] == {"refused": "only 9 groups; an interval over groups needs 10"}
     perfect = np.eye(3, dtype=np.float32)[label] * 0.97 + 0.01
     intervals = metric_intervals(table(label, perfect, group))
-    assert intervals["accuracy"] is None
-    n = int((label == 0).sum())
-    assert intervals["sensitivity:a"] == pytest.approx(wilson_interval(n, n))
+    assert intervals["accuracy"] == {"interval": wilson_interval(60, 60), "interval_of": "Wilson"}
+    groups = len(np.unique(group[label == 0]))
+    assert 10 < groups < (label == 0).sum()
+    assert intervals["sensitivity:a"] == {"interval": wilson_interval(groups, groups), "interval_of": "Wilson"}
+    others = len(np.unique(group[label != 0]))
+    assert intervals["specificity:a"] == {"interval": wilson_interval(others, others), "interval_of": "Wilson"}
+    assert intervals["balanced_accuracy"] == {"refused": "no spread: every resample gives the same value"}
+
+
+def test_classes_of_few_groups_have_no_interval() -> None:
+    label, prob, group = sample()
     absent = metric_intervals(table(np.where(label == 2, 0, label), prob, group))
-    assert absent["sensitivity:c"] is None
-    assert absent["auc:c"] is None
-    assert absent["accuracy"] is not None
+    assert {absent[f"{name}:c"]["refused"] for name in ("sensitivity", "auc", "precision", "f1")} == {
+        "only 0 groups of c; an interval over groups needs 10"
+    }
+    assert "interval" in absent["balanced_accuracy"]
+    rare = np.where((label == 2) & (group > 11), 0, label)
+    groups = len(np.unique(group[rare == 2]))
+    assert 5 < groups < 10
+    intervals = metric_intervals(table(rare, prob, group))
+    macro = ("balanced_accuracy", "f1_macro", "auc_macro", "precision_macro", "specificity_macro", "kappa", "mcc")
+    for name in (*macro, "sensitivity:c", "f1:c", "auc:c", "precision:c"):
+        assert intervals[name] == {"refused": f"only {groups} groups of c; an interval over groups needs 10"}
+    for name in ("accuracy", "brier", "ece", "sensitivity:a", "specificity:c", "auc:a"):
+        assert "interval" in intervals[name], name
+
+
+def test_precision_of_a_class_that_few_groups_are_predicted_as() -> None:
+    label, prob, group = sample()
+    predicted = prob.argmax(axis=1)
+    predicted = np.where((predicted == 2) & (group >= 8), 0, predicted)
+    groups = len(np.unique(group[predicted == 2]))
+    assert 5 < groups < 10
+    intervals = metric_intervals(table(label, (np.eye(3) * 0.97 + 0.01)[predicted], group))
+    for name in ("precision:c", "precision_macro"):
+        assert intervals[name] == {"refused": f"only {groups} groups of c; an interval over groups needs 10"}
+    assert "interval" in intervals["sensitivity:c"]
+
+
+def test_macro_means_are_over_the_classes_that_occur() -> None:
+    label, prob, group = sample()
+    predictions = table(np.where(label == 2, 0, label), prob, group)
+    low, high = metric_intervals(predictions)["specificity_macro"]["interval"]
+    value = evaluate_predictions(predictions.label, prob, CLASSES)["specificity_macro"]
+    assert low < value < high
+    all_classes = np.mean([np.mean(prob[predictions.label != c].argmax(axis=1) != c) for c in range(3)])
+    assert abs(all_classes - value) > 0.01

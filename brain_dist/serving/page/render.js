@@ -75,7 +75,7 @@ export function facts(model) {
     "Classes": model.classes.map(className).join(", "),
     "Weights": model.weights ? `step ${model.step}, sha256 ${model.weights.slice(0, 12)}…` : "",
     "Probabilities": model.calibrated ? "calibrated on validation images" : "not calibrated",
-    "Sets": model.coverage ? `contain the true class in ${(100 * model.coverage).toFixed(0)} % of cases from the same source` : "this model makes no sets",
+    "Sets": model.coverage ? `contain the true class in ${Number((100 * model.coverage).toFixed(4))} % of cases from the same source` : "this model makes no sets",
     "Unlike images": model.ood ? `recognised by ${model.ood.patients} validation patients (p < ${model.ood.limit})` : "not recognised by this model",
     "Maps": model.maps ?? "this model gives no maps",
     "Speed": model.speed ? `${model.speed.milliseconds.toFixed(0)} ms for one image, up to ${model.speed.images_per_second.toFixed(0)} images/s` : "",

@@ -33,7 +33,7 @@ export function verdict(prediction, model) {
 /** The set of classes in words; an empty text if the model makes no sets. */
 export function setInWords(prediction, model) {
   if (!prediction.set || !model.coverage || prediction.verdict === "not_like_training") return "";
-  const share = `${(100 * model.coverage).toFixed(0)} %`;
+  const share = `${Number((100 * model.coverage).toFixed(4))} %`;
   const names = prediction.set.map(className);
   if (!names.length) return `No class is plausible enough for a set that is right in ${share} of cases.`;
   return `The set is ${list(names, "or")}. Such sets contain the true class in ${share} of cases from the source of the training images.`;
