@@ -47,8 +47,8 @@ def coverage_sentence(alpha: float, judged: dict[str, Any]) -> str:
     promised, coverage = 1 - alpha, sets["coverage"]["value"]
     low, high = sets["law"]["measured_range"]
     text = (
-        f"{wanted_coverage(alpha)} sets contain the true class for {percent(coverage)} of a patient's slices, averaged"
-        " over the patients"
+        f"{wanted_coverage(alpha)} sets contain the true class for {percent(coverage)} of the slices of a"
+        " patient, averaged over the patients"
     )
     if sets["holds"]:
         return f"{text} (to expect: {percent(low)} to {percent(high)})."

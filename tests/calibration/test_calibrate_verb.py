@@ -110,7 +110,10 @@ def test_what_is_printed_and_shown(run: Path) -> None:
     assert "not fitted: vector scaling: a class has only" in lines[2]
     shifted = lines[lines.index("shifted (42 images of 14 groups)") :]
     assert "the probabilities are not right" in shifted[1]
-    assert "0.0\u00a0% of the patients: coverage is lost, by 80.0 percentage points" in shifted[2]
+    assert (
+        "0.0\u00a0% of the slices of a patient, averaged over the patients: coverage is lost, by 80.0 percentage points"
+        in shifted[2]
+    )
     assert "must not be relied on here" in shifted[2]
     page = (run / "report" / "calibration.html").read_text()
     for text in (
@@ -164,7 +167,7 @@ def test_too_few_patients_get_no_sets_but_a_temperature(run: Path) -> None:
     val = read_predictions(run / "predictions" / "val.parquet")
     rewrite(run, "val", group=np.where(np.isin(val.patient, sorted(set(val.patient))[:7]), "one", val.group))
     result = in_process("calibrate", str(run))
-    assert "not fitted: sets, one threshold: only 8 groups; sets of 90% coverage need 9" in result.out
+    assert "not fitted: sets, one threshold: only 8 groups; sets of 90\u00a0% coverage need 9" in result.out
     assert "The temperature is" in result.out
     assert "No sets: only 8 groups" in (run / "report" / "calibration.html").read_text()
 
