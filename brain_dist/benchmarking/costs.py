@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from brain_dist.config import Config
 from brain_dist.networks.create import create_network
 from brain_dist.profiling.calibration import SMALLEST_CPU_SHARE, calibrate
+from brain_dist.profiling.flops import counted_flops
 from brain_dist.profiling.power import measure_power
 from brain_dist.profiling.rapl import ProcessorEnergy
 from brain_dist.profiling.stopwatch import Stopwatch
@@ -91,9 +92,7 @@ def count_gmacs(model: torch.nn.Module, images: torch.Tensor) -> float:
 
     Convolutions and matrix products count; normalisation, activations and pooling do not.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
+    with counted_flops() as counter:
         model(images)
     return counter.get_total_flops() / 2e9 / len(images)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from brain_dist.config import Config
+from brain_dist.profiling.flops import counted_flops
 from brain_dist.profiling.stopwatch import Stopwatch
 from brain_dist.ranks.world import World
 
@@ -29,7 +30,6 @@ def measure_isolated_stages(
         ``flops_per_image``: floating-point operations of a forward and backward pass.
     """
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     from brain_dist.networks.create import create_network
     from brain_dist.stream.normalize import Normalize
@@ -53,7 +53,7 @@ def measure_isolated_stages(
         with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "amp"):
             return torch.nn.functional.cross_entropy(model(normalized).float(), label)
 
-    with FlopCounterMode(display=False) as counter:
+    with counted_flops() as counter:
         loss().backward()
     seconds |= _measure_compute(loss, create_optimizer(config.optim, model), watch, steps)
     parameters = sum(parameter.numel() for parameter in model.parameters())

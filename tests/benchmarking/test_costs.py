@@ -25,6 +25,18 @@ def test_parameters_and_operations_of_resnet18() -> None:
     assert three == pytest.approx(one, rel=1e-9)
 
 
+def test_operations_of_attention_count() -> None:
+    """DeiT-tiny (Touvron et al. 2021): 12 blocks of width 192 on 196 patches of 16² pixels and a class token."""
+    model = create_network(ModelConfig(name="deit_tiny_patch16_224"), CLASSES, seed=0).eval()
+    assert any(getattr(module, "fused_attn", False) for module in model.modules())
+    with torch.inference_mode():
+        gmacs = count_gmacs(model, torch.zeros(1, 3, 224, 224))
+    tokens, width = 197, 192
+    block = 12 * tokens * width**2 + 2 * tokens**2 * width  # projections and perceptron; attention
+    expected = 12 * block + 196 * 3 * 16**2 * width + width * CLASSES
+    assert gmacs == pytest.approx(expected / 1e9, rel=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "amp", "bf16"])
 def test_measured_costs_are_sane(precision: str) -> None:
