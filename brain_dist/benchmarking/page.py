@@ -17,7 +17,15 @@ from brain_dist.benchmarking.probe import read_probe
 from brain_dist.benchmarking.rates import recorded_trials, trials_text
 from brain_dist.benchmarking.results import Benchmark, Part, read_benchmark
 from brain_dist.benchmarking.summary import HEADLINE, TITLES
-from brain_dist.benchmarking.wording import COSTS, best_first, interval_text, mean_text, rank_text
+from brain_dist.benchmarking.wording import (
+    COSTS,
+    best_first,
+    differing_settings,
+    interval_text,
+    mean_text,
+    noun,
+    rank_text,
+)
 from brain_dist.calibration.measures import null_errors, verdict
 from brain_dist.common.commands import ArgumentParser
 from brain_dist.common.files import write_atomically
@@ -100,11 +108,15 @@ def render(benchmark: Benchmark, folder: Folder, findings: list[Any] | None) -> 
     record = benchmark.record
     matrix = read_matrix(folder)
     parts = [part for part in benchmark.parts if part.rows and part.test in ("test", PUBLISHED)]
-    shortcuts = {source["name"]: page_text.shortcuts(source, folder) for source in record["sources"]}
+    shortcuts = {
+        source["name"]: page_text.counted(page_text.shortcuts(source, folder), source["name"], record, folder)
+        for source in record["sources"]
+    }
     patients = _patients(record, folder)
     facts = Facts(
         external=matrix is not None and bool(elsewhere(matrix)),
-        patients=patients["known"] > 0,
+        patients="all" if patients["known"] == patients["images"] else "some" if patients["known"] else "none",
+        shared=any(part.test == PUBLISHED for part in parts),
         seeds=len(record["seeds"]),
         compared=any("refused" not in part.ranks for part in parts),
         audit=findings is not None,
@@ -141,6 +153,9 @@ def render(benchmark: Benchmark, folder: Folder, findings: list[Any] | None) -> 
         shown=shown,
         left_out=left_out,
         shortcuts=shortcuts,
+        baseline_names=page_text.BASELINES,
+        noun=noun(record),
+        differ=differing_settings(record).replace("`", ""),
         findings=findings,
         costs=benchmark.costs,
         cost_columns=COSTS,
@@ -167,7 +182,7 @@ def _calibration(part: Part) -> dict[str, dict[str, Any]]:
 
 
 def _patients(record: Mapping[str, Any], folder: Folder) -> dict[str, Any]:
-    """Test images of the cells' own tests, how many have a known patient, and whether they are phantoms."""
+    """Test images that count in the cells' own tests, how many have a known patient, and whether they are phantoms."""
     images = known = 0
     phantom = False
     seen = set()
@@ -175,7 +190,7 @@ def _patients(record: Mapping[str, Any], folder: Folder) -> dict[str, Any]:
         file = folder.predictions(cell["cell"])
         if file.is_file() and (cell["source"], cell["fold"]) not in seen:
             seen.add((cell["source"], cell["fold"]))
-            table = read_predictions(file)
+            table = read_predictions(file).headline
             images, known = images + len(table), known + sum(patient is not None for patient in table.patient)
             phantom |= "phantom" in set(table.dataset)
     return {"images": images, "known": known, "phantom": phantom}

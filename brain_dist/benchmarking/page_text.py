@@ -11,7 +11,9 @@ from brain_dist.benchmarking.grid import PUBLISHED
 from brain_dist.benchmarking.matrix_text import elsewhere
 from brain_dist.benchmarking.rates import rates_sentence
 from brain_dist.benchmarking.results import Benchmark, Part, Row
+from brain_dist.benchmarking.wording import noun, ties_text
 from brain_dist.errors import Fault, UserError
+from brain_dist.judging.predictions import read_predictions
 from brain_dist.pages.text import listing, percent
 
 BASELINES = {
@@ -26,15 +28,16 @@ def shortcuts(source: Mapping[str, Any], folder: Folder) -> dict[str, Any]:
     """The shortcut baselines of training shards, measured once and kept in the benchmark's folder.
 
     Returns:
-        As :func:`brain_dist.judging.shortcuts.shortcut_baselines`, or why they were not measured as ``refused``.
+        As :func:`~brain_dist.judging.shortcuts.shortcut_baselines`, or why they were not measured as ``refused``.
     """
     from brain_dist.common.files import write_atomically
     from brain_dist.judging.shortcuts import shortcut_baselines
     from brain_dist.store.dataset import open_dataset
 
     file = folder.out / "shortcuts" / f"{source['version'][:16]}.json"
-    if file.is_file():
-        return dict(json.loads(file.read_text()))
+    stored = dict(json.loads(file.read_text())) if file.is_file() else {}
+    if "rows" in stored:  # older versions did not keep the answer to each image
+        return stored
     if len(source["shards"]) != 1:
         return {"refused": "the collections are joined for the training"}
     try:
@@ -49,6 +52,24 @@ def shortcuts(source: Mapping[str, Any], folder: Folder) -> dict[str, Any]:
     file.parent.mkdir(exist_ok=True)
     write_atomically(file, json.dumps(result, indent=1) + "\n")
     return result
+
+
+def counted(result: dict[str, Any], source: str, record: Mapping[str, Any], folder: Folder) -> dict[str, Any]:
+    """Shortcut baselines, and as ``counted`` those of the test images that count if training knew the others.
+
+    Args:
+        result: from :func:`shortcuts`.
+        source: name of the training shards.
+        record: content of benchmark.json.
+        folder: the benchmark's folder.
+    """
+    from brain_dist.judging.shortcuts import restrict
+
+    files = [folder.predictions(cell["cell"]) for cell in record["cells"] if cell["source"] == source]
+    table = next((read_predictions(file).headline for file in files if file.is_file()), None)
+    if "refused" in result or table is None or len(table) == result["test"]:
+        return result
+    return result | {"counted": restrict(result, table)}
 
 
 def place(part: Part, record: Mapping[str, Any]) -> str:
@@ -91,10 +112,11 @@ def limits(
     for name, each in baselines.items():
         if "refused" in each:
             continue
-        best = max(each["baselines"], key=lambda key: each["baselines"][key]["accuracy"])
+        scores = each.get("counted", each)["baselines"]
+        best = max(scores, key=lambda key: scores[key]["accuracy"])
         lines.append(
-            f"{name}: “{BASELINES[best]}” alone reaches {percent(each['baselines'][best]['accuracy'])}. Only what a"
-            " model adds to that is evidence that it recognises disease."
+            f"{name}: “{BASELINES[best]}” alone reaches {percent(scores[best]['accuracy'])} on the same images. Only"
+            " what a model adds to that is evidence that it recognises disease."
         )
     wrong = [
         model for table in calibration.values() for model, each in table.items() if each["verdict"] != "calibrated"
@@ -105,10 +127,16 @@ def limits(
             " brain-dist calibrate says more."
         )
     lines.append(_elsewhere(matrix))
-    lines.append(
-        "Models differ in size, speed and pretraining, too: a difference is one between these networks as they"
-        " are, not between architectures."
-    )
+    if noun(record) == "method":
+        lines.append(
+            f"The methods trained one network, {record['common']['model.name']}: their order may be another with"
+            " another network, other data or a longer training."
+        )
+    else:
+        lines.append(
+            "Models differ in size, speed and pretraining, too: a difference is one between these networks as they"
+            " are, not between architectures."
+        )
     lines.append(
         "Single slices that someone chose, not patients: nothing here says what the networks would do in a clinic."
     )
@@ -116,14 +144,12 @@ def limits(
 
 
 def _order(part: Part) -> list[str]:
-    """Models that do not differ significantly."""
+    """Models that do not differ significantly, or why there is no order."""
     if "refused" in part.ranks:
         return [f"{part.source}: no order of the models, because {part.ranks['refused']}."]
-    tied = [tier for tier in part.ranks["tiers"] if len(tier) > 1]
     return [
-        f"{part.source}: {listing(tier)} do not differ significantly on these patients. That does not show that they"
-        " are equal."
-        for tier in tied
+        f"{part.source}: {text[0].lower()}{text[1:]} on these patients. That does not show that they are equal."
+        for text in ties_text(part.ranks)
     ]
 
 
@@ -137,8 +163,14 @@ def _elsewhere(matrix: Mapping[str, Any] | None) -> str:
     if largest is None or largest["drop"]["value"] <= 0:
         names = listing(list(dict.fromkeys(row["test"] for row in tested)))
         return f"How accurate the models are on other collections than {names} is not known."
-    return (
-        f"Results inside a collection do not carry over: {largest['model']} trained on {largest['source']} loses"
-        f" {100 * largest['drop']['value']:.1f} percentage points of balanced accuracy on {largest['test']}, and other"
-        " collections than these are not known."
+    low, high = largest["drop"].get("interval", (None, None))
+    spread = "no interval" if low is None else f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
+    loss = (
+        f"{largest['model']} trained on {largest['source']} loses {100 * largest['drop']['value']:.1f} percentage"
+        f" points of balanced accuracy on {largest['test']} ({spread})"
     )
+    if low is not None and low > 0:
+        text = f"Results inside a collection do not carry over: {loss}"
+    else:
+        text = f"Whether results inside a collection carry over is open: the largest loss is that {loss}"
+    return f"{text}. Other collections than these are not known."

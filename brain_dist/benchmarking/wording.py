@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from brain_dist.benchmarking.rates import rates_sentence, recorded_trials, trials_text
 from brain_dist.benchmarking.results import Benchmark, Part, Row
 from brain_dist.benchmarking.summary import CLASS_METRICS, HEADLINE, TITLES
 from brain_dist.judging.weighted import METRICS
+from brain_dist.pages.text import listing
 
 SHARES = {name for name, metric in METRICS.items() if metric.is_share} | set(CLASS_METRICS)
 NOT_MEASURED = "not measured"
@@ -16,6 +17,17 @@ SPREADS = (
     "Mean ± standard deviation over seeds (what another training could change), in brackets the 95 % interval of the"
     " mean over patients (what other patients could change for these trained networks)."
 )
+
+
+def noun(record: Mapping[str, Any]) -> str:
+    """What a benchmark compares: "model", or "method" if they are methods of training one network."""
+    return "method" if "methods" in record else "model"
+
+
+def differing_settings(record: Mapping[str, Any]) -> str:
+    """The settings in which the models or methods of a benchmark may differ."""
+    names = record.get("differ")
+    return listing([f"`{name}`" for name in names]) if names else "`model.*` and the learning rate"
 
 
 def number(name: str, value: float | None) -> str:
@@ -47,6 +59,20 @@ def rank_text(row: Row) -> str:
 def best_first(part: Part) -> list[Row]:
     """The rows of a part by accuracy."""
     return sorted(part.rows, key=lambda row: -row[f"{HEADLINE}_mean"])
+
+
+def ties_text(ranks: Mapping[str, Any]) -> list[str]:
+    """Which models do not differ significantly, as a sentence without its full stop; empty if all pairs differ.
+
+    Args:
+        ranks: tiers and pairs, as :func:`~brain_dist.comparison.paired.compare_metric` returns them.
+    """
+    ties = []
+    for tier in ranks["tiers"]:
+        pairs = [(pair["a"], pair["b"]) for pair in ranks["pairs"] if pair["a"] in tier and not pair["separable"]]
+        whole = len(pairs) == len(tier) * (len(tier) - 1) // 2
+        ties += [listing(names) for names in ([tier] if whole and pairs else pairs)]
+    return [f"No significant difference between {'; between '.join(ties)}"] if ties else []
 
 
 def _measured(digits: int, scale: float = 1) -> Callable[[Any], str]:
@@ -83,8 +109,8 @@ def markdown(benchmark: Benchmark) -> str:
     record = benchmark.record
     folds = "" if record["folds"] is None else f" × {record['folds']} folds"
     lines = ["# Benchmark", "", f"    {record['command']}", ""]
-    lines += [f"{len(record['models'])} models × {len(record['seeds'])} seeds{folds}, under the same conditions:"
-              " settings differ in `model.*` and the learning rate only.", ""]  # fmt: skip
+    lines += [f"{len(record['models'])} {noun(record)}s × {len(record['seeds'])} seeds{folds}, under the same"
+              f" conditions: settings differ in {differing_settings(record)} only.", ""]  # fmt: skip
     if trials := recorded_trials(record):
         lines += [f"- {rates_sentence(record)}"]
         lines += [f"  - {model}: {trials_text(tried)}" for model, tried in trials.items()]
@@ -118,7 +144,8 @@ def _part_lines(part: Part, *, several: bool) -> list[str]:
         ],
     )  # fmt: skip
     if "refused" not in part.ranks:
-        lines += ["", "Accuracies within a tier do not differ significantly; ranks hold together with 95 % confidence."]
+        lines += ["", "Accuracies of different tiers differ significantly, and some within a tier may, too; ranks hold"
+                  " together with 95 % confidence.", *(f"{text}." for text in ties_text(part.ranks))]  # fmt: skip
     assert part.summary is not None
     for name in CLASS_METRICS:
         classes = part.summary.tables.classes

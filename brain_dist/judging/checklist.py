@@ -9,8 +9,9 @@ for a study, and who took the images of whom, only its authors can tell.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 ANSWERED, PARTLY, UNKNOWN, NOT_APPLICABLE = "answered", "partly", "not known", "not applicable"
 
@@ -22,7 +23,7 @@ class Facts:
     Attributes:
         trained_here: whether the run's configuration is at hand; False for adopted predictions.
         external: whether the results include images from another collection than the training images.
-        patients: whether the patients of the test images are known.
+        patients: of how many test images the patient is known: "all", "some" or "none".
         seeds: trainings of each model.
         compared: whether models were compared, with the uncertainty of their differences.
         audit: whether the copies within and between the collections were counted.
@@ -31,11 +32,12 @@ class Facts:
         errors: whether misclassified images are shown.
         pretrained: whether training began with other weights; None if unknown.
         explained: whether maps of what the network looked at were measured against outlines of tumours.
+        shared: whether results count test images that share a patient or a copy with the training images.
     """
 
     trained_here: bool = True
     external: bool = False
-    patients: bool = False
+    patients: Literal["all", "some", "none"] = "none"
     seeds: int = 1
     compared: bool = False
     audit: bool = False
@@ -44,6 +46,7 @@ class Facts:
     errors: bool = False
     pretrained: bool | None = None
     explained: bool = False
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,12 @@ Rule = Callable[[Facts], tuple[str, str]]
 def checklist(facts: Facts) -> list[Item]:
     """All items, in CLAIM's order; those of TRIPOD+AI alone are at the end."""
     return [Item(claim, tripod, topic, *rule(facts)) for claim, tripod, topic, rule in _ITEMS]
+
+
+def known_patients(patients: Iterable[str | None]) -> Literal["all", "some", "none"]:
+    """Of how many test images the patient is known; None is a patient who is not known."""
+    known = {patient is not None for patient in patients}
+    return "some" if len(known) > 1 else "all" if known == {True} else "none"
 
 
 def tally(items: list[Item]) -> dict[str, int]:
@@ -116,6 +125,24 @@ def _uncertainty(facts: Facts) -> tuple[str, str]:
         return ANSWERED, f"intervals over patients and copies; spread over {facts.seeds} seeds; paired differences"
     missing = "one training of each model" if facts.seeds < 2 else "models are not compared"
     return PARTLY, f"intervals over patients and copies; {missing}"
+
+
+def _level(facts: Facts) -> tuple[str, str]:
+    levels = {
+        "all": "patient and copies",
+        "some": "copies, and patients where they are known",
+        "none": "copies; patients are not known",
+    }
+    where = levels[facts.patients]
+    if facts.shared:
+        where += "; results with test images that share them with the training are shown, too"
+    return (ANSWERED if facts.patients == "all" and not facts.shared else PARTLY), where
+
+
+def _numbers(facts: Facts) -> tuple[str, str]:
+    if facts.patients == "none":
+        return PARTLY, "images and groups; patients are not known"
+    return ANSWERED, "images, groups and known patients of each part; images left out"
 
 
 def _external(facts: Facts) -> tuple[str, str]:
@@ -173,7 +200,7 @@ _ITEMS: tuple[tuple[str, str, str, Rule], ...] = (
         "20",
         "12a",
         "level at which the parts are disjoint",
-        _if("patients", "patient and copies", "copies; patients are not known", PARTLY),
+        _level,
     ),
     (
         "21",
@@ -232,12 +259,7 @@ _ITEMS: tuple[tuple[str, str, str, Rule], ...] = (
         "35",
         "20a",
         "numbers of patients and images in and out",
-        _if(
-            "patients",
-            "images, groups and known patients of each part; images left out",
-            "images and groups; patients are not known",
-            PARTLY,
-        ),
+        _numbers,
     ),
     (
         "36",
@@ -329,7 +351,7 @@ audit, shortcut baselines, known patients and another collection ({counted}).
 
 def main() -> None:
     """Print docs/checklist.md."""
-    facts = Facts(external=True, patients=True, seeds=3, compared=True, audit=True, shortcuts=True, pretrained=False)
+    facts = Facts(external=True, patients="all", seeds=3, compared=True, audit=True, shortcuts=True, pretrained=False)
     counted = ", ".join(f"{count} {answer}" for answer, count in tally(checklist(facts)).items())
     print(_INTRODUCTION.format(counted=counted) + markdown(facts))
 

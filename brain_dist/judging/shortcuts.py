@@ -18,6 +18,7 @@ import numpy as np
 from brain_dist.common.files import check_writable, write_atomically
 from brain_dist.errors import Fault, UserError
 from brain_dist.judging.metrics import accuracy_interval
+from brain_dist.judging.predictions import Predictions
 from brain_dist.judging.refusal import or_refusal
 from brain_dist.store.dataset import Dataset, open_dataset
 from brain_dist.store.reader import ShardReader
@@ -90,8 +91,9 @@ def shortcut_baselines(dataset: Dataset, seed: int = 0) -> dict[str, Any]:
 
     Returns:
         ``dataset_version``; ``fold`` (None if the shards have no folds); ``seed``; ``train`` and ``test`` (numbers of
-        images); ``groups`` (of the test images); ``chance`` (1 / number of classes that occur); ``baselines``: name →
-        ``what`` the baseline sees, and on the test images its ``accuracy`` and ``accuracy_interval`` (as
+        images); ``rows`` (of the test images in the index); ``groups`` (of the test images); ``chance`` (1 / number of
+        classes that occur); ``baselines``: name → ``what`` the baseline sees, the class ``predicted`` for each test
+        image, and on the test images its ``accuracy`` and ``accuracy_interval`` (as
         :func:`~brain_dist.judging.metrics.evaluate_predictions` gives them), ``balanced_accuracy`` and ``sensitivity``
         by class (None without test images).
 
@@ -123,12 +125,42 @@ def shortcut_baselines(dataset: Dataset, seed: int = 0) -> dict[str, Any]:
         "seed": seed,
         "train": len(train),
         "test": len(test),
+        "rows": test.tolist(),
         "groups": len(set(group)),
         "chance": 1 / len(np.unique(label[rows])),
         "baselines": {
-            name: {"what": BASELINES[name], **_score(label[test], predicted, group, dataset.classes)}
+            name: {
+                "what": BASELINES[name],
+                "predicted": predicted.tolist(),
+                **_score(label[test], predicted, group, dataset.classes),
+            }
             for name, predicted in predictions.items()
         },
+    }
+
+
+def restrict(result: dict[str, Any], table: Predictions) -> dict[str, Any]:
+    """Shortcut baselines on some of their test images.
+
+    Args:
+        result: from :func:`shortcut_baselines`.
+        table: predictions of a network for these images.
+
+    Raises:
+        KeyError: an image is not a test image of the baselines.
+    """
+    position = {row: number for number, row in enumerate(result["rows"])}
+    places = [position[row] for row in table.row.tolist()]
+    baselines = {}
+    for name, score in result["baselines"].items():
+        predicted = np.array(score["predicted"])[places]
+        scores = _score(table.label, predicted, table.group, table.classes)
+        baselines[name] = {"what": score["what"], "predicted": predicted.tolist(), **scores}
+    return result | {
+        "test": len(table),
+        "rows": table.row.tolist(),
+        "groups": len(set(table.group)),
+        "baselines": baselines,
     }
 
 

@@ -90,17 +90,20 @@ def render_card(run: Path, folder: Path | None = None) -> str:
 
 
 def _metadata(some: RunFiles, tested: list[RunFiles], config: dict[str, Any]) -> str:
-    """The card's YAML block."""
+    """The card's YAML block. Results that count images which training knew are in the text only."""
     from huggingface_hub import EvalResult, ModelCardData
 
     results = []
     for files in tested:
         predictions = files.predictions
+        if predictions.allow_known and predictions.is_known.any():
+            continue
         metrics = predictions.evaluate()
         results += [
             EvalResult(
                 task_type="image-classification", task_name="Image classification",
                 dataset_type=_dataset_name(files), dataset_name=_dataset_name(files), dataset_split="test",
+                dataset_config=files.name,  # results of one dataset and configuration would be merged
                 dataset_revision=predictions.dataset_version,
                 metric_type=hub_name, metric_name=METRIC_NAMES[name], metric_value=metrics[name],
             )

@@ -14,10 +14,11 @@ from brain_dist.checkpoints.evaluations import Evaluations
 from brain_dist.collection.spellings import SPLITS
 from brain_dist.explaining import tables
 from brain_dist.explaining.methods import TITLES
-from brain_dist.judging.checklist import Facts, checklist, tally
+from brain_dist.judging.checklist import Facts, checklist, known_patients, tally
 from brain_dist.judging.clusters import number_clusters
 from brain_dist.judging.patients import RULES, patient_results
 from brain_dist.judging.predictions import Predictions, reasons_text
+from brain_dist.judging.shortcuts import restrict
 from brain_dist.pages.figures import jpeg_url, overlay
 from brain_dist.pages.template import page_template
 from brain_dist.pages.text import display_name, listing
@@ -137,14 +138,15 @@ def answered_checklist(files: RunFiles) -> dict[str, Any]:
     """The ``items`` of the reporting checklists for a run, and their ``tally``."""
     import yaml
 
-    predictions = files.predictions
+    predictions, shared = files.predictions, separation(files)
     model = None if files.config is None else yaml.safe_load(files.config)["model"]
     trained_on = (files.environment or {}).get("dataset_version", predictions.dataset_version)
     items = checklist(
         Facts(
             trained_here=model is not None and predictions.adopted is None,
             external=any(other.dataset_version != trained_on for other in (predictions, *files.others.values())),
-            patients=any(patient is not None for patient in predictions.patient),
+            patients=known_patients(predictions.patient),
+            shared=shared["n"] > 0 and (shared["kind"] == "leaking" or predictions.allow_known),
             audit=files.dataset is not None,
             shortcuts=shortcut_comparison(files, 0.0) is not None,
             errors=True,
@@ -260,13 +262,20 @@ def calibration(prob: np.ndarray, metrics: dict[str, Any], group: np.ndarray) ->
 
 
 def shortcut_comparison(files: RunFiles, accuracy: float) -> dict[str, Any] | None:
-    """The shortcut baselines, best first, and the network's gain; None if they were not measured on these data."""
+    """The shortcut baselines on the images that count, best first, and the network's gain over the best one.
+
+    None if they were not measured on these images.
+    """
     shortcut, predictions = files.shortcut, files.predictions
     if shortcut is None or (shortcut["dataset_version"], shortcut["fold"]) != (
         predictions.dataset_version,
         predictions.fold,
     ):
         return None
+    if len(predictions) != shortcut["test"]:  # training knew the others, or it is another split
+        if not set(predictions.row.tolist()) <= set(shortcut.get("rows", ())):
+            return None
+        shortcut = restrict(shortcut, predictions)
     baselines = shortcut["baselines"]
     rows = [
         {"name": name, "accuracy_interval": None, **baselines[key]}  # older files have none

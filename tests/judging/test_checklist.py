@@ -9,7 +9,16 @@ from contextlib import redirect_stdout
 from helpers import ROOT
 
 from brain_dist.judging import checklist as module
-from brain_dist.judging.checklist import ANSWERED, NOT_APPLICABLE, PARTLY, UNKNOWN, Facts, checklist, tally
+from brain_dist.judging.checklist import (
+    ANSWERED,
+    NOT_APPLICABLE,
+    PARTLY,
+    UNKNOWN,
+    Facts,
+    checklist,
+    known_patients,
+    tally,
+)
 
 
 def answer_of(facts: Facts, claim: str) -> str:
@@ -33,13 +42,17 @@ def test_answers_follow_what_is_at_hand() -> None:
     assert answer_of(Facts(seeds=3), "29") == PARTLY
     assert answer_of(Facts(seeds=3, compared=True), "29") == ANSWERED
     assert answer_of(Facts(), "20") == PARTLY
-    assert answer_of(Facts(patients=True), "20") == ANSWERED
+    assert answer_of(Facts(patients="all"), "20") == ANSWERED
+    assert answer_of(Facts(patients="some"), "20") == PARTLY
+    assert answer_of(Facts(patients="all", shared=True), "20") == PARTLY
+    assert [answer_of(Facts(patients=each), "35") for each in ("none", "some")] == [PARTLY, ANSWERED]
+    assert [known_patients(each) for each in (["a", None], ["a"], [None])] == ["some", "all", "none"]
     assert answer_of(Facts(), "24") == UNKNOWN
     assert answer_of(Facts(pretrained=False), "24") == ANSWERED
     assert answer_of(Facts(), "22") == ANSWERED
     assert answer_of(Facts(trained_here=False), "22") == UNKNOWN
     for always in ("11", "14", "44"):  # nothing at hand can answer these
-        full = Facts(True, True, True, 3, True, True, True, True, True, True)
+        full = Facts(True, True, "all", 3, True, True, True, True, True, True)
         assert answer_of(full, always) == UNKNOWN
 
 

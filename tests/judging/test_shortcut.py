@@ -16,7 +16,8 @@ from PIL import Image
 
 from brain_dist import shard
 from brain_dist.errors import UserError
-from brain_dist.judging.shortcuts import shortcut_baselines
+from brain_dist.judging.predictions import predictions_from_logits
+from brain_dist.judging.shortcuts import restrict, shortcut_baselines
 from brain_dist.store.dataset import Dataset, open_dataset
 
 CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
@@ -152,3 +153,18 @@ def test_a_fold_is_scored_by_forests_trained_on_neither_it_nor_the_next(tmp_path
     assert written["baselines"]["file_properties"]["accuracy"] > 0.97
     for extra, message in (([], "--fold is not set"), (["--fold", "4"], "--fold=4 is out of range")):
         assert message in in_process("shortcut", str(tmp_path / "folds"), *extra, expect=2).err
+
+
+def test_baselines_are_scored_on_the_images_that_count(unmarked: Dataset) -> None:
+    result = shortcut_baselines(unmarked)
+    rows = unmarked.rows("test")[::3][::-1]
+    table = predictions_from_logits(unmarked, rows, np.zeros((len(rows), len(CLASSES))), run="r", step=1)
+    part = restrict(result, table)
+    assert (part["test"], part["train"]) == (len(rows), result["train"])
+    label = unmarked.columns["label"]
+    for name, score in part["baselines"].items():
+        whole = dict(zip(result["rows"], result["baselines"][name]["predicted"], strict=True))
+        assert score["accuracy"] == np.mean([whole[row] == label[row] for row in rows])
+        assert score["accuracy_interval"] != result["baselines"][name]["accuracy_interval"]
+    with pytest.raises(KeyError):
+        restrict(part, replace(table, row=unmarked.rows("train")[: len(rows)]))

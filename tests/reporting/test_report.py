@@ -32,6 +32,7 @@ from brain_dist.inference.run import load_run
 from brain_dist.judging.examples import choose_examples, confident_errors, typical_hits
 from brain_dist.judging.metrics import evaluate_predictions
 from brain_dist.judging.predictions import Predictions, read_predictions, table_bytes
+from brain_dist.judging.shortcuts import restrict
 from brain_dist.networks.create import create_network
 from brain_dist.pages.text import number, percent
 from brain_dist.ranks.threads import choose_threads
@@ -504,6 +505,32 @@ def test_the_card_says_what_is_not_known_and_has_its_limits(finished_run: Path) 
     assert "say nothing about patients" in text
     assert "### train:" not in text  # no evaluation on training images
     assert "7 of " in text.split("## Training")[1]
+
+
+def test_the_card_keeps_the_tables_of_one_dataset_apart(run: Path) -> None:
+    """Results that count what training knew are in its text, not in the metadata that other programs rank by."""
+    predictions = run / "predictions"
+    table = read_predictions(predictions / "test.parquet")
+    known = np.where(np.arange(len(table)) % 2, "same group", "").astype(object)
+    for name, allow_known in (("half", False), ("published", True)):
+        changed = replace(table, known=known, allow_known=allow_known)
+        (predictions / f"{name}.parquet").write_bytes(table_bytes(changed, table.row))
+    content = render_card(run)
+    results = ModelCard(content).data.eval_results
+    keys = [(r.dataset_type, r.dataset_config, r.dataset_split, r.metric_type) for r in results]
+    assert len(set(keys)) == len(keys)
+    accuracies = {result.dataset_config: result.metric_value for result in results if result.metric_type == "accuracy"}
+    assert accuracies == {
+        "test": table.evaluate()["accuracy"],
+        "half": table.evaluate(known == "")["accuracy"],
+    }
+    assert "### published: the test images of" in content
+    # the baselines are those of the images that count
+    shortcut = json.loads((predictions / "shortcut.json").read_text())
+    assert restrict(shortcut, table) == shortcut
+    border = restrict(shortcut, replace(table, known=known).headline)["baselines"]["border"]["accuracy"]
+    half = content.split("### half:")[1].split("### ")[0]
+    assert f"| Image border only | {plain(percent(border))} |" in half
 
 
 @pytest.mark.slow
