@@ -12,16 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from brain_dist.benchmarking.grid import Grid, Source, Test, plan
+from brain_dist.benchmarking.grid import Cell, Grid, Source, Test, plan
 from brain_dist.config import Config
 from brain_dist.errors import EXIT_PREEMPTED, Fault, UserError
+from brain_dist.training.nonfinite import NONFINITE
 
 if TYPE_CHECKING:
     from brain_dist.benchmarking.folder import Folder
 
 VALIDATION = Test("val", split="val")
 RECORD = "rates.json"
-Trials = dict[str, dict[float, float | None]]  # model → learning rate → train.best on validation, None if undefined
+# model → learning rate → train.best on validation, None if it is undefined or the training diverged
+Trials = dict[str, dict[float, float | None]]
 
 
 def parse_rates(text: str, variants: Mapping[str, Config], declared: Sequence[str], folds: int | None) -> list[float]:
@@ -46,7 +48,7 @@ def parse_rates(text: str, variants: Mapping[str, Config], declared: Sequence[st
         )
     if declared:
         raise UserError(f"--rates chooses the rates of all models; leave --lr {declared[0]} out")
-    if folds:
+    if folds is not None:
         raise UserError("--rates with --folds: the validation images of a fold are test images of another; use --lr")
     if not next(iter(variants.values())).train.best:
         raise UserError(
@@ -93,6 +95,8 @@ def candidate(model: str, rate: float) -> str:
 def run_trials(grid: Grid, folder: Folder, command: str, *, slurm: bool) -> int | None:
     """Run the trials that are missing, or submit them as a SLURM job array.
 
+    A trial whose loss was not finite is a result, too: the same training would end the same way, so it is not repeated.
+
     Args:
         grid: the trials.
         folder: the benchmark's folder.
@@ -100,15 +104,16 @@ def run_trials(grid: Grid, folder: Folder, command: str, *, slurm: bool) -> int 
         slurm: submit them.
 
     Returns:
-        None if all trials are finished; otherwise the exit code: 75 if asked to stop, 0 if jobs were submitted.
+        None if all trials are finished or diverged; otherwise the exit code: 75 if asked to stop, 0 if jobs were
+        submitted.
 
     Raises:
         UserError: the folder has other conditions, a training refuses its settings, or jobs cannot be submitted.
-        Fault: a trial failed.
+        Fault: a trial failed for another reason.
     """
     from brain_dist.benchmarking.conditions import require_same_conditions
     from brain_dist.benchmarking.slurm import require_slurm, submit_cells
-    from brain_dist.benchmarking.trainings import Commands, cell_board, run_cells
+    from brain_dist.benchmarking.trainings import Commands, board_name, cell_board, run_cells
 
     trials = replace(folder, record_file=RECORD)
     with folder.locked() as lock:
@@ -116,6 +121,9 @@ def run_trials(grid: Grid, folder: Folder, command: str, *, slurm: bool) -> int 
             require_slurm(folder)
         require_same_conditions(grid.record(), trials)
         trials.claim(grid, command)
+        grid = replace(grid, cells=tuple(cell for cell in grid.cells if not has_diverged(cell, folder)))
+        if not grid.cells:
+            return None
         waiting = sum(not folder.is_finished(cell) for cell in grid.cells)
         if slurm:
             job = submit_cells(grid, folder, costs=False)
@@ -128,14 +136,22 @@ def run_trials(grid: Grid, folder: Folder, command: str, *, slurm: bool) -> int 
     if commands.stop_requested:
         print("stopped while learning rates were tried; the same command goes on", file=sys.stderr)
         return EXIT_PREEMPTED
-    if board.failed:
-        first = board.failed[0]
-        raise Fault(f"{len(board.failed)} trials of learning rates failed, first {first}: {board.note[first]}")
+    diverged = {board_name(cell, grid) for cell in grid.cells if has_diverged(cell, folder)}
+    failed = [name for name in board.failed if name not in diverged]
+    if failed:
+        raise Fault(f"{len(failed)} trials of learning rates failed, first {failed[0]}: {board.note[failed[0]]}")
     return None
+
+
+def has_diverged(cell: Cell, folder: Folder) -> bool:
+    """Whether the training of a trial ended because its loss or gradient was not finite (``train.skip_limit``)."""
+    return not folder.is_finished(cell) and any((folder.run(cell.key) / NONFINITE).glob("*.json"))
 
 
 def read_trials(grid: Grid, variants: Mapping[str, Config], rates: Sequence[float], folder: Folder) -> Trials:
     """The metric ``train.best`` of every trial on the validation images; of the loss, the negative log-likelihood.
+
+    None if the training diverged, or the metric is undefined or not finite.
 
     Raises:
         UserError: a predictions table is damaged.
@@ -143,14 +159,20 @@ def read_trials(grid: Grid, variants: Mapping[str, Config], rates: Sequence[floa
     from brain_dist.judging.metrics import evaluate_predictions
     from brain_dist.judging.predictions import read_predictions
 
-    keys = {cell.model: cell.key for cell in grid.cells}
+    cells = {cell.model: cell for cell in grid.cells}
     trials: Trials = {}
     for model, config in variants.items():
         trials[model] = {}
         for rate in rates:
-            predictions = read_predictions(folder.predictions(keys[candidate(model, rate)], VALIDATION.name))
+            cell = cells[candidate(model, rate)]
+            trials[model][rate] = None
+            if has_diverged(cell, folder):
+                continue
+            predictions = read_predictions(folder.predictions(cell.key, VALIDATION.name))
             metrics = evaluate_predictions(predictions.label, predictions.prob, predictions.classes)
-            trials[model][rate] = metrics["nll" if config.train.best == "loss" else str(config.train.best)]
+            value = metrics["nll" if config.train.best == "loss" else str(config.train.best)]
+            if value is not None and math.isfinite(value):
+                trials[model][rate] = value
     return trials
 
 
@@ -158,7 +180,7 @@ def best_rates(trials: Trials, variants: Mapping[str, Config]) -> dict[str, Conf
     """The settings of each model with its best rate, of equal ones the lowest; prints a line for each model.
 
     Raises:
-        UserError: the metric is undefined for every rate of a model.
+        UserError: no rate of a model has a value of the metric.
     """
     chosen = {}
     for model, config in variants.items():
@@ -166,7 +188,8 @@ def best_rates(trials: Trials, variants: Mapping[str, Config]) -> dict[str, Conf
         values = {rate: sign * value for rate, value in sorted(trials[model].items()) if value is not None}
         if not values:
             raise UserError(
-                f"{model}: {config.train.best} is undefined on the validation split; set another train.best"
+                f"{model}: no learning rate has a {config.train.best} on the validation split: the trainings diverged,"
+                " or it is undefined there; give lower --rates, or set another train.best"
             )
         rate = max(values, key=values.__getitem__)
         edge = "; at the end of the list: a rate beyond it may be better" if is_at_end(rate, trials[model]) else ""
@@ -194,6 +217,7 @@ def recorded_trials(record: Mapping[str, Any]) -> Trials:
 def rates_sentence(record: Mapping[str, Any]) -> str:
     """How the learning rates of a benchmark came about, as a sentence for readers of its table."""
     rates, trials = record["learning_rates"], recorded_trials(record)
+    noun = "method" if "methods" in record else "model"
     if trials:
         edge = [model for model, tried in trials.items() if is_at_end(rates[model], tried)]
         return (
@@ -203,5 +227,5 @@ def rates_sentence(record: Mapping[str, Any]) -> str:
         )
     if len(set(rates.values())) == 1:
         rate = next(iter(rates.values()))
-        return f"All models have the learning rate {rate:g}: a model that another one suits is at a disadvantage."
-    return "Learning rates were declared for each model; how they were found is not recorded here."
+        return f"All {noun}s have the learning rate {rate:g}: a {noun} that another one suits is at a disadvantage."
+    return f"Learning rates were declared for each {noun}; how they were found is not recorded here."

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from brain_dist.ranks.world import World
     from brain_dist.stream.batch import Batch
 
+NONFINITE = "nonfinite"  # folder in a run's with the images of the step at which the training ended
+
 
 @dataclass
 class SkippedSteps:
@@ -123,7 +125,7 @@ def raise_nonfinite(
     import torch
     from safetensors.torch import save
 
-    folder = run_folder / "nonfinite"
+    folder = run_folder / NONFINITE
     folder.mkdir(exist_ok=True)
     file = folder / f"step-{step:08d}-rank-{world.rank:05d}.safetensors"
     tensors = {

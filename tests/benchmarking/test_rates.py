@@ -6,7 +6,9 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from helpers import TINY, in_process
 
 from brain_dist.benchmarking.folder import Folder
@@ -17,13 +19,20 @@ from brain_dist.benchmarking.rates import (
     parse_rates,
     plan_trials,
     rates_sentence,
+    read_trials,
+    run_trials,
     trials_text,
 )
 from brain_dist.benchmarking.trainings import training_commands
 from brain_dist.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
-from brain_dist.errors import UserError
+from brain_dist.errors import Fault, UserError
+from brain_dist.judging.evaluation import write_evaluation
 from brain_dist.judging.metrics import evaluate_predictions
-from brain_dist.judging.predictions import read_predictions
+from brain_dist.judging.predictions import predictions_from_logits, read_predictions
+from brain_dist.ranks.world import discover
+from brain_dist.store.dataset import open_dataset
+from brain_dist.stream.batch import Batch
+from brain_dist.training.nonfinite import SkippedSteps, raise_nonfinite
 
 
 def config(model: str, best: str = "f1_macro") -> Config:
@@ -68,8 +77,32 @@ def test_the_best_rate_wins_and_of_equal_ones_the_lowest(capsys: pytest.CaptureF
     loss = {name: config(each.model.name, "loss") for name, each in VARIANTS.items()}
     assert best_rates(trials, loss)["a"].optim.lr == 1e-3
     assert best_rates(trials, loss)["b"].optim.lr == 1e-2
-    with pytest.raises(UserError, match="b: f1_macro is undefined on the validation split"):
+    with pytest.raises(UserError, match="b: no learning rate has a f1_macro on the validation split"):
         best_rates({**trials, "b": {1e-3: None, 1e-2: None}}, VARIANTS)
+
+
+def test_a_rate_that_diverges_is_a_result(phantom_shards: Path, tmp_path: Path) -> None:
+    """Its training leaves the images of its last step behind, and is not repeated."""
+    dataset = open_dataset(phantom_shards)
+    source = Source(dataset.name, dataset.version, dataset.classes, DataConfig(shards=str(phantom_shards)))
+    variants, folder = {"a": config("test_convnext")}, Folder(tmp_path)
+    grid = plan_trials(variants, [1e-3, 1e-1], 0, source, folder, 1)
+    low, high = grid.cells
+    rows = dataset.rows("val")
+    logits = np.eye(len(dataset.classes))[dataset.columns["label"][rows]]
+    table = predictions_from_logits(dataset, rows, logits, run=low.key, step=1)
+    write_evaluation(folder.predictions(low.key, "val"), table, rows)
+    run = folder.run(high.key)
+    run.mkdir()
+    image, zero = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    batch = Batch(image, zero, zero, zero == 0, weight=torch.ones(2), micro=0)
+    with pytest.raises(Fault, match="was not finite in 20 steps in a row"):
+        raise_nonfinite(run, 25, SkippedSteps(20, 20), [batch], dataset.columns["key"], discover({}))
+    assert run_trials(grid, folder, "brain-dist benchmark run", slurm=False) is None
+    assert not (tmp_path / "cells" / f"{high.key}.log").exists()  # nothing was started
+    trials = read_trials(grid, variants, [1e-3, 1e-1], folder)
+    assert trials == {"a": {1e-3: 1.0, 1e-1: None}}
+    assert best_rates(trials, variants)["a"].optim.lr == 1e-3
 
 
 def test_sentences() -> None:
