@@ -14,7 +14,7 @@ from brain_dist.errors import UserError
 from brain_dist.judging.predictions import Predictions, predictions_from_logits
 from brain_dist.store.dataset import Dataset
 
-SUM_TOLERANCE = 1e-4  # a row's probabilities may miss 1 by this much, for files with four decimals
+ROUNDING = 0.5e-4  # how much a probability of four decimals may be off; so many times the classes for their sum
 LOG_FLOOR = 1e-12  # probabilities below it get its logarithm as their logit
 
 
@@ -134,7 +134,7 @@ def adopt(file: ForeignFile, dataset: Dataset, split: str, run: str, origin: str
 
     Raises:
         BadRows: an image of the split is missing or occurs twice, a key is unknown, or probabilities are not numbers
-            in 0..1 that sum to 1 within :data:`SUM_TOLERANCE`.
+            in 0..1 that sum to 1 within :data:`ROUNDING` for each class.
         UserError: the split has no images.
     """
     rows = dataset.rows(split)
@@ -159,7 +159,8 @@ def adopt(file: ForeignFile, dataset: Dataset, split: str, run: str, origin: str
     if bad:
         raise BadRows(
             f"{file.path}: {len(bad)} rows are wrong or missing, listed above; nothing was written: the file needs each"
-            f" of the {len(rows):,} images of split {split} once, with probabilities that sum to 1 ± {SUM_TOLERANCE}",
+            f" of the {len(rows):,} images of split {split} once, with probabilities that sum to 1 ±"
+            f" {ROUNDING * len(file.values):g}",
             bad,
         )
     position = {key: number for number, key in enumerate(file.keys)}
@@ -189,10 +190,10 @@ def _probabilities(columns: list[list[Any]]) -> tuple[np.ndarray, dict[int, str]
             return np.nan
 
     prob = np.array([[as_number(value) for value in column] for column in columns], dtype=np.float64).T
-    problems = {}
-    for number in np.flatnonzero(~(np.abs(prob.sum(axis=1) - 1) <= SUM_TOLERANCE)):
+    problems, tolerance = {}, ROUNDING * len(columns) + 1e-9  # what adding up in binary may add
+    for number in np.flatnonzero(~(np.abs(prob.sum(axis=1) - 1) <= tolerance)):
         problems[int(number)] = f"the probabilities sum to {prob[number].sum():.6g}"
-    for number in np.flatnonzero(~((prob >= 0) & (prob <= 1 + SUM_TOLERANCE)).all(axis=1)):
+    for number in np.flatnonzero(~((prob >= 0) & (prob <= 1 + tolerance)).all(axis=1)):
         values = ", ".join(str(column[number]) for column in columns)
         problems[int(number)] = f"{values} are not all numbers from 0 to 1"
     return prob, problems

@@ -98,11 +98,12 @@ def test_bad_rows_are_listed_and_nothing_is_written(
     keys = [row[0] for row in rows]
     rows[0][0] = "not-an-image"
     rows[1] = rows[2]
-    rows[3][1:] = ["0.5", "0.5", "0.0002", "0"]
+    rows[3][1:] = ["0.5", "0.5", "0.0003", "0"]
     rows[4][1:] = ["0.4", "nan", "0.3", "0.3"]
     rows[5][1:] = ["1.2", "-0.2", "0", "0"]
     rows[6][1:] = ["0.5", "half", "0", "0"]
     rows[7][1:] = ["0.50005", "0.5", "0", "0"]  # within the tolerance
+    rows[8][1:] = ["0.1112", "0.1112", "0.1112", "0.6666"]  # the sum of four rounded decimals may miss 1 by 0.0002
     file = write(tmp_path / "bad.csv", ["key", *dataset.classes], rows)
     run = tmp_path / "run"
     result = in_process("adopt", str(file), "--shards", str(dataset.root), "--run", str(run), expect=2)
@@ -111,7 +112,7 @@ def test_bad_rows_are_listed_and_nothing_is_written(
         f"line 2: no image of {dataset.root} has the key 'not-an-image'",
         f"line 3: {keys[2]} occurs 2 times",
         f"line 4: {keys[2]} occurs 2 times",
-        "line 5: the probabilities sum to 1.0002",
+        "line 5: the probabilities sum to 1.0003",
         "line 6: 0.4, nan, 0.3, 0.3 are not all numbers from 0 to 1",
         "line 7: 1.2, -0.2, 0, 0 are not all numbers from 0 to 1",
         "line 8: 0.5, half, 0, 0 are not all numbers from 0 to 1",
@@ -119,6 +120,7 @@ def test_bad_rows_are_listed_and_nothing_is_written(
     ]
     assert "9 rows are wrong or missing" in lines[-1]
     assert "nothing was written" in lines[-1]
+    assert lines[-1].endswith("probabilities that sum to 1 ± 0.0002")
     assert not run.exists()
 
 
