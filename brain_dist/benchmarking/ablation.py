@@ -16,6 +16,7 @@ from brain_dist.comparison.crossing import HEADLINE, Judged, gain, select, tumou
 from brain_dist.errors import UserError
 
 ABLATION = "ablation.md"
+PIPE = r"\|"  # in a cell of a Markdown table
 
 
 def write_ablation(folder: Folder) -> None:
@@ -76,7 +77,7 @@ def markdown(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], probe
         " images, paired by patient and seed.", "",
         f"Methods may differ in {', '.join(record['differ'])}; everything else is equal.", "",
         "| method | settings in which methods differ, unless they are the default |", "|---|---|",
-        *(f"| {name} | {_settings({key: each[key] for key in differing if key in each})} |"
+        *(_line([name, _settings({key: each[key] for key in differing if key in each})])
           for name, each in methods.items()),
     ]  # fmt: skip
     for source, test, kind in dict.fromkeys((row["source"], row["test"], row["kind"]) for row in rows):
@@ -92,7 +93,7 @@ def markdown(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], probe
         for line in probe:
             value = line.get("refused") or shown(dict(line))
             chance = f"{100 * line['chance']:.1f}" if "chance" in line else "–"
-            lines.append(f"| {line['source']} | {line['model']} | {line['class']} | {value} | {chance} |")
+            lines.append(_line([line["source"], line["model"], line["class"], value, chance]))
     return "\n".join(lines) + "\n"
 
 
@@ -101,18 +102,23 @@ def _table(rows: Sequence[Mapping[str, Any]], planned: int) -> list[str]:
     within = any("within" in row for row in rows)
     head = ["method", *(["AUC within patients", "gain"] if within else []), "tumour against none, AUC",
             "balanced accuracy", "gain", "worst class", "images"]  # fmt: skip
-    lines = [f"| {' | '.join(head)} |", f"|---{'|--:' * (len(head) - 1)}|"]
+    lines = [_line(head), f"|---{'|--:' * (len(head) - 1)}|"]
     for row in rows:
         if "refused" in row:
-            lines.append(f"| {row['model']} | {row['refused']}{' |' * (len(head) - 1)}")
+            lines.append(_line([row["model"], row["refused"], *["–"] * (len(head) - 2)]))
             continue
         change = row.get("gain", {})
         inside = [shown(row.get("within", {})), shown(change.get("within", {}), signed=True)] if within else []
         measured = [shown(row.get("tumour_auc", {})), shown(row[HEADLINE]),
                     with_seeds(shown(change, signed=True), change, planned)]  # fmt: skip
         cells = [with_seeds(row["model"], row, planned), *inside, *measured, worst_class(row), f"{row['images']:,}"]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(_line(cells))
     return lines
+
+
+def _line(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(cell.replace('|', PIPE) for cell in cells)} |"
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

@@ -95,9 +95,12 @@ class Folder:
         if not file.is_file():
             raise UserError(f"{file} does not exist; start the benchmark with `brain-dist benchmark run {self.out}`")
         try:
-            return dict(json.loads(file.read_text()))
+            record = json.loads(file.read_text())
         except ValueError:
-            raise UserError(f"{file} is not valid JSON; `brain-dist benchmark run` writes it again") from None
+            record = None
+        if not isinstance(record, dict) or "cells" not in record:
+            raise UserError(f"{file} is damaged; delete it and give the same command again, which keeps finished cells")
+        return record
 
     def claim(self, grid: Grid, command: str, plan: str | None = None) -> None:
         """Write benchmark.json and the settings of all cells, or check that the folder belongs to the same conditions.

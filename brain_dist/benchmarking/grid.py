@@ -184,9 +184,11 @@ def plan(
         differ: the settings in which the models may differ, see :attr:`Grid.differ`.
 
     Raises:
-        UserError: the settings of two models differ in more than ``differ``, or a setting would give networks
-            different conditions.
+        UserError: the settings of two models differ in more than ``differ`` or not at all, a setting would give
+            networks different conditions, or ``folds`` is below 2.
     """
+    if folds is not None and folds < 2:
+        raise UserError(f"--folds {folds}: must be ≥ 2; leave it out for shards without folds")
     fold_numbers: tuple[int | None, ...] = (None,) if folds is None else tuple(range(folds))
     contents = {model: file_contents(config) for model, config in variants.items()}
     cells = []
@@ -205,6 +207,7 @@ def plan(
                         Cell(key, model, seed, fold, source.name, config, (tests or {}).get(source.name, source.tests))
                     )
     require_unified(cells, differ)
+    _require_different(cells)
     return Grid(tuple(variants), tuple(seeds), fold_numbers, processes, tuple(sources), tuple(cells), differ=differ)
 
 
@@ -247,6 +250,15 @@ def require_unified(cells: Sequence[Cell], differ: tuple[str, ...] = OF_MODEL) -
                         f" differ in {', '.join(names[:-1])} and {names[-1]} only, so set it for all of them, in"
                         " --config or as a flag"
                     )
+
+
+def _require_different(cells: Sequence[Cell]) -> None:
+    """Raise UserError if two models or methods have the same settings: they would share their trainings."""
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        other = first.setdefault(cell.key, cell)
+        if other.model != cell.model:
+            raise UserError(f"{other.model} and {cell.model} have the same settings; leave one of them out")
 
 
 def differences(a: Config, b: Config) -> Iterator[tuple[str, Any, Any]]:

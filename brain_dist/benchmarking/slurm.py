@@ -12,11 +12,12 @@ from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.grid import Grid
 from brain_dist.benchmarking.trainings import training_commands
 from brain_dist.common.files import write_atomically
-from brain_dist.errors import UserError
+from brain_dist.errors import Fault, UserError
 from brain_dist.scalability.slurm_jobs import slurm_command
 
 SCRIPT = Path("slurm/benchmark.sh")
 JOB = "slurm.json"
+FORGOTTEN = "Invalid job id"  # what squeue says of a job that ended long ago
 
 
 def require_slurm(folder: Folder) -> None:
@@ -24,6 +25,7 @@ def require_slurm(folder: Folder) -> None:
 
     Raises:
         UserError: sbatch or the script is missing, or an array waits or runs.
+        Fault: SLURM does not say whether an array waits or runs.
     """
     if not shutil.which("sbatch"):
         raise UserError("--slurm: sbatch is not on PATH; start on a login node, or leave --slurm out")
@@ -33,7 +35,13 @@ def require_slurm(folder: Folder) -> None:
         return
     job = json.loads((folder.out / JOB).read_text())["job"]
     query = ["squeue", "--noheader", f"--jobs={job}", "--array", "--format=%T"]
-    active = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    if answer.returncode and FORGOTTEN not in answer.stderr:
+        raise Fault(
+            f"whether job {job} of this benchmark still runs is not known, because squeue failed"
+            f" ({answer.stderr.strip().rpartition(chr(10))[2]}); try again when SLURM answers"
+        )
+    active = answer.stdout.split()
     if active:
         raise UserError(
             f"job {job} of this benchmark still has {len(active)} tasks ({', '.join(sorted(set(active)))}); wait for"

@@ -53,6 +53,7 @@ def test_help_lists_options_and_settings() -> None:
         ("resnet18", ["--rates", "1e-3,2e-3", "--lr", "resnet18=1e-3"], "leave --lr resnet18=1e-3 out"),
         ("resnet18", ["--rates", "1e-3,2e-3", "--train.best", "null"], "--rates needs train.best"),
         ("resnet18", ["--folds", "3"], "was built without folds; leave --folds out"),
+        ("resnet18", ["--folds", "0"], "--folds 0: must be ≥ 2; leave it out for shards without folds"),
         ("resnet18", ["--processes", "0"], "--processes 0: must be ≥ 1"),
         ("resnet18", ["--train.precision", "auto"], "train.precision=auto: networks with and without BatchNorm"),
         ("resnet18", ["--no-such-option"], "unknown option --no-such-option"),

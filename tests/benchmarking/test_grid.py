@@ -51,6 +51,18 @@ def test_cells_are_models_by_seeds_by_folds_by_shards() -> None:
     assert [cell.model for cell in cells[:2]] == ["resnet18", "vgg11"]
 
 
+@pytest.mark.parametrize("folds", [0, 1, -1])
+def test_fewer_than_two_folds_are_refused(folds: int) -> None:
+    with pytest.raises(UserError, match=rf"--folds {folds}: must be ≥ 2; leave it out"):
+        grid(folds=folds)
+
+
+def test_two_names_of_the_same_settings_are_refused() -> None:
+    variants = {"resnet18": with_model("resnet18"), "copy": with_model("resnet18")}
+    with pytest.raises(UserError, match="resnet18 and copy have the same settings; leave one of them out"):
+        plan(variants, [0, 1], None, [SOURCE], Path("out"))
+
+
 def test_joined_shards_are_one_source() -> None:
     joined = Source("joined", "1" * 64, ("a", "b"), DataConfig(sources=("x", "y"), leave_out="x"))
     for cell in grid(sources=(joined,)).cells:

@@ -14,7 +14,8 @@ from helpers import in_process
 
 from brain_dist.benchmarking.conditions import require_same_conditions
 from brain_dist.benchmarking.folder import Folder
-from brain_dist.benchmarking.grid import Grid, Source, plan
+from brain_dist.benchmarking.grid import PUBLISHED, Grid, Source, plan
+from brain_dist.benchmarking.grid import Test as Evaluation
 from brain_dist.benchmarking.results import training_seconds
 from brain_dist.benchmarking.run import default_processes
 from brain_dist.benchmarking.summary import TITLES
@@ -23,6 +24,8 @@ from brain_dist.errors import UserError
 from brain_dist.judging.evaluation import write_evaluation
 from brain_dist.judging.metrics import evaluate_predictions
 from brain_dist.judging.predictions import predictions_from_logits
+from brain_dist.judging.shortcuts import restrict
+from brain_dist.pages.text import percent
 from brain_dist.store.dataset import Dataset, open_dataset
 
 SKILLS = {"good": 3.0, "same": 3.0, "poor": 0.5}
@@ -220,6 +223,19 @@ def test_a_table_without_cells_or_grid_is_refused(dataset: Dataset, tmp_path: Pa
     assert "no cell in" in in_process("benchmark", "table", str(tmp_path), expect=2).err
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"models": []}'])
+def test_a_damaged_grid_is_written_again_after_its_deletion(dataset: Dataset, tmp_path: Path, content: str) -> None:
+    grid, folder = make_grid(dataset, tmp_path), Folder(tmp_path)
+    folder.claim(grid, "brain-dist benchmark run")
+    (tmp_path / "benchmark.json").write_text(content)
+    for ask in (folder.record, lambda: folder.claim(grid, "brain-dist benchmark run")):
+        with pytest.raises(UserError, match=r"benchmark\.json is damaged; delete it and give the same command again"):
+            ask()
+    (tmp_path / "benchmark.json").unlink()
+    folder.claim(grid, "brain-dist benchmark run")
+    assert len(folder.record()["cells"]) == len(grid.cells)
+
+
 def test_a_folder_of_a_version_without_a_setting_that_is_off_is_continued(dataset: Dataset, tmp_path: Path) -> None:
     grid, folder = make_grid(dataset, tmp_path), Folder(tmp_path)
     folder.claim(grid, "brain-dist benchmark run")
@@ -272,6 +288,41 @@ def test_one_model_has_no_rank(dataset: Dataset, tmp_path: Path) -> None:
     folder.claim(grid, "brain-dist benchmark run")
     finish(grid, folder, dataset)
     assert "no ranks: one model" in in_process("benchmark", "table", str(tmp_path)).out
+
+
+@pytest.mark.slow
+def test_the_page_of_a_published_split_counts_what_its_table_counts(dataset: Dataset, tmp_path: Path) -> None:
+    models = {name: Config(model=ModelConfig(name=name), train=TrainConfig(precision="fp32")) for name in ("a", "b")}
+    data, tests = DataConfig(shards=str(dataset.root)), (Evaluation(), Evaluation(PUBLISHED, allow_known=True))
+    source = Source(dataset.name, dataset.version, dataset.classes, data, tests)
+    grid, folder = plan(models, [0], None, [source], tmp_path), Folder(tmp_path)
+    folder.claim(grid, "brain-dist benchmark run")
+    test_rows = dataset.rows("test")
+    known = np.where(np.arange(len(test_rows)) % 3, "", "same group").astype(object)
+    for cell in grid.cells:
+        logits = np.random.default_rng(int(cell.model == "a")).normal(size=(len(test_rows), len(dataset.classes)))
+        table = predictions_from_logits(dataset, test_rows, logits, run=cell.key, step=1)
+        table.patient[::4] = None
+        for test in tests:
+            changed = dataclasses.replace(table, known=known, allow_known=test.allow_known)
+            write_evaluation(folder.predictions(cell.key, test.name), changed, test_rows)
+    in_process("benchmark", "page", str(tmp_path))
+    page = (tmp_path / "index.html").read_text()
+    counted = dataclasses.replace(table, known=known).headline
+    without = sum(patient is None for patient in counted.patient)
+    assert f"{without} of {len(counted)} test images have no known patient" in page
+    (stored,) = (tmp_path / "shortcuts").iterdir()
+    scores = restrict(json.loads(stored.read_text()), counted)["baselines"]
+    best = max(score["accuracy"] for score in scores.values())
+    assert f"alone reaches {percent(best)} on the same images" in page
+    assert "Accuracy without images that training knew" in page
+    assert f"<td>{percent(scores['border']['accuracy'])}</td>" in page
+    assert f"training knew all but {len(counted)} of {len(set(counted.group))} groups" in page
+    assert "copies, and patients where they are known; results with test images that share them with the" in page
+    assert "Settings differ in model.* and the learning rate only." in page
+    folder.predictions(grid.cells[0].key, PUBLISHED).unlink()
+    in_process("benchmark", "page", str(tmp_path))
+    assert "1 cell is missing." in (tmp_path / "index.html").read_text()
 
 
 def test_time_of_a_training_leaves_out_pauses_and_repeated_steps(tmp_path: Path) -> None:
