@@ -34,12 +34,6 @@ def require_same_conditions(record: Mapping[str, Any], folder: Folder) -> None:
                 f" {cell['source']}, and the benchmark is of version {version[:12]}; delete {folder.run(cell['cell'])},"
                 " and run the benchmark again"
             )
-        if record["processes"] and environment["world_size"] != record["processes"]:
-            ranks = environment["world_size"]
-            raise UserError(
-                f"the conditions are not unified: the number of ranks was {ranks} for {title(cell)} and would be"
-                f" {record['processes']} now; give --processes {ranks}, or choose another folder"
-            )
         first = first or (cell, environment)
         for key, name in SAME.items():
             if environment[key] != first[1][key]:
@@ -48,6 +42,11 @@ def require_same_conditions(record: Mapping[str, Any], folder: Folder) -> None:
                     f" {environment[key]} for {title(cell)}; delete {folder.run(cell['cell'])}, and run the benchmark"
                     " again as before"
                 )
+    if first is not None and record["processes"] not in (None, ranks := first[1]["world_size"]):
+        raise UserError(
+            f"the conditions are not unified: the number of ranks was {ranks} for {title(first[0])} and would be"
+            f" {record['processes']} now; give --processes {ranks}, or choose another folder"
+        )
 
 
 def environments(record: Mapping[str, Any], folder: Folder) -> list[tuple[Mapping[str, Any], dict[str, Any]]]:

@@ -7,14 +7,23 @@ probabilities renormalised over these classes. Images of other classes are count
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from brain_dist.errors import UserError
-from brain_dist.judging.clusters import RESAMPLES, SEED, Resampled, number_clusters, resample
+from brain_dist.judging.clusters import (
+    RESAMPLES,
+    SEED,
+    ClassGroups,
+    Resampled,
+    number_clusters,
+    require_clusters,
+    resample,
+)
 from brain_dist.judging.predictions import Predictions
 from brain_dist.judging.refusal import Refusal, or_refusal
 from brain_dist.judging.weighted import WeightedMetrics
@@ -47,6 +56,10 @@ class Judged:
     full: np.ndarray
     left_out: dict[str, int]
     seeds: tuple[int, ...]
+
+    def require_groups(self, name: str) -> None:
+        """Raise a Refusal if a class has too few groups for an interval of this metric."""
+        ClassGroups.count(self.label, self.cluster, self.classes).check(name)
 
     def of_seeds(self, seeds: Sequence[int]) -> Judged:
         """The trainings with these seeds, in this order."""
@@ -172,7 +185,9 @@ def entry(judged: Judged) -> dict[str, Any]:
         for suffix, all_classes in (("", False), ("_full", True)):
             alone = len(judged.classes) < 2 and not all_classes
             result = judged.resampled(name, all_classes=all_classes, seed=SEED) if not alone else None
-            row[name + suffix] = _summary(*result) if result else {"refused": ONE_CLASS}
+            row[name + suffix] = (
+                _summary(*result, partial(judged.require_groups, name)) if result else {"refused": ONE_CLASS}
+            )
     return row | _within(judged)
 
 
@@ -211,7 +226,7 @@ def tumour_auc(judged: Judged) -> dict[str, Any]:
         np.stack([free, 1 - free], axis=2), {}, judged.seeds,
     )  # fmt: skip
     drawn, seeds = binary.resampled("auc_macro", all_classes=True, seed=SEED, resamples=RESAMPLES // 10)
-    return _summary(drawn, seeds)
+    return _summary(drawn, seeds, partial(binary.require_groups, "auc_macro"))
 
 
 def gain(judged: Judged, baseline: Judged, name: str = HEADLINE) -> dict[str, Any]:
@@ -233,7 +248,8 @@ def gain(judged: Judged, baseline: Judged, name: str = HEADLINE) -> dict[str, An
     judged, baseline = judged.of_seeds(numbers), baseline.of_seeds(numbers)
     (own, seeds), (other, others) = (each.resampled(name, all_classes=False, seed=SEED) for each in (judged, baseline))
     difference = Resampled(own.estimate - other.estimate, own.values - other.values, own.jackknife - other.jackknife)
-    row = {"of_seeds": numbers, **_summary(difference, [a - b for a, b in zip(seeds, others, strict=True)])}
+    differences = [a - b for a, b in zip(seeds, others, strict=True)]
+    row = {"of_seeds": numbers, **_summary(difference, differences, partial(judged.require_groups, name))}
     areas = [_areas(each) for each in (judged, baseline)]
     if not len(areas[0]):
         return row
@@ -260,9 +276,13 @@ def drop(internal: Judged, external: Judged, name: str = HEADLINE) -> dict[str, 
         np.concatenate([inside.jackknife - outside.estimate, inside.estimate - outside.jackknife]),
     )
     values = [a - b for a, b in zip(seeds, others, strict=True)]
-    if min(len(inside.jackknife), len(outside.jackknife)) < 10:  # each of the two needs its own ten
-        return {"of_seeds": numbers, **_spread(values), "refused": "fewer than 10 groups in a test set"}
-    return {"of_seeds": numbers, **_summary(difference, values)}
+
+    def require_groups() -> None:
+        for judged, drawn in ((internal, inside), (external, outside)):  # each of the two needs its own ten
+            require_clusters(len(drawn.jackknife))
+            judged.require_groups(name)
+
+    return {"of_seeds": numbers, **_summary(difference, values, require_groups)}
 
 
 def common_seeds(one: Judged, other: Judged) -> list[int]:
@@ -280,8 +300,12 @@ def _spread(seeds: list[float]) -> dict[str, Any]:
     }
 
 
-def _summary(drawn: Resampled, seeds: list[float]) -> dict[str, Any]:
+def _summary(drawn: Resampled, seeds: list[float], require_groups: Callable[[], None] | None = None) -> dict[str, Any]:
+    """Value, seeds, spread, and the interval or why it is refused, by ``require_groups``, too."""
+
     def interval() -> dict[str, Any]:
+        if require_groups is not None:
+            require_groups()
         if np.isnan(drawn.estimate):
             raise Refusal("undefined for these images")
         return {"interval": drawn.bca()}

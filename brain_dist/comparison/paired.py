@@ -17,14 +17,11 @@ from brain_dist.comparison.delong import macro_auc_test
 from brain_dist.comparison.images import holm
 from brain_dist.comparison.sign_flip import sign_flip_p
 from brain_dist.comparison.tables import Model, Tables
-from brain_dist.judging.clusters import RESAMPLES, Resampled, resample
-from brain_dist.judging.metrics import wilson_interval
+from brain_dist.judging.clusters import RESAMPLES, ClassGroups, Resampled, resample, share_interval
 from brain_dist.judging.refusal import Refusal, or_refusal
 from brain_dist.judging.weighted import MEANS, METRICS, RANKING, WeightedMetrics, contributions
 
 ALPHA = 0.05
-FEWEST_GROUPS_OF_CLASS = 10
-CLASSWISE = ("balanced_accuracy", "f1_macro", "kappa", "mcc", "auc_macro")  # a class of few groups weighs much in them
 SIGN_FLIP, DELONG, BOOTSTRAP = "sign flips of groups", "DeLong, groups as clusters", "bootstrap of groups"
 
 
@@ -173,11 +170,10 @@ def _p_value(tables: Tables, paired: Resampled, name: str, a: Model, b: Model) -
 
 
 def _interval(tables: Tables, metric: Resampled, name: str) -> dict[str, Any]:
-    """The 95 % interval of a model's metric; Wilson's where all images are right, or all wrong."""
+    """The 95 % interval of a model's metric; of an accuracy of 0 or 1 Wilson's."""
     require_carried(tables, name)
-    if name == "accuracy" and float(metric.estimate) in (0.0, 1.0):
-        n = len(tables)
-        return {"interval": wilson_interval(round(float(metric.estimate) * n), n), "interval_of": "Wilson"}
+    if name == "accuracy":
+        return share_interval(metric)
     return {"interval": metric.bca(), "interval_of": "BCa"}
 
 
@@ -185,11 +181,7 @@ def require_carried(tables: Tables, name: str) -> None:
     """Raise a Refusal unless the images can carry an interval of the metric."""
     if name in RANKING:
         require_one_network(tables)
-    fewest = min((groups for groups in groups_of_classes(tables) if groups), default=0)
-    if name in CLASSWISE and fewest < FEWEST_GROUPS_OF_CLASS:
-        raise Refusal(
-            f"a class has only {fewest} groups; an interval of this metric needs {FEWEST_GROUPS_OF_CLASS} of each"
-        )
+    _class_groups(tables).check(name)
 
 
 def require_one_network(tables: Tables) -> None:
@@ -228,7 +220,11 @@ def rank_interval(names: Sequence[str], separable: set[frozenset[str]], name: st
 
 def groups_of_classes(tables: Tables) -> list[int]:
     """Number of groups with images of each class."""
-    return [len(np.unique(tables.cluster[tables.label == c])) for c in range(len(tables.classes))]
+    return [int(groups) for groups in _class_groups(tables).having]
+
+
+def _class_groups(tables: Tables) -> ClassGroups:
+    return ClassGroups.count(tables.label, tables.cluster, tables.classes)
 
 
 def sensitivity_difference(tables: Tables, draws: Draws, c: int, a: Model, b: Model) -> dict[str, Any]:
@@ -237,8 +233,6 @@ def sensitivity_difference(tables: Tables, draws: Draws, c: int, a: Model, b: Mo
     Raises:
         Refusal: the class has fewer than ten groups, or as :meth:`~brain_dist.judging.clusters.Resampled.bca`.
     """
-    groups = groups_of_classes(tables)[c]
-    if groups < FEWEST_GROUPS_OF_CLASS:
-        raise Refusal(f"{groups} groups of this class: fewer than {FEWEST_GROUPS_OF_CLASS} say too little about others")
+    _class_groups(tables).check("sensitivity", c)
     paired = draws.of(a.name, f"sensitivity:{c}") - draws.of(b.name, f"sensitivity:{c}")
     return {"difference": float(paired.estimate), "interval": paired.bca()}

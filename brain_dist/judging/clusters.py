@@ -109,7 +109,7 @@ class Resampled:
 
     def _defined(self) -> np.ndarray:
         """The values [≤ B] in which the statistic is defined, if they can carry an interval."""
-        _need_groups(len(self.jackknife))
+        require_clusters(len(self.jackknife))
         undefined = np.isnan(self.values)
         if undefined.mean() > MOST_UNDEFINED or np.isnan(self.estimate):
             raise Refusal(
@@ -195,7 +195,7 @@ def share_interval(share: Resampled, groups: int | None = None, method: str = "B
         Refusal: ``groups`` is below ten, or as :meth:`Resampled.bca`.
     """
     groups = len(share.jackknife) if groups is None else groups
-    _need_groups(groups)
+    require_clusters(groups)
     if float(share.estimate) in (0.0, 1.0):
         return {"interval": wilson_interval(groups * int(share.estimate), groups), "interval_of": "Wilson"}
     return {"interval": share.bca() if method == "BCa" else share.percentile(), "interval_of": method}
@@ -241,17 +241,17 @@ class ClassGroups:
         """
         if c is not None:
             if metric != "specificity":
-                _need_groups(int(self.having[c]), f" of {self.classes[c]}")
+                require_clusters(int(self.having[c]), f" of {self.classes[c]}")
             if metric in ("specificity", "auc"):
-                _need_groups(int(self.others[c]), f" not of {self.classes[c]}")
+                require_clusters(int(self.others[c]), f" not of {self.classes[c]}")
         elif metric in ("balanced_accuracy", "kappa", "mcc") or metric.endswith("_macro"):
             for name, groups in zip(self.classes, self.having, strict=True):
                 if groups:
-                    _need_groups(int(groups), f" of {name}")
+                    require_clusters(int(groups), f" of {name}")
 
 
-def _need_groups(groups: int, of: str = "") -> None:
-    """Refuse an interval over fewer than ten groups."""
+def require_clusters(groups: int, of: str = "") -> None:
+    """Raise a Refusal for an interval over fewer than ten clusters; ``of`` says of what they are."""
     if groups < FEWEST_CLUSTERS:
         word = "group" if groups == 1 else "groups"
         raise Refusal(f"only {groups} {word}{of}; an interval over groups needs {FEWEST_CLUSTERS}")

@@ -227,7 +227,7 @@ def test_few_groups_are_refused_in_words_with_exit_code_0(runs: dict[str, Path],
     by_test = {test["test"]: test["rows"] for test in result["tests"]}
     for test in ("sensitivity", "delong", "delong_clustered"):
         assert all("refused" in row for row in by_test[test]), test
-    assert any("groups of this class: fewer than 10 say too little" in row["refused"] for row in by_test["sensitivity"])
+    assert any(" of glioma; an interval over groups needs 10" in row["refused"] for row in by_test["sensitivity"])
     assert result["metrics"]["accuracy"]["pairs"][0]["p"] is not None  # sign flips are exact for any number
 
 
@@ -241,7 +241,7 @@ def test_intervals_that_depend_on_a_class_of_few_groups_are_refused(runs: dict[s
     paths = {name: [changed(runs[name], tmp_path / name, rare)] for name in ("good", "poor")}
     metrics = ["accuracy", "balanced_accuracy", "f1_macro", "mcc", "auc_macro"]
     result = compare(read_tables(paths, ["test"]), metrics, resamples=FEW)["metrics"]
-    reason = "a class has only 6 groups; an interval of this metric needs 10 of each"
+    reason = "only 6 groups of glioma; an interval over groups needs 10"
     for name in metrics[1:]:
         (pair,) = result[name]["pairs"]
         assert pair["refused"] == result[name]["models"]["good"]["refused"] == reason
