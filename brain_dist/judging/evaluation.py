@@ -46,7 +46,7 @@ def write_evaluation(path: Path, predictions: Predictions, expected_rows: np.nda
 
 
 def print_metrics(metrics: dict[str, Any], title: str) -> None:
-    """Print what :func:`brain_dist.judging.metrics.evaluate_predictions` returns for samples with groups."""
+    """Print what :func:`brain_dist.judging.metrics.evaluate_predictions` returns."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -60,7 +60,8 @@ def print_metrics(metrics: dict[str, Any], title: str) -> None:
     percentages = [percent(metrics[f"{metric}_macro"]) for metric in CLASS_METRICS]
     table.add_row("macro", str(metrics["n"]), *percentages, number(metrics["auc_macro"]), style="bold")
     Console(highlight=False).print(table)
-    interval, units = metrics["accuracy_interval"], f"{metrics['groups']:,} groups"
+    interval, groups = metrics["accuracy_interval"], metrics["groups"]
+    units = "independent images" if groups is None else f"{groups:,} groups"
     if "refused" in interval:
         text = f"no 95 % interval: {interval['refused']}"
     else:

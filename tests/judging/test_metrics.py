@@ -196,6 +196,7 @@ class Index:
     version: str = "ab12"
     origin: str | None = None
     fold: int | None = None
+    folds: int = 0
 
 
 @pytest.fixture
