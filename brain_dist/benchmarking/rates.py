@@ -210,7 +210,7 @@ def trials_text(trials: Mapping[float, float | None]) -> str:
 
 def recorded_trials(record: Mapping[str, Any]) -> Trials:
     """The trials of a benchmark.json, whose keys are texts; empty if no rates were tried."""
-    trials = record["learning_rate_trials"] or {}
+    trials = record.get("learning_rate_trials") or {}
     return {model: {float(rate): value for rate, value in tried.items()} for model, tried in trials.items()}
 
 
