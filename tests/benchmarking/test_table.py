@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +273,8 @@ def test_costs_that_were_disturbed_are_measured_again(dataset: Dataset, tmp_path
     )  # fmt: skip
     source = Source(dataset.name, dataset.version, dataset.classes, DataConfig(shards=str(dataset.root)))
     folder = Folder(tmp_path)
-    folder.claim(plan({"net": config, "other": config}, [0], None, [source], tmp_path), "brain-dist benchmark run")
+    variants = {"net": config, "other": replace(config, model=replace(config.model, drop=0.1))}
+    folder.claim(plan(variants, [0], None, [source], tmp_path), "brain-dist benchmark run")
     (tmp_path / "costs").mkdir()
     folder.costs("net").write_text('{"busy": true}')
     folder.costs("other").write_text('{"busy": false}')
