@@ -144,7 +144,7 @@ def limits(
 
 
 def _order(part: Part) -> list[str]:
-    """Models that do not differ significantly, or why there is no order."""
+    """Models that do not differ significantly, or the reason why the models have no order."""
     if "refused" in part.ranks:
         return [f"{part.source}: no order of the models, because {part.ranks['refused']}."]
     return [

@@ -77,7 +77,7 @@ def run_contract(run: Path, step: int | None) -> Contract:
     Args:
         run: the run's folder.
         step: optimiser steps; None takes the step that the run is calibrated for, else that of :func:`open_network`,
-            or leaves the weights out if there is no such checkpoint yet.
+            or leaves the weights out if that checkpoint does not exist yet.
 
     Raises:
         UserError: the run is missing, or a file of it cannot be read.
