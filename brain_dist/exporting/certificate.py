@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from brain_dist.errors import Fault
-from brain_dist.judging.clusters import number_clusters, resample
+from brain_dist.judging.clusters import ClassGroups, number_clusters, resample
 from brain_dist.judging.refusal import Refusal
+from brain_dist.judging.weighted import METRICS as TITLES
 from brain_dist.judging.weighted import WeightedMetrics
 from brain_dist.prediction.answers import softmax
 from brain_dist.prediction.outputs import Outputs
 
 TOLERANCE = 1e-4  # of a logit, or of the largest one of its image if that exceeds 1; for an export in 32 bits
-MARGIN = 0.01  # of balanced accuracy, which an export may lose
-METRICS = ("accuracy", "balanced_accuracy")
+MARGIN = 0.01  # of the metric that is judged, which an export may lose
+METRICS = ("balanced_accuracy", "accuracy")  # the first that the images can judge decides whether an export is ready
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class Certificate:
         accuracy: of the export.
         run_accuracy: of the run's network.
         difference: metric → difference between the export and the run.
+        judged_by: the metric that decided whether it is ready; None if the images can judge neither.
+        limitation: why balanced accuracy was not judged, and what that leaves open; None if it was, or if it is not
+            ready for want of any judgement.
         ready: whether the export can replace the run.
         reason: why it is not ready, or None.
         maps: whether it gives class activation maps. In 32 bits, the mean of a map over its cells was confirmed to be
@@ -64,6 +69,8 @@ class Certificate:
     accuracy: float
     run_accuracy: float
     difference: dict[str, Difference]
+    judged_by: str | None
+    limitation: str | None
     ready: bool
     reason: str | None
     maps: bool
@@ -73,7 +80,15 @@ class Certificate:
 
 
 def certify(
-    target: str, actual: Outputs, expected: Outputs, label: np.ndarray, group: np.ndarray, size: int, *, exact: bool
+    target: str,
+    actual: Outputs,
+    expected: Outputs,
+    label: np.ndarray,
+    group: np.ndarray,
+    classes: Sequence[str],
+    size: int,
+    *,
+    exact: bool,
 ) -> Certificate:
     """Compare the outputs of an export with those of the run.
 
@@ -83,6 +98,7 @@ def certify(
         expected: of the run.
         label: true classes, int64 [N].
         group: names of the groups of the images [N].
+        classes: names of the classes.
         size: bytes of the export.
         exact: whether the export computes what the run computes, in 32 bits.
 
@@ -102,8 +118,9 @@ def certify(
             " another class, so the export is not kept"
         )
     cluster = number_clusters(group)
-    difference = _differences(actual.logits, expected.logits, label, cluster, changed)
-    reason = _reason(difference["balanced_accuracy"])
+    difference = _differences(actual.logits, expected.logits, label, cluster, classes)
+    judged_by = next((name for name in METRICS if difference[name].interval is not None), None)
+    reason = _reason(difference, judged_by)
     maps = actual.maps is not None
     if actual.maps is not None and exact and maps_add_up(actual.maps, actual.logits) > EXACT_MAPS:
         raise Fault(f"{target}: the class activation maps do not add up to the logits, so the export is not kept")
@@ -116,6 +133,8 @@ def certify(
         accuracy=float((other == label).mean()),
         run_accuracy=float((own == label).mean()),
         difference=difference,
+        judged_by=judged_by,
+        limitation=_limitation(difference, judged_by),
         ready=reason is None,
         reason=reason,
         maps=maps,
@@ -124,21 +143,23 @@ def certify(
 
 
 def _differences(
-    actual: np.ndarray, expected: np.ndarray, label: np.ndarray, cluster: np.ndarray, changed: int
+    actual: np.ndarray, expected: np.ndarray, label: np.ndarray, cluster: np.ndarray, classes: Sequence[str]
 ) -> dict[str, Difference]:
     """Differences of the metrics, paired by group."""
-    if not changed:
+    if np.array_equal(actual.argmax(axis=1) == label, expected.argmax(axis=1) == label):
         return {name: Difference(0.0, (0.0, 0.0)) for name in METRICS}
     sides = [
         WeightedMetrics(label, np.stack([softmax(row) for row in logits]), cluster, METRICS)
         for logits in (actual, expected)
     ]
     both = resample(lambda weights: np.concatenate([side(weights) for side in sides], axis=1), cluster)
+    groups = ClassGroups.count(label, cluster, classes)
     differences = {}
     for column, name in enumerate(METRICS):
         paired = both.mean([column]) - both.mean([column + len(METRICS)])
         value = float(paired.estimate)
         try:
+            groups.check(name)
             low, high = paired.bca()
             differences[name] = Difference(value, (low, high))
         except Refusal as refusal:
@@ -146,14 +167,29 @@ def _differences(
     return differences
 
 
-def _reason(balanced: Difference) -> str | None:
-    """Why an export with this difference of balanced accuracy is not ready; None if it is."""
-    if balanced.interval is None:
-        return f"its loss of balanced accuracy cannot be judged: {balanced.refused}"
-    if balanced.interval[0] < -MARGIN:
-        low, high = (100 * value for value in balanced.interval)
-        return (
-            f"it may lose more than {100 * MARGIN:g} point of balanced accuracy: {100 * balanced.value:+.1f} points,"
-            f" 95 % interval {low:+.1f} to {high:+.1f}"
-        )
+def _reason(difference: Mapping[str, Difference], judged_by: str | None) -> str | None:
+    """Why an export with these differences is not ready; None if it is."""
+    if judged_by is None:
+        return f"its loss of accuracy cannot be judged: {difference['accuracy'].refused}"
+    judged = difference[judged_by]
+    if judged.interval is not None and judged.interval[0] < -MARGIN:
+        return f"it may lose more than {100 * MARGIN:g} point of {TITLES[judged_by].title}: {_points(judged)}"
     return None
+
+
+def _limitation(difference: Mapping[str, Difference], judged_by: str | None) -> str | None:
+    """What another metric than balanced accuracy leaves open; None if that was judged, or nothing was."""
+    if judged_by in (None, METRICS[0]):
+        return None
+    assert judged_by is not None
+    return (
+        f"balanced accuracy cannot be judged here ({difference[METRICS[0]].refused}); {TITLES[judged_by].title} was"
+        f" judged instead ({_points(difference[judged_by])}), which says little about a class with few images"
+    )
+
+
+def _points(difference: Difference) -> str:
+    """A difference in percentage points, with its interval."""
+    assert difference.interval is not None
+    low, high = (100 * value for value in difference.interval)
+    return f"{100 * difference.value:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"

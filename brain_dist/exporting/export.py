@@ -99,7 +99,7 @@ def export(
             opened = open_model(folder, device="cpu")
             certificate = certify(
                 target, _outputs(opened, source.pixels, micro_batch), expected, source.label, source.group,
-                _size(folder), exact=target not in INEXACT,
+                model.contract.classes, _size(folder), exact=target not in INEXACT,
             )  # fmt: skip
             _write(folder / CERTIFICATE, certificate)
         certificates.append(certificate)

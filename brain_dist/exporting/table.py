@@ -41,6 +41,8 @@ def print_table(run: Path, certificates: Sequence[Certificate], speeds: dict[str
     for each in certificates:
         if not each.ready:
             print(f"{each.target} is not ready for use: {each.reason}")
+        if each.limitation is not None:
+            print(f"{each.target}: {each.limitation}")
         if each.slower is not None:
             print(f"{each.target} is slower: {each.slower}")
     without = [each.target for each in certificates if not each.maps and each.target not in ("hf", "pt2")]
