@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 import re
+import sys
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch.utils.data
+from helpers import command
 
 import brain_dist
 from brain_dist.common.workers import worker_pool
@@ -61,6 +63,31 @@ def test_loaders_and_predictors_leave_opencv_one_thread(phantom_shards: Path, tr
     cv2.setNumThreads(4)
     brain_dist.load(trained_run, device="cpu")
     assert cv2.getNumThreads() == 1
+
+
+LATE = """
+import operator
+from brain_dist.common.workers import start_worker_server, worker_pool
+
+def threads(number):
+    import cv2
+    return cv2.getNumThreads()
+
+def main():
+    start_worker_server()  # as the loader of torch does: it imports no image library for its workers
+    for workers in (2, 1):
+        with worker_pool(workers) as run:
+            print(*run(threads, range(2), 1))
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_processes_that_import_opencv_late_leave_it_one_thread(tmp_path: Path) -> None:
+    script = tmp_path / "late.py"
+    script.write_text(LATE)
+    assert command([sys.executable, str(script)]).out.split() == ["1"] * 4
 
 
 class Threads(torch.utils.data.Dataset[int]):

@@ -108,12 +108,14 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Ite
 
 
 def use_one_opencv_thread() -> None:
-    """Keep OpenCV, if this process has imported it, from threads of its own.
+    """Keep OpenCV from threads of its own, whether this process has imported it already or imports it later.
 
     Threads or processes divide the images, so that more threads an image would only compete for the cores.
     """
     if (cv2 := sys.modules.get("cv2")) is not None:
         cv2.setNumThreads(1)
+    else:
+        os.environ["OPENCV_FOR_THREADS_NUM"] = "1"  # OpenCV reads it when it is imported
 
 
 def _start_pool_worker() -> None:
