@@ -4,7 +4,8 @@ If a rank is killed or stopped, the others wait in a collective, which cannot te
 thread of every rank writes a heartbeat to the rendezvous store once a second. A heartbeat says what the main thread is
 doing. If the main thread makes no progress for ``train.timeout`` seconds, the thread reads the heartbeats of all ranks,
 names the rank that blocks the run, and ends the process. The main thread cannot do this: it is blocked in the
-collective. A rank may take longer for some activities, such as copying shards; meanwhile the others wait for it.
+collective. A rank may take longer for some activities, such as copying shards; meanwhile the others wait for it. Time
+in which a whole process was stopped (Ctrl-Z, a scheduler that suspends jobs) does not count.
 """
 
 from __future__ import annotations
@@ -62,12 +63,13 @@ class Watch:
         progress: number of progress reports so far.
         activity: what the main thread is doing; completes the sentence "rank 1 is …".
         last_progress: time of the last progress report, of ``time.monotonic``.
+        worker_processes: whether worker processes hand over images through shared memory (``data.loader=torch``).
     """
 
     def __init__(self, world: World, timeout: float, store: Any = None) -> None:
         """``timeout``: seconds without progress; ``store``: the rendezvous store, None until this rank is connected."""
         self.world, self.timeout = world, timeout
-        self.progress = -1
+        self.progress, self.worker_processes = -1, False
         self.report_progress("starting", LONGEST_STEP)
         self._store = store
         self._closed = threading.Event()
@@ -92,14 +94,17 @@ class Watch:
 
         With ``patient``, the result is empty if all ranks are alive and one of them may still take its time.
         """
-        free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else SCARCE
-        if free < SCARCE and self.activity.startswith(("loading", "evaluating")):
-            return (
-                f"{SHARED_MEMORY}, through which loaders hand over images, has only {free // 1024} KiB free: give it"
-                " more (docker run --shm-size=8g), or lower data.threads or data.prefetch"
-            )
+        loading = self.activity.startswith(("loading", "evaluating"))
+        if loading and self.worker_processes and SHARED_MEMORY.is_dir():
+            free = shutil.disk_usage(SHARED_MEMORY).free
+            if free < SCARCE:
+                return (
+                    f"{SHARED_MEMORY}, through which worker processes hand over images, has only {free // 1024} KiB"
+                    " free: give it more (docker run --shm-size=8g), or lower data.threads or data.prefetch"
+                )
         if self.world.size == 1:
-            return "a library or a worker process of this run does not answer"
+            storage = "the storage of the shards, " if loading else ""
+            return f"{storage}a library or a worker process of this run does not answer"
         earlier = self._read_heartbeats()
         time.sleep(SILENCE)
         heartbeats = self._read_heartbeats()
@@ -141,10 +146,13 @@ class Watch:
 
     def _write_heartbeats(self) -> None:
         """Write heartbeats until closed; end the process if the main thread makes no progress."""
-        count = 0
+        count, start = 0, time.monotonic()
         while not self._closed.wait(HEARTBEAT_INTERVAL):
             count += 1
-            idle, progress = time.monotonic() - self.last_progress, self.progress
+            now = time.monotonic()
+            if (stopped := now - start - HEARTBEAT_INTERVAL) > SILENCE:  # this process did not run
+                self.last_progress = min(now, self.last_progress + stopped)
+            idle, progress = now - self.last_progress, self.progress
             if self._store is not None:
                 heartbeat = Heartbeat(count, progress, self.activity, idle > self._limit, platform.node())
                 with contextlib.suppress(RuntimeError):  # a store that does not answer shows up in find_cause
@@ -155,6 +163,7 @@ class Watch:
                     message = f"no progress for {idle:.0f} s while {self.activity}: {cause}"
                     print(f"brain-dist: error on rank {self.world.rank}: {message}", file=sys.stderr, flush=True)
                     os._exit(EXIT_FAULT)
+            start = time.monotonic()
 
     def _connect(self) -> None:
         """Connect to the store, then write heartbeats; in a thread, as the main thread may be opening the data."""

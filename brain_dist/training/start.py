@@ -63,6 +63,7 @@ def run_training(config: Config, stop_request: StopRequest, command: Sequence[st
         dataset = _open_data(config, watch)
         device = choose_device(world, config.run.device)
         config = with_loader(config, device)
+        watch.worker_processes = config.data.loader == "torch"
         if config.run.deterministic:
             enable_determinism()
         with process_group(world, device, timeout, watch, loading_threads=config.data.threads):

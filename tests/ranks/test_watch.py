@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 import torch.distributed as dist
-from helpers import command
+from helpers import ROOT, command, environment
 
 from brain_dist.ranks import watch
 from brain_dist.ranks.watch import Watch
@@ -91,9 +92,11 @@ from brain_dist.ranks.watch import watch_ranks
 from brain_dist.ranks.world import discover
 
 def main():
-    if sys.argv[1:]:
-        subprocess.run(sys.argv[1:], check=True)
+    loader, *mount = sys.argv[1:]
+    if mount:
+        subprocess.run(mount, check=True)
     with watch_ranks(discover(), 1.0) as watch:
+        watch.worker_processes = loader == "torch"
         watch.report_progress("computing step 0", 4.0)
         time.sleep(3)
         watch.report_progress("loading step 1")
@@ -105,15 +108,48 @@ leave(main)
 
 
 def test_a_single_rank_is_watched_and_may_take_longer_for_its_first_step() -> None:
-    result = command([sys.executable, "-c", ALONE], expect=1)
+    result = command([sys.executable, "-c", ALONE, "opencv"], expect=1)
     assert result.err.count("\n") == 1
     assert "error on rank 0: no progress for " in result.err
-    assert " while loading step 1: a library or a worker process of this run does not answer" in result.err
+    assert " while loading step 1: the storage of the shards, a library or a worker process of this run" in result.err
 
 
-def test_full_shared_memory_is_named() -> None:
+STOPPED = """
+import sys
+from brain_dist.errors import leave
+from brain_dist.ranks.watch import watch_ranks
+from brain_dist.ranks.world import discover
+
+def main():
+    with watch_ranks(discover(), 3.0) as watch:
+        watch.report_progress("computing step 0")
+        print("started", flush=True)
+        return 0 if sys.stdin.readline() else 9
+
+leave(main)
+"""
+
+
+def test_the_time_in_which_a_process_is_stopped_does_not_count() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED], cwd=ROOT, env=environment(), text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout
+    process.stdout.readline()
+    process.send_signal(signal.SIGSTOP)
+    watch.time.sleep(6)
+    process.send_signal(signal.SIGCONT)
+    watch.time.sleep(1.5)  # the watch looks once a second
+    _, errors = process.communicate("go on\n", timeout=60)
+    assert (process.returncode, errors) == (0, "")
+
+
+@pytest.mark.parametrize("loader", ["torch", "opencv"])
+def test_full_shared_memory_is_named_if_images_pass_through_it(loader: str) -> None:
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", "/dev/shm"]  # for one process only
     if subprocess.run(["unshare", "--mount", *mount], capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount a file system")
-    result = command(["unshare", "--mount", sys.executable, "-c", ALONE, *mount], expect=1)
-    assert "/dev/shm, through which loaders hand over images, has only 256 KiB free" in result.err
+    result = command(["unshare", "--mount", sys.executable, "-c", ALONE, loader, *mount], expect=1)
+    named = "/dev/shm, through which worker processes hand over images, has only 256 KiB free" in result.err
+    assert named == (loader == "torch"), result.err
