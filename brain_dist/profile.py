@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from brain_dist.common.commands import ArgumentParser
+from brain_dist.common.files import check_writable
 from brain_dist.config import load
 from brain_dist.errors import UserError, leave
 from brain_dist.profiling.measure import run_profile
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Read the options and the settings, then profile; UserError if an option is out of range."""
     parser = ArgumentParser(prog="brain-dist profile", description=__doc__.split("\n\n")[1], add_help=False)
     parser.add_argument("--steps", type=int, default=20, help="steps of each measurement (default: 20)")
-    parser.add_argument("--trace", metavar="FILE.json", help="write a Chrome/Perfetto trace of the steps")
+    parser.add_argument("--trace", type=Path, metavar="FILE.json", help="write a Chrome/Perfetto trace of the steps")
     parser.add_argument(
         "--compare", action="store_true", help="also measure the loaders opencv, dali, torch and synthetic"
     )
@@ -31,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--steps {options.steps}: must be ≥ 1")
     config = load(settings, parser.prog, about)
     out = options.out or config.run.path / "profile.json"
+    check_writable(out.parent, "choose another --out")
+    if options.trace:
+        check_writable(options.trace.parent, "choose another --trace")
     run_profile(config, steps=options.steps, out=out, trace=options.trace, compare_loaders=options.compare)
     return 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from brain_dist.config import Config
@@ -20,25 +20,39 @@ WARMUP_STEPS = 2
 
 
 def measure_isolated_stages(
-    config: Config, dataset: Dataset, world: World, device: torch.device, steps: int
+    config: Config, dataset: Dataset, world: World, device: torch.device, steps: int, *, first_step: int
 ) -> dict[str, Any]:
-    """Measure each stage ``steps`` times and take the median; every rank must call.
+    """Measure each stage ``steps`` times; every rank must call.
+
+    Args:
+        config: settings of the run.
+        dataset: the shards.
+        world: this process among all processes.
+        device: the device of this process.
+        steps: number of measurements.
+        first_step: the first step whose images were not read before.
 
     Returns:
         ``alone``: stage → seconds per micro-batch, but "optimiser" and "communication" (an all-reduce of all
-        parameters) per step; "loader" includes "storage read". ``parameters``: number of parameters of the network.
-        ``flops_per_image``: floating-point operations of a forward and backward pass.
+        parameters) per step; the mean of "storage read" and "loader", which includes it, and the median of the others.
+        ``parameters``: number of parameters of the network. ``flops_per_image``: floating-point operations of a forward
+        and backward pass.
     """
     import torch
 
     from brain_dist.networks.create import create_network
+    from brain_dist.store.reader import batches_ahead
     from brain_dist.stream.normalize import Normalize
     from brain_dist.training.deepspeed_setup import compute_dtype
     from brain_dist.training.optim import create_optimizer
 
     watch, train, data = Stopwatch(device), config.train, config.data
     dtype = compute_dtype(train.precision)
-    seconds = measure_loading(config, dataset, world, device, steps)
+    behind = first_step + steps + 2 * batches_ahead(data.prefetch)  # beyond what reading alone reads
+    seconds = {
+        "storage read": measure_reading(config, dataset, world, steps, first_step),
+        "loader": measure_loader(config, dataset, world, device, steps, first_step=behind),
+    }
     model = create_network(config.model, len(dataset.classes), seed=config.run.seed, load_weights=False)
     model = model.to(device).to(dtype).train()
     shape = (train.micro_batch, 1 if data.color == "gray" else 3, data.size, data.size)
@@ -69,27 +83,40 @@ def measure_isolated_stages(
     }
 
 
-def measure_loading(
-    config: Config, dataset: Dataset, world: World, device: torch.device, steps: int
-) -> dict[str, float]:
-    """Seconds per micro-batch of reading the bytes ("storage read") and of the whole loader ("loader")."""
-    from brain_dist.store.reader import ShardReader
-    from brain_dist.stream.batches import training_batches
-    from brain_dist.stream.plan import epoch_order
+def measure_reading(config: Config, dataset: Dataset, world: World, steps: int, first_step: int) -> float:
+    """Seconds per micro-batch of reading its bytes ahead, from ``first_step`` on, as the loaders do.
 
-    rows = epoch_order(dataset.rows("train"), dataset.rows("train") * 0, seed=config.run.seed, epoch=0)
-    reader, watch, size = ShardReader(dataset), Stopwatch(device), config.train.micro_batch
-    read_seconds = []
-    for step in range(min(steps, max(1, len(rows) // size))):
-        start = watch.now()
-        for row in rows[step * size : (step + 1) * size]:
-            reader.read(int(row))
-        read_seconds.append(watch.now() - start)
-    batches = training_batches(config, dataset, world, device, first_step=0)
+    Images that were read before ``first_step`` are in memory, so they would hide a slow storage.
+    """
+    import torch
+
+    from brain_dist.store.reader import ShardReader, read_ahead
+    from brain_dist.stream.batches import training_plan
+
+    reader = ShardReader(dataset)
+    plan = training_plan(config, dataset).micro_batches(world.rank, world.size, first_step)
+    batches = read_ahead(lambda micro: [reader.read(row) for row in micro.rows.tolist()], plan, config.data.prefetch)
+    return _mean_seconds(batches, config, Stopwatch(torch.device("cpu")), steps)
+
+
+def measure_loader(
+    config: Config, dataset: Dataset, world: World, device: torch.device, steps: int, *, first_step: int = 0
+) -> float:
+    """Seconds per micro-batch of the whole loader, from ``first_step`` on."""
+    from brain_dist.stream.batches import training_batches
+
+    batches = training_batches(config, dataset, world, device, first_step=first_step)
+    return _mean_seconds(batches, config, Stopwatch(device), steps)
+
+
+def _mean_seconds(batches: Iterator[Any], config: Config, watch: Stopwatch, steps: int) -> float:
+    """Mean seconds of a batch, once those that were ready at the start are used up."""
+    from brain_dist.store.reader import READING_THREADS
+
     for _ in range(WARMUP_STEPS + config.data.prefetch):
         next(batches)
-    loader_seconds = watch.mean(lambda: next(batches), steps)
-    return {"storage read": statistics.median(read_seconds), "loader": loader_seconds}
+    # threads that wait for storage give their batches all at once, then none for a while: count whole rounds
+    return watch.mean(lambda: next(batches), -(-steps // READING_THREADS) * READING_THREADS)
 
 
 def _measure_compute(

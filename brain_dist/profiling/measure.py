@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING
 from brain_dist.config import Config
 from brain_dist.errors import UserError
 from brain_dist.profiling.calibration import calibrate
-from brain_dist.profiling.isolated_stages import measure_isolated_stages, measure_loading
+from brain_dist.profiling.isolated_stages import measure_isolated_stages, measure_loader
 from brain_dist.profiling.memory import measure_memory
 from brain_dist.profiling.power import measure_power
 from brain_dist.profiling.profile import Profile, combine
 from brain_dist.profiling.report import report_profile
-from brain_dist.profiling.training_steps import measure_training_steps
+from brain_dist.profiling.training_steps import measure_training_steps, total_steps
 from brain_dist.ranks.device import choose_device
 from brain_dist.ranks.group import clear_faults, gather_objects, process_group, run_on_main
 from brain_dist.ranks.world import World, discover
 from brain_dist.store.access import check_shards, open_data
+from brain_dist.store.reader import batches_ahead
 from brain_dist.stream.batches import with_loader
 from brain_dist.training.precision import resolve_precision
 
@@ -35,7 +36,7 @@ LOADERS = ("opencv", "dali", "torch", "synthetic")
 ENDLESS = 1_000_000  # epochs: a small collection has fewer steps than are measured
 
 
-def run_profile(config: Config, *, steps: int, out: Path, trace: str | None, compare_loaders: bool) -> None:
+def run_profile(config: Config, *, steps: int, out: Path, trace: Path | None, compare_loaders: bool) -> None:
     """Profile on this rank; every rank must call.
 
     Args:
@@ -72,7 +73,7 @@ def run_profile(config: Config, *, steps: int, out: Path, trace: str | None, com
 
 
 def measure_profile(
-    config: Config, dataset: Dataset, world: World, device: torch.device, *, steps: int, trace: str | None = None
+    config: Config, dataset: Dataset, world: World, device: torch.device, *, steps: int, trace: Path | None = None
 ) -> Profile:
     """Profile a training step; every rank must call, and all get the same profile."""
     import torch
@@ -90,7 +91,8 @@ def measure_profile(
     del engine, model
     gc.collect()  # the engine refers to itself; what follows needs its memory
     before = calibrate(device, config.train.precision)
-    isolated = measure_isolated_stages(config, dataset, world, device, steps)
+    fresh = total_steps(steps) + batches_ahead(config.data.prefetch)  # images from here on are not in memory yet
+    isolated = measure_isolated_stages(config, dataset, world, device, steps, first_step=fresh)
     after = calibrate(device, config.train.precision)
     calibration = {
         "matrix_rate": max(before["rate"], after["rate"]), "cpu_share": min(before["cpu_share"], after["cpu_share"])
@@ -108,6 +110,6 @@ def measure_loaders(
     for loader in LOADERS:
         data = replace(config.data, loader=loader)  # type: ignore[arg-type]
         loading = replace(config, data=data, train=replace(config.train, epochs=ENDLESS))
-        seconds = gather_objects(measure_loading(loading, dataset, world, device, steps)["loader"], world)
+        seconds = gather_objects(measure_loader(loading, dataset, world, device, steps), world)
         rates[loader] = world.size * config.train.micro_batch / max(seconds)
     return rates

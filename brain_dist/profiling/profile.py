@@ -52,8 +52,8 @@ def combine(ranks: list[dict[str, Any]], config: Config, device: str, steps: int
           ``power``: mean "utilisation" [%] and "watts" of the main rank's GPU, empty on a CPU; ``joules_per_image``:
           energy of all GPUs per image, None on a CPU.
         - ``hosts``: number of hosts; ``cores``: CPU cores that the ranks of the main rank's host may use; ``threads``:
-          threads of torch per rank; ``verdict``: the bottleneck, "unknown" if the times cannot be believed;
-          ``advice``: what to change, or why they cannot.
+          threads of torch per rank; ``verdict``: the bottleneck of the slowest rank, "unknown" if the times cannot be
+          believed; ``advice``: what to change, or why they cannot.
     """
     main, train = ranks[0], config.train
 
@@ -76,7 +76,13 @@ def combine(ranks: list[dict[str, Any]], config: Config, device: str, steps: int
         "mfu": rate_needed / matrix_rate if matrix_rate else math.inf,
     }  # fmt: skip
     doubt = reason_for_doubt(calibration)
-    verdict = UNKNOWN if doubt else find_bottleneck(alone, together)
+    waits = [rank["together"].get("communication", 0.0) for rank in ranks]
+    slowest, wait = waits.index(min(waits)), max(waits) - min(waits)  # the others wait for it in their collectives
+    verdict = UNKNOWN if doubt else find_bottleneck(ranks[slowest]["alone"], ranks[slowest]["together"])
+    advice = f"{doubt}: profile again on a quiet machine" if doubt else ADVICE[verdict]
+    if not doubt and wait >= DATA_SHARE * mean("measured_step"):
+        place = f"rank {slowest} on {ranks[slowest]['host']}"
+        advice = f"{place} is the slowest, another one waits {1e3 * wait:.0f} ms a step for it. There, {advice}"
     return {
         "model": config.model.name, "size": config.data.size, "precision": train.precision,
         "zero_stage": train.zero_stage, "loader": config.data.loader, "device": device, "world": len(ranks),
@@ -92,7 +98,7 @@ def combine(ranks: list[dict[str, Any]], config: Config, device: str, steps: int
         "cores": len({core for rank in ranks if rank["host"] == main["host"] for core in rank["cores"]}),
         "threads": main["threads"],
         "joules_per_image": sum(watts) * step / train.global_batch if all(watts) else None,
-        "verdict": verdict, "advice": f"{doubt}: profile again on a quiet machine" if doubt else ADVICE[verdict],
+        "verdict": verdict, "advice": advice,
     }  # fmt: skip
 
 

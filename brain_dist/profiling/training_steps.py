@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brain_dist.profiling.memory import measure_gradients
@@ -20,7 +21,7 @@ COLLECTIVES = ("all_reduce", "all_reduce_coalesced", "all_gather_into_tensor", "
                "all_gather_base", "reduce_scatter_tensor", "reduce_scatter", "reduce", "broadcast")  # fmt: skip
 
 
-def measure_training_steps(engine: Engine, dataset: Dataset, steps: int, trace: str | None = None) -> dict[str, Any]:
+def measure_training_steps(engine: Engine, dataset: Dataset, steps: int, trace: Path | None = None) -> dict[str, Any]:
     """Take ``total_steps(steps)`` optimiser steps on training batches; every rank must call.
 
     Args:
@@ -57,8 +58,9 @@ def measure_training_steps(engine: Engine, dataset: Dataset, steps: int, trace: 
     tracing: Any = profile() if trace and engine.world.is_main else nullcontext()
     with _stages_timed(engine, watch, collectives), tracing as profiler:
         measured_step = watch.mean(take_step, steps)
-    if profiler:
-        profiler.export_chrome_trace(trace)
+    if trace and profiler:
+        trace.parent.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(trace))
     together = {name: seconds / steps for name, seconds in watch.seconds.items()}
     gradients, buckets = measure_gradients(engine, take_step)
     return {

@@ -24,7 +24,7 @@ from brain_dist.store.dataset import Dataset, open_dataset
 
 Item = TypeVar("Item")
 Images = TypeVar("Images")
-_THREADS = 4  # that read a batch each
+READING_THREADS = 4  # that read a batch each
 
 
 def shard_path(root: Path, sources: Sequence[Path], shard: str) -> Path:
@@ -129,8 +129,8 @@ def read_ahead(
     """
     batches = iter(batches)
     ahead: deque[tuple[Item, Future[Images]]] = deque()
-    pool = ThreadPoolExecutor(_THREADS, "reading")
-    count = _THREADS + prefetch
+    pool = ThreadPoolExecutor(READING_THREADS, "reading")
+    count = READING_THREADS + prefetch
     try:
         while True:
             ahead.extend((item, pool.submit(read, item)) for item in islice(batches, count + 1 - len(ahead)))
@@ -140,6 +140,11 @@ def read_ahead(
             yield item, images.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def batches_ahead(prefetch: int) -> int:
+    """The most batches that a loader has read beyond the last one that it yielded, with this ``data.prefetch``."""
+    return READING_THREADS + 2 * prefetch + 1
 
 
 def read_thumbs(parts: Sequence[tuple[Dataset, Iterable[int]]], workers: int, progress: Progress) -> np.ndarray:

@@ -29,21 +29,26 @@ def training_batches(
     config: Config, dataset: Dataset, world: World, device: torch.device, *, first_step: int
 ) -> Iterator[Batch]:
     """The micro-batches of this rank from ``first_step`` to the end of training."""
-    rows, train, seed = dataset.rows("train"), config.train, config.run.seed
-    plan = TrainingPlan(
+    micro_batches = training_plan(config, dataset).micro_batches(world.rank, world.size, first_step)
+    jobs = training_jobs(dataset, config.data, config.augment, micro_batches, seed=config.run.seed)
+    micro_batch = config.train.micro_batch
+    return open_loader(config.data, dataset, jobs, augmented=True, micro_batch=micro_batch, device=device)
+
+
+def training_plan(config: Config, dataset: Dataset) -> TrainingPlan:
+    """The order of samples of a training."""
+    rows, train = dataset.rows("train"), config.train
+    return TrainingPlan(
         rows=rows,
         shard=np.unique(dataset.columns["shard"][rows], return_inverse=True)[1],
         label=_balanced_classes(dataset, rows, train.balance),
-        seed=seed,
+        seed=config.run.seed,
         epochs=train.epochs,
         global_batch=train.global_batch,
         micro_batch=train.micro_batch,
         window=config.data.window,
         balance=train.balance,
     )
-    micro_batches = plan.micro_batches(world.rank, world.size, first_step)
-    jobs = training_jobs(dataset, config.data, config.augment, micro_batches, seed=seed)
-    return open_loader(config.data, dataset, jobs, augmented=True, micro_batch=train.micro_batch, device=device)
 
 
 def _balanced_classes(dataset: Dataset, rows: np.ndarray, balance: Balance) -> np.ndarray:
