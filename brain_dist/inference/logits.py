@@ -38,15 +38,17 @@ def predict_logits(
     """
     import torch
 
-    batch_rows, batch_logits = [], []
+    batch_rows, batch_valid, batch_logits = [], [], []
     # not inference_mode: weights that ZeRO-3 gathers inside it could not be trained afterwards
     with torch.no_grad():
         for batch in batches:
-            logits = model(normalize(batch.image)).float()
-            batch_rows.append(batch.row[batch.valid].cpu().numpy())
-            batch_logits.append(logits[batch.valid].cpu().numpy())
-    predicted = gather_rows(np.concatenate(batch_rows), world)
-    return _in_order(predicted, gather_rows(np.concatenate(batch_logits), world), rows)
+            batch_rows.append(batch.micro.rows)
+            batch_valid.append(batch.micro.valid)
+            batch_logits.append(model(normalize(batch.image)).float())
+    valid = np.concatenate(batch_valid)
+    # read once at the end, so that the host loads batches while the device computes
+    logits = torch.cat(batch_logits).cpu().numpy()[valid]
+    return _in_order(gather_rows(np.concatenate(batch_rows)[valid], world), gather_rows(logits, world), rows)
 
 
 def _in_order(

@@ -14,9 +14,11 @@ from waits import record_calls
 
 from brain_dist.augmentation.augment import Frames, no_augmentation
 from brain_dist.augmentation.style import draw_style
-from brain_dist.config import AugmentConfig
+from brain_dist.config import AugmentConfig, DataConfig
+from brain_dist.inference.logits import predict_logits
 from brain_dist.ranks.world import World
-from brain_dist.stream.batch import Job
+from brain_dist.stream.batch import Batch, Job
+from brain_dist.stream.normalize import Normalize
 from brain_dist.stream.plan import evaluation_micro_batches
 
 OWN = {"brain_dist/training/nonfinite.py:guard": 1}
@@ -61,6 +63,20 @@ def waits(work: Callable[[], object], device: torch.device) -> list[str]:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return [f"{w.filename}:{w.lineno}" for w in caught if "synchronizing CUDA operation" in str(w.message)]
+
+
+def test_an_evaluation_waits_once_however_many_batches_it_has(world: World, device: torch.device) -> None:
+    normalize = Normalize(DataConfig(), 3, device, torch.float32)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 4)).to(device)
+    image = torch.randint(0, 256, (8, 1, 32, 32), dtype=torch.uint8).to(device)
+
+    def evaluate(count: int) -> np.ndarray:
+        rows = np.arange(count)[::-1]
+        plan = evaluation_micro_batches(rows, micro_batch=8, rank=0, world_size=1)
+        return predict_logits(model, normalize, (Batch.of(image, micro, rows) for micro in plan), rows, world)
+
+    assert evaluate(20).shape == (20, 4)
+    assert len(waits(lambda: evaluate(44), device)) == len(waits(lambda: evaluate(4), device)) > 0
 
 
 def test_the_look_of_a_batch_is_finished_without_waiting(device: torch.device) -> None:
