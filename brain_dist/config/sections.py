@@ -88,8 +88,8 @@ class DataConfig(Section):
         stretch: Stretch the gray levels of every image, in training and in use, so that the darkest and the brightest
             percent of its tissue become black and white. Changes of brightness and contrast then have little effect.
         threads: Decoding threads (`dali`, `opencv`) or worker processes (`torch`) per rank, in [1, 1024].
-        prefetch: Number of batches prepared in advance, in [1, 1024]. `dali` and `opencv` read as many more, and four,
-            from storage before these.
+        prefetch: Number of batches prepared in advance, in [1, 1024]; with `torch` by each worker process. `dali` and
+            `opencv` read as many more, and four, from storage before these.
         window: Shards whose samples are shuffled together, ≥ 0; 0 is all of them. Use a window for data larger than
             memory.
         cache_dir: Folder on a disk of the node to which shards are copied, once per node, before they are read;
