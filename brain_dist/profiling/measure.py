@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from brain_dist.common.cores import core_limits
 from brain_dist.config import Config
 from brain_dist.errors import UserError
 from brain_dist.profiling.calibration import calibrate
@@ -97,7 +98,10 @@ def measure_profile(
     calibration = {
         "matrix_rate": max(before["rate"], after["rate"]), "cpu_share": min(before["cpu_share"], after["cpu_share"])
     }  # fmt: skip
-    place = {"host": platform.node(), "cores": sorted(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
+    place = {
+        "host": platform.node(), "cores": sorted(os.sched_getaffinity(0)), "quota": core_limits().get("cgroup quota"),
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
     ranks = gather_objects({**isolated, **training, **calibration, **place, "memory": memory, "power": power}, world)
     return combine(ranks, config, device.type, steps)
 

@@ -83,6 +83,8 @@ def combine(ranks: list[dict[str, Any]], config: Config, device: str, steps: int
     if not doubt and wait >= DATA_SHARE * mean("measured_step"):
         place = f"rank {slowest} on {ranks[slowest]['host']}"
         advice = f"{place} is the slowest, another one waits {1e3 * wait:.0f} ms a step for it. There, {advice}"
+    # a scheduler may give each rank of a host different cores
+    cores = len({core for rank in ranks if rank["host"] == main["host"] for core in rank["cores"]})
     return {
         "model": config.model.name, "size": config.data.size, "precision": train.precision,
         "zero_stage": train.zero_stage, "loader": config.data.loader, "device": device, "world": len(ranks),
@@ -94,9 +96,7 @@ def combine(ranks: list[dict[str, Any]], config: Config, device: str, steps: int
         "flops_per_image": main["flops_per_image"], **calibration, "mfu": None if doubt else calibration["mfu"],
         "memory": {kind: max(rank["memory"][kind] for rank in ranks) for kind in main["memory"]},
         "power": main["power"], "hosts": len({rank["host"] for rank in ranks}),
-        # a scheduler may give each rank of a host different cores
-        "cores": len({core for rank in ranks if rank["host"] == main["host"] for core in rank["cores"]}),
-        "threads": main["threads"],
+        "cores": min(cores, main["quota"] or cores), "threads": main["threads"],
         "joules_per_image": sum(watts) * step / train.global_batch if all(watts) else None,
         "verdict": verdict, "advice": advice,
     }  # fmt: skip

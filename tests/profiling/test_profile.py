@@ -143,7 +143,7 @@ def measured(**changes: Any) -> dict[str, Any]:
         "alone": {"storage read": 0.01, "loader": 0.1, "forward": 0.3, "backward": 0.6, "optimiser": 0.1},
         "together": {"forward": 0.3, "backward": 0.6, "optimiser": 0.1}, "step": 1.0, "measured_step": 1.0,
         "collectives": {}, "parameters": 5, "flops_per_image": 1e9, "matrix_rate": 1e11, "cpu_share": 0.99,
-        "memory": memory, "power": {}, "host": "h", "cores": [0], "threads": 1, **changes,
+        "memory": memory, "power": {}, "host": "h", "cores": [0], "quota": None, "threads": 1, **changes,
     }  # fmt: skip
 
 
@@ -167,6 +167,13 @@ def test_a_profile_that_cannot_be_believed_has_no_verdict(changes: dict[str, flo
     assert mfu.startswith("MFU unknown")
     assert last == f"bottleneck: unknown. {profile['advice']}"
     json.dumps(profile, allow_nan=False)
+
+
+def test_a_quota_of_a_container_limits_the_cores() -> None:
+    ranks = [measured(cores=[0, 1, 2, 3]), measured(cores=[2, 3, 4, 5])]
+    config = dataclasses.replace(ONE_RANK, train=TWO_RANKS)
+    assert combine(ranks, config, "cpu", 3)["cores"] == 6
+    assert combine([{**rank, "quota": 2} for rank in ranks], config, "cpu", 3)["cores"] == 2
 
 
 def test_one_slow_rank_is_enough_for_a_doubt() -> None:
