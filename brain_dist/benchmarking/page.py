@@ -31,7 +31,8 @@ from brain_dist.common.commands import ArgumentParser
 from brain_dist.common.files import write_atomically
 from brain_dist.comparison.crossing import HEADLINE as CROSS_HEADLINE
 from brain_dist.errors import Fault, UserError
-from brain_dist.judging.checklist import Facts, checklist, tally
+from brain_dist.judging.checklist import checklist, tally
+from brain_dist.judging.checklist_rules import Facts
 from brain_dist.judging.predictions import read_predictions
 from brain_dist.pages.template import page_template
 

@@ -14,7 +14,8 @@ from brain_dist.checkpoints.evaluations import Evaluations
 from brain_dist.collection.spellings import SPLITS
 from brain_dist.explaining import tables
 from brain_dist.explaining.methods import TITLES
-from brain_dist.judging.checklist import Facts, checklist, known_patients, tally
+from brain_dist.judging.checklist import checklist, tally
+from brain_dist.judging.checklist_rules import Facts, known_patients
 from brain_dist.judging.clusters import number_clusters
 from brain_dist.judging.patients import RULES, patient_results
 from brain_dist.judging.predictions import Predictions, reasons_text

@@ -9,16 +9,8 @@ from contextlib import redirect_stdout
 from helpers import ROOT
 
 from brain_dist.judging import checklist as module
-from brain_dist.judging.checklist import (
-    ANSWERED,
-    NOT_APPLICABLE,
-    PARTLY,
-    UNKNOWN,
-    Facts,
-    checklist,
-    known_patients,
-    tally,
-)
+from brain_dist.judging.checklist import checklist, tally
+from brain_dist.judging.checklist_rules import ANSWERED, NOT_APPLICABLE, PARTLY, UNKNOWN, Facts, known_patients
 
 
 def answer_of(facts: Facts, claim: str) -> str:
