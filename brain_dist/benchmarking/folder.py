@@ -6,7 +6,7 @@
 ``cells/KEY.yaml``, ``cells/KEY.log``  the settings of a cell, and what its commands printed
 ``cells/KEY/``                         the run of a cell, with its predictions
 ``rates.json``                         the grid of the learning rates that were tried; runs in ``cells/``, too
-``costs/MODEL.json``                   measured costs of a model
+``costs/NETWORK-KEY.json``             measured costs of a network with these settings
 ``table.parquet``, ``cells.parquet``   results; the same cells give the same bytes
 ``costs.parquet``, ``table.md``        measured costs; everything in one page
 =====================================  ======================================================================
@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,10 +60,10 @@ class Folder:
         """A predictions table of a cell."""
         return self.run(key) / "predictions" / f"{test}.parquet"
 
-    def costs(self, model: str) -> Path:
-        """Measured costs of a model."""
-        name = re.sub(r"[^\w.-]", "_", model)
-        return self.out / "costs" / f"{name}.json"
+    def costs(self, record: Mapping[str, Any], model: str) -> Path | None:
+        """File of the measured costs of a model of a record; None if the record is of a version without their names."""
+        name = record.get("costs", {}).get(model)
+        return None if name is None else self.out / "costs" / f"{name}.json"
 
     def is_evaluated(self, key: str, test: str, version: str | None) -> bool:
         """Whether an evaluation of a cell is there, of shards of this version; None is any version.

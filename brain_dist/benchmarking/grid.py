@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from brain_dist.benchmarking.keys import cell_key, file_contents, flattened
+from brain_dist.benchmarking.keys import cell_key, costs_name, file_contents, flattened
 from brain_dist.config import Config, DataConfig, to_dict
 from brain_dist.errors import UserError
 
@@ -125,6 +125,7 @@ class Grid:
     def record(self) -> dict[str, Any]:
         """The grid as benchmark.json holds it."""
         settings = flattened(to_dict(self.cells[0].config))
+        classes = {source.name: source.classes for source in self.sources}
         methods: dict[str, Any] = {}
         if self.differ == OF_METHOD:
             methods["methods"] = {cell.model: _method(cell.config) for cell in self.cells}
@@ -137,6 +138,9 @@ class Grid:
             "processes": self.processes,
             "learning_rates": {cell.model: cell.config.optim.lr for cell in self.cells},
             "learning_rate_trials": self.trials,
+            "costs": {
+                cell.model: costs_name(cell.config, len(classes[cell.source])) for cell in reversed(self.cells)
+            },  # of the first cell of each model
             "sources": [
                 {
                     "name": source.name,

@@ -1,9 +1,10 @@
-"""The name of a cell: a hash of its settings, of the files that they name and of the version of its shards."""
+"""Names by content: of a cell, and of the measured costs of a network."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,25 @@ def file_contents(config: Config) -> dict[str, str]:
             except OSError as error:
                 raise UserError(f"{name}={path}: {file} cannot be read ({error.strerror})") from None
     return contents
+
+
+def costs_name(config: Config, classes: int) -> str:
+    """Name of the measured costs of a network: its name in timm, and a hash of the settings that they depend on.
+
+    These are ``model.*`` without the initial weights, the size of the images, the precision and the device. Methods of
+    training one network share its costs.
+
+    Args:
+        config: settings of a training.
+        classes: number of classes.
+    """
+    settings = flattened({"model": to_dict(config)["model"]})
+    for name in ("model.pretrained", "model.weights"):
+        del settings[name]
+    settings |= {"data.size": config.data.size, "train.precision": config.train.precision}
+    key = settings_key({**settings, "run.device": config.run.device, "classes": classes})
+    name = re.sub(r"[^\w.-]", "_", config.model.name)
+    return f"{name}-{key}"
 
 
 def settings_key(settings: Mapping[str, Any]) -> str:

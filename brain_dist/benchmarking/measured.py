@@ -12,8 +12,19 @@ from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.trainings import Commands
 from brain_dist.common.commands import ArgumentParser
 from brain_dist.common.files import write_atomically
+from brain_dist.common.records import Kind, read_record
 from brain_dist.common.text import nearest
 from brain_dist.errors import Fault, UserError
+
+_NUMBER = (int, float)
+COSTS: dict[str, Kind] = {
+    **dict.fromkeys(("parameters", "best_batch", "size", "threads"), int),
+    **dict.fromkeys(("gmacs", "latency_ms", "latency_p95_ms", "batch_ms", "batch_p95_ms", "images_per_s"), _NUMBER),
+    **dict.fromkeys(("peak_memory_mb", "cpu_share"), _NUMBER),
+    **dict.fromkeys(("precision", "device", "torch"), str),
+    "joules_per_image": (int, float, type(None)),
+    "busy": bool,
+}  # keys of a file of costs, and their types
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,15 +58,17 @@ def main(argv: Sequence[str]) -> int:
 def measure_missing(
     models: Sequence[str], folder: Folder, commands: Commands, *, undisturbed: bool = False
 ) -> list[str]:
-    """Measure the models without costs, each in a process of its own; returns those that failed.
+    """Measure the models without costs, or with damaged ones, each in a process of its own; returns those that failed.
 
     With ``undisturbed`` also those again whose measurement other processes disturbed.
+
+    Raises:
+        UserError: as :func:`measure_model`.
     """
-    failed = []
+    failed, record = [], folder.record()
     for model in models:
-        file = folder.costs(model)
-        measured = file.is_file() and not (undisturbed and json.loads(file.read_text())["busy"])
-        if measured or commands.stop_requested:
+        file = _file(record, model, folder)
+        if is_measured(file, undisturbed=undisturbed) or commands.stop_requested:
             continue
         file.parent.mkdir(exist_ok=True)
         print(f"measuring the costs of {model}", file=sys.stderr, flush=True)
@@ -64,17 +77,34 @@ def measure_missing(
         log.unlink(missing_ok=True)
         if commands.run(command, log):
             failed += [] if commands.stop_requested else [model]
-        elif folder.record().get("methods"):  # all methods train the same network
-            for other in models:
-                folder.costs(other).write_bytes(file.read_bytes())
-            break
     return failed
+
+
+def is_measured(file: Path | None, *, undisturbed: bool = False) -> bool:
+    """Whether a file of costs is there and intact and, with ``undisturbed``, no other process disturbed it."""
+    if file is None or not file.is_file():
+        return False
+    try:
+        return not (read_costs(file)["busy"] and undisturbed)
+    except UserError:
+        return False
+
+
+def read_costs(file: Path) -> dict[str, Any]:
+    """Measured costs of a model.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    advice = f"measure it again with `brain-dist benchmark costs {file.parents[1]}`"
+    return read_record(file, advice, COSTS)
 
 
 def measure_model(record: Mapping[str, Any], model: str, folder: Folder) -> None:
     """Measure a model of a benchmark on this machine, and write its costs.
 
     Raises:
+        UserError: the benchmark is of a version that did not name costs by what they depend on.
         Fault: the memory of the device is full.
     """
     import torch
@@ -86,6 +116,7 @@ def measure_model(record: Mapping[str, Any], model: str, folder: Folder) -> None
     from brain_dist.ranks.threads import choose_threads
     from brain_dist.ranks.world import discover
 
+    file = _file(record, model, folder)
     cell = next(cell for cell in record["cells"] if cell["model"] == model)
     source = next(source for source in record["sources"] if source["name"] == cell["source"])
     config = read(folder.settings(cell["cell"]))
@@ -94,6 +125,15 @@ def measure_model(record: Mapping[str, Any], model: str, folder: Folder) -> None
     torch.set_num_threads(choose_threads(world).count)
     with clear_faults(f"lower data.size={config.data.size}"):
         costs = measure_costs(config, len(source["classes"]), device)
-    file = folder.costs(model)
     file.parent.mkdir(exist_ok=True)
     write_atomically(file, json.dumps(costs, indent=1) + "\n")
+
+
+def _file(record: Mapping[str, Any], model: str, folder: Folder) -> Path:
+    file = folder.costs(record, model)
+    if file is None:
+        raise UserError(
+            f"{folder.out / folder.record_file} is of an earlier version; give the command of the benchmark again,"
+            " which keeps finished cells and measures the costs"
+        )
+    return file

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from brain_dist.benchmarking.conditions import differing, require_same_conditions, title
 from brain_dist.benchmarking.folder import Folder
+from brain_dist.benchmarking.measured import read_costs
 from brain_dist.benchmarking.summary import Summary, metric_values
 from brain_dist.errors import UserError
 from brain_dist.judging.predictions import read_predictions
@@ -187,8 +187,8 @@ def _ranks(summary: Summary, missing: int, planned: int) -> dict[str, Any]:
 
 def _cost_row(model: str, record: Mapping[str, Any], folder: Folder) -> Row:
     """Measured costs of a model, and the median time and rate of its trainings that are complete."""
-    file = folder.costs(model)
-    row: Row = json.loads(file.read_text()) if file.is_file() else {}
+    file = folder.costs(record, model)
+    row: Row = read_costs(file) if file is not None and file.is_file() else {}
     runs = [folder.run(cell["cell"]) for cell in record["cells"] if cell["model"] == model]
     runs = [run for run in runs if any((run / "predictions").glob("*.json"))]
     rates = [each["images_per_s"] for run in runs for each in complete_rows(run / LOG) if each.get("images_per_s")]

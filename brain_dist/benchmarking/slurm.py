@@ -10,6 +10,7 @@ from pathlib import Path
 
 from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.grid import Grid
+from brain_dist.benchmarking.measured import is_measured
 from brain_dist.benchmarking.trainings import training_commands
 from brain_dist.common.files import write_atomically
 from brain_dist.errors import Fault, UserError
@@ -53,7 +54,7 @@ def submit_cells(grid: Grid, folder: Folder, *, costs: bool = True) -> str | Non
     """Submit the cells that are not finished; returns the job's number, or None if all are finished.
 
     The file ``cells/KEY.sh`` has the commands of a task, which use the functions of launch/slurm.sh. With ``costs``,
-    the first task of a model also measures its costs.
+    the first task of a network also measures its costs, unless they were measured.
 
     Raises:
         UserError: SLURM rejects the job.
@@ -61,11 +62,12 @@ def submit_cells(grid: Grid, folder: Folder, *, costs: bool = True) -> str | Non
     cells = [cell for cell in grid.cells if not folder.is_finished(cell)]
     if not cells:
         return None
-    measured = {model for model in grid.models if folder.costs(model).is_file()}
+    names = grid.record()["costs"]
+    measured = {names[model] for model in grid.models if is_measured(folder.costs(grid.record(), model))}
     for cell in cells:
         commands = [f"on_gpus {shlex.join(words)}" for words in training_commands(cell, folder)]
-        if costs and cell.model not in measured:
-            measured.add(cell.model)
+        if costs and names[cell.model] not in measured:
+            measured.add(names[cell.model])
             commands.append(f"on_one {shlex.join(['benchmark', 'costs', str(folder.out), '--model', cell.model])}")
         (folder.cells / f"{cell.key}.sh").write_text(" &&\n  ".join(commands) + "\n", encoding="utf-8")
     job = slurm_command(

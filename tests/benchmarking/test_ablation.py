@@ -161,7 +161,8 @@ def test_a_real_ablation_with_every_setting(collections: list[Path], tmp_path: P
         assert text.count(f"\n| {name} | ") >= 3, "its settings, and a row for each test"
     assert "source named right" in text
     record = json.loads((out / "benchmark.json").read_text())
-    assert len(list((out / "costs").glob("*.json"))) == len(record["cells"]) == 3
+    assert len(record["cells"]) == 3
+    assert len(list((out / "costs").glob("*.json"))) == 1  # the methods train one network
     tables = [read_predictions(Folder(out).predictions(cell["cell"], "two")) for cell in record["cells"]]
     assert all(not np.array_equal(tables[0].prob, table.prob) for table in tables[1:])
 

@@ -31,6 +31,11 @@ from brain_dist.store.dataset import Dataset, open_dataset
 
 SKILLS = {"good": 3.0, "same": 3.0, "poor": 0.5}
 SEEDS = [0, 1, 2]
+COSTS_OF_NET = {
+    "parameters": 1_000_000, "gmacs": 1.5, "latency_ms": 2.0, "latency_p95_ms": 3.0, "best_batch": 8, "batch_ms": 9.0,
+    "batch_p95_ms": 9.5, "images_per_s": 888.9, "peak_memory_mb": 100.0, "joules_per_image": None, "size": 32,
+    "precision": "fp32", "device": "some processor", "threads": 1, "torch": "2", "cpu_share": 1.0, "busy": False,
+}  # fmt: skip
 RATES = {"good": 1e-3, "same": 1e-3, "poor": 3e-4}
 
 
@@ -77,6 +82,12 @@ def benchmark(dataset: Dataset, tmp_path: Path) -> tuple[Grid, Folder]:
     folder.claim(grid, "brain-dist benchmark run")
     finish(grid, folder, dataset)
     return grid, folder
+
+
+def costs_file(folder: Folder, model: str) -> Path:
+    file = folder.costs(folder.record(), model)
+    assert file is not None
+    return file
 
 
 def rows(folder: Folder, name: str) -> list[dict[str, Any]]:
@@ -276,13 +287,57 @@ def test_costs_that_were_disturbed_are_measured_again(dataset: Dataset, tmp_path
     variants = {"net": config, "other": replace(config, model=replace(config.model, drop=0.1))}
     folder.claim(plan(variants, [0], None, [source], tmp_path), "brain-dist benchmark run")
     (tmp_path / "costs").mkdir()
-    folder.costs("net").write_text('{"busy": true}')
-    folder.costs("other").write_text('{"busy": false}')
+    net, other = (costs_file(folder, model) for model in variants)
+    net.write_text(json.dumps({**COSTS_OF_NET, "busy": True}))
+    other.write_text(undisturbed := json.dumps(COSTS_OF_NET))
     in_process("benchmark", "costs", str(tmp_path))
-    assert json.loads(folder.costs("net").read_text())["parameters"] > 100_000
-    assert folder.costs("other").read_text() == '{"busy": false}'
+    assert json.loads(net.read_text())["parameters"] > 100_000
+    assert other.read_text() == undisturbed
     error = in_process("benchmark", "costs", str(tmp_path), "--model", "othr", expect=2).err
     assert "--model othr (did you mean other?): the models are net, other" in error
+
+
+def test_costs_belong_to_the_settings_of_a_network(dataset: Dataset, tmp_path: Path) -> None:
+    """A model of the same name and other settings is another network, whose costs are not known."""
+    source = Source(dataset.name, dataset.version, dataset.classes, DataConfig(shards=str(dataset.root)))
+    folder = Folder(tmp_path)
+
+    def claim(config: Config) -> Path:
+        grid = plan({"net": config}, [0], None, [source], tmp_path)
+        folder.claim(grid, "brain-dist benchmark run")
+        for cell in grid.cells:
+            rows = dataset.rows("test")
+            logits = np.eye(len(dataset.classes))[dataset.columns["label"][rows]]
+            table = predictions_from_logits(dataset, rows, logits, run=cell.key, step=1)
+            write_evaluation(folder.predictions(cell.key), table, rows)
+        return costs_file(folder, "net")
+
+    base = Config(model=ModelConfig(name="vgg11"), train=TrainConfig(precision="fp32"))
+    measured = claim(base)
+    measured.parent.mkdir()
+    measured.write_text(json.dumps(COSTS_OF_NET))
+    in_process("benchmark", "table", str(tmp_path))
+    assert [row["gmacs"] for row in rows(folder, "costs")] == [1.5]
+    narrow = replace(base, model=replace(base.model, options={"width": 64}))
+    assert claim(narrow) != measured
+    in_process("benchmark", "table", str(tmp_path))
+    assert "gmacs" not in rows(folder, "costs")[0]
+    assert "Not measured: parameters (M), GMACs" in (tmp_path / "table.md").read_text()
+    same = replace(base, model=replace(base.model, pretrained=True), optim=OptimConfig(lr=1e-4))
+    assert claim(same) == measured  # other weights and another rate, but the same network
+    in_process("benchmark", "table", str(tmp_path))
+    assert [row["gmacs"] for row in rows(folder, "costs")] == [1.5]
+
+
+@pytest.mark.parametrize("content", ["", '{"busy": fal', "[]", '{"busy": true}', "\x80"])
+def test_damaged_costs_are_named(benchmark: tuple[Grid, Folder], content: str) -> None:
+    _, folder = benchmark
+    file = costs_file(folder, "good")
+    file.parent.mkdir()
+    file.write_bytes(content.encode("latin-1"))
+    error = in_process("benchmark", "table", str(folder.out), expect=2).err
+    assert f"{file} is damaged (" in error
+    assert error.endswith(f"; measure it again with `brain-dist benchmark costs {folder.out}`\n")
 
 
 def test_one_model_has_no_rank(dataset: Dataset, tmp_path: Path) -> None:
