@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.grid import cell_title
+from brain_dist.common.records import read_record
 from brain_dist.errors import UserError
 
+ENVIRONMENT = {"dataset_version": str, "precision": str, "world_size": int, "versions": dict}
 SAME = {"precision": "train.precision", "world_size": "the number of ranks"}  # key of environment.json → its name
 
 
@@ -21,8 +22,8 @@ def require_same_conditions(record: Mapping[str, Any], folder: Folder) -> None:
         folder: the benchmark's folder.
 
     Raises:
-        UserError: a cell was trained on other shards than the grid's, or with another precision or number of ranks than
-            another cell or, unless SLURM decides, the grid.
+        UserError: a file is damaged, or a cell was trained on other shards than the grid's, or with another precision
+            or number of ranks than another cell or, unless SLURM decides, the grid.
     """
     versions = {source["name"]: source["version"] for source in record["sources"]}
     first: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None
@@ -50,9 +51,17 @@ def require_same_conditions(record: Mapping[str, Any], folder: Folder) -> None:
 
 
 def environments(record: Mapping[str, Any], folder: Folder) -> list[tuple[Mapping[str, Any], dict[str, Any]]]:
-    """(cell, content of environment.json) of the cells whose training has started."""
+    """(cell, content of environment.json) of the cells whose training has started.
+
+    Raises:
+        UserError: a file is damaged.
+    """
     files = [(cell, folder.run(cell["cell"]) / "environment.json") for cell in record["cells"]]
-    return [(cell, json.loads(file.read_text())) for cell, file in files if file.is_file()]
+    return [
+        (cell, read_record(file, f"delete {file.parent}, and run the benchmark again", ENVIRONMENT))
+        for cell, file in files
+        if file.is_file()
+    ]
 
 
 def differing(record: Mapping[str, Any], folder: Folder) -> list[str]:

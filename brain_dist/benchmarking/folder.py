@@ -24,11 +24,16 @@ from typing import Any
 from brain_dist.benchmarking.grid import Cell, Grid
 from brain_dist.common.files import check_writable, write_together
 from brain_dist.common.locks import Busy, take_lock
+from brain_dist.common.records import read_record
 from brain_dist.config import dump
 from brain_dist.errors import UserError
 from brain_dist.judging.predictions import read_version
 
 RECORD, PLAN = "benchmark.json", "cross_plan.json"
+GRID = {
+    **dict.fromkeys(("models", "seeds", "sources", "cells"), list),
+    **dict.fromkeys(("common", "learning_rates"), dict),
+}  # keys of benchmark.json of every version, and their types
 LOCK_TIME = 60.0  # seconds; a training that was interrupted may still save
 
 
@@ -93,13 +98,7 @@ class Folder:
         file = self.out / self.record_file
         if not file.is_file():
             raise UserError(f"{file} does not exist; start the benchmark with `brain-dist benchmark run {self.out}`")
-        try:
-            record = json.loads(file.read_text())
-        except ValueError:
-            record = None
-        if not isinstance(record, dict) or "cells" not in record:
-            raise UserError(f"{file} is damaged; delete it and give the same command again, which keeps finished cells")
-        return record
+        return read_record(file, "delete it and give the same command again, which keeps finished cells", GRID)
 
     def claim(self, grid: Grid, command: str, plan: str | None = None) -> None:
         """Write benchmark.json and the settings of all cells, or check that the folder belongs to the same conditions.

@@ -10,6 +10,7 @@ from brain_dist.benchmarking.folder import PLAN, Folder
 from brain_dist.benchmarking.grid import PUBLISHED
 from brain_dist.benchmarking.matrix_text import Row, markdown
 from brain_dist.common.files import sha256_file, write_together
+from brain_dist.common.records import read_record
 from brain_dist.comparison.crossing import HEADLINE, NO_SEED, ONE_CLASS, Judged, drop, entry, select, with_classes
 from brain_dist.errors import Fault, UserError
 from brain_dist.judging.predictions import Predictions, read_predictions
@@ -48,8 +49,8 @@ def read_matrix(folder: Folder) -> dict[str, Any] | None:
     if not (folder.out / PLAN).is_file():
         return None
     try:
-        document = dict(json.loads((folder.out / MATRIX).read_text()))
-    except (OSError, ValueError):
+        document = read_record(folder.out / MATRIX, "", {"rows": list, "worst": list})
+    except UserError:
         return write_matrix(folder)
     current = _judged_from(folder, folder.record())
     return document if all(document.get(name) == value for name, value in current.items()) else write_matrix(folder)
@@ -72,12 +73,13 @@ def read_plan(folder: Folder) -> dict[str, Any]:
     """What `benchmark cross` planned.
 
     Raises:
-        UserError: the folder has no such plan.
+        UserError: the folder has no such plan, or it is damaged.
     """
     path = folder.out / PLAN
     if not path.is_file():
         raise UserError(f"{path} does not exist; write it with `brain-dist benchmark cross`")
-    return dict(json.loads(path.read_text()))
+    advice = "give the command of the benchmark again, which writes it and keeps finished cells"
+    return read_record(path, advice, {"collections": dict, "together": list, "pairs": list})
 
 
 def matrix(folder: Folder) -> dict[str, Any]:

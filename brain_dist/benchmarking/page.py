@@ -30,6 +30,7 @@ from brain_dist.calibration.measures import null_errors, verdict
 from brain_dist.common.commands import ArgumentParser
 from brain_dist.common.files import write_atomically
 from brain_dist.comparison.crossing import HEADLINE as CROSS_HEADLINE
+from brain_dist.config import read_sections
 from brain_dist.errors import Fault, UserError
 from brain_dist.judging.checklist import checklist, tally
 from brain_dist.judging.checklist_rules import Facts
@@ -96,7 +97,7 @@ def read_audit(folder: Path) -> list[Any]:
             found = collection_findings(name, counts, each["images"] - each["test_images"])
             findings += [(name, finding) for finding in found]
         return findings + [("", finding) for finding in between_findings(counts)]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # AttributeError: a list in place of an object
         raise UserError(
             f"--audit {folder}: {file} cannot be read; write it with `brain-dist shard audit … --out {folder}`"
         ) from None
@@ -199,8 +200,7 @@ def _patients(record: Mapping[str, Any], folder: Folder) -> dict[str, Any]:
 
 def _pretrained(record: Mapping[str, Any], folder: Folder) -> bool | None:
     """Whether any training began with other weights; None if the settings are gone."""
-    import yaml
-
     files = [folder.settings(cell["cell"]) for cell in record["cells"]]
-    models = [yaml.safe_load(file.read_text())["model"] for file in files if file.is_file()]
+    advice = "give the command of the benchmark again, which writes it"
+    models = [read_sections(file, advice)["model"] for file in files if file.is_file()]
     return any(model.get("pretrained") or model.get("weights") for model in models) if models else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from brain_dist.benchmarking.folder import Folder
@@ -12,6 +13,7 @@ from brain_dist.benchmarking.matrix_text import elsewhere
 from brain_dist.benchmarking.rates import rates_sentence
 from brain_dist.benchmarking.results import Benchmark, Part, Row
 from brain_dist.benchmarking.wording import noun, ties_text
+from brain_dist.common.records import read_record
 from brain_dist.errors import Fault, UserError
 from brain_dist.judging.predictions import read_predictions
 from brain_dist.pages.text import listing, percent
@@ -35,9 +37,8 @@ def shortcuts(source: Mapping[str, Any], folder: Folder) -> dict[str, Any]:
     from brain_dist.store.dataset import open_dataset
 
     file = folder.out / "shortcuts" / f"{source['version'][:16]}.json"
-    stored = dict(json.loads(file.read_text())) if file.is_file() else {}
-    if "rows" in stored:  # older versions did not keep the answer to each image
-        return stored
+    with suppress(UserError):  # missing, damaged, or of a version that did not keep the answer to each image
+        return read_record(file, "", {"rows": list, "baselines": dict})
     if len(source["shards"]) != 1:
         return {"refused": "the collections are joined for the training"}
     try:

@@ -13,6 +13,7 @@ from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.matrix import read_plan
 from brain_dist.common.commands import ArgumentParser
 from brain_dist.common.files import write_atomically
+from brain_dist.common.records import read_record
 from brain_dist.errors import UserError
 
 PROBE = "probe.json"
@@ -118,7 +119,8 @@ def read_probe(folder: Folder) -> list[dict[str, Any]]:
     """The :func:`summary` of a benchmark's probe for the trainings of its grid; empty if it was not probed."""
     file = folder.out / PROBE
     trainings = {_training(cell) for cell in folder.record()["cells"]}
-    rows = json.loads(file.read_text())["rows"] if file.is_file() else []
+    advice = f"write it again with `brain-dist benchmark probe {folder.out}`"
+    rows = read_record(file, advice, {"rows": list})["rows"] if file.is_file() else []
     return summary([row for row in rows if _training(row) in trainings])
 
 

@@ -204,7 +204,7 @@ def _cost_row(model: str, record: Mapping[str, Any], folder: Folder) -> Row:
 
 def training_seconds(run: Path) -> float:
     """Seconds that the steps and evaluations of a training took, without pauses and without steps done again."""
-    times = [row["time"] for row in complete_rows(run / LOG)]
+    times = [row["time"] for row in complete_rows(run / LOG) if "time" in row]
     starts = [attempt["time"] for attempt in read(run)]
     total = 0.0
     for before, after in zip([0.0, *times], times, strict=False):

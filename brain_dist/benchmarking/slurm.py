@@ -13,6 +13,7 @@ from brain_dist.benchmarking.grid import Grid
 from brain_dist.benchmarking.measured import is_measured
 from brain_dist.benchmarking.trainings import training_commands
 from brain_dist.common.files import write_atomically
+from brain_dist.common.records import read_record
 from brain_dist.errors import Fault, UserError
 from brain_dist.scalability.slurm_jobs import slurm_command
 
@@ -25,16 +26,16 @@ def require_slurm(folder: Folder) -> None:
     """Check that jobs can be submitted from here, and that no earlier array of this benchmark is active.
 
     Raises:
-        UserError: sbatch or the script is missing, or an array waits or runs.
+        UserError: sbatch or the script is missing, an array waits or runs, or the record of it is damaged.
         Fault: SLURM does not say whether an array waits or runs.
     """
     if not shutil.which("sbatch"):
         raise UserError("--slurm: sbatch is not on PATH; start on a login node, or leave --slurm out")
     if not SCRIPT.is_file():
         raise UserError(f"{SCRIPT} does not exist here; start from the root of the checkout, as the nodes do")
-    if not (folder.out / JOB).is_file():
+    job = submitted_job(folder)
+    if job is None:
         return
-    job = json.loads((folder.out / JOB).read_text())["job"]
     query = ["squeue", "--noheader", f"--jobs={job}", "--array", "--format=%T"]
     answer = subprocess.run(query, capture_output=True, text=True, check=False)
     if answer.returncode and FORGOTTEN not in answer.stderr:
@@ -48,6 +49,17 @@ def require_slurm(folder: Folder) -> None:
             f"job {job} of this benchmark still has {len(active)} tasks ({', '.join(sorted(set(active)))}); wait for"
             f" it, or end it with `scancel {job}`"
         )
+
+
+def submitted_job(folder: Folder) -> str | None:
+    """Number of the job array that was submitted last; None if there was none.
+
+    Raises:
+        UserError: the record of it is damaged.
+    """
+    advice = "delete it if `squeue --me` lists no array of this benchmark, and give the same command again"
+    file = folder.out / JOB
+    return str(read_record(file, advice, {"job": str})["job"]) if file.is_file() else None
 
 
 def submit_cells(grid: Grid, folder: Folder, *, costs: bool = True) -> str | None:

@@ -115,7 +115,10 @@ def epochs_text(cell: Cell, folder: Folder) -> str:
     except OSError:
         return ""
     steps = [row for row in rows if row.startswith(b'{"kind": "train"') and row.endswith(b"}")]
-    return f"epoch {json.loads(steps[-1])['epoch']:.1f} of {cell.config.train.epochs}" if steps else ""
+    try:
+        return f"epoch {json.loads(steps[-1])['epoch']:.1f} of {cell.config.train.epochs}" if steps else ""
+    except (ValueError, KeyError, TypeError):  # the row is damaged
+        return ""
 
 
 def board_name(cell: Cell, grid: Grid) -> str:

@@ -34,6 +34,7 @@ from brain_dist.collection.recipes import Recipe
 from brain_dist.collection.records import Record
 from brain_dist.common.files import crc32_file, durable_file, sync_file, sync_folder, write_atomically
 from brain_dist.common.progress import Progress, no_progress
+from brain_dist.common.records import read_record
 from brain_dist.common.scratch import scratch
 from brain_dist.common.text import printable
 from brain_dist.common.workers import Run, worker_pool
@@ -41,6 +42,7 @@ from brain_dist.errors import Fault, UserError
 from brain_dist.store.options import BuildOptions
 
 MAX_PARTS = 10_000
+PART = {"request": dict, "source": dict, "own": dict, "images": list, "bad": list, "blank": list}  # keys of its file
 _FIELDS = ("ext", "size", "crc32", "width", "height", "mode", "pixel_hash", "phash", "head", "attributes")
 
 
@@ -123,10 +125,9 @@ def _part_request(request: dict[str, Any]) -> dict[str, Any]:
 def _read(place: Path) -> dict[str, Any]:
     """The content of a part's file; empty if it is missing or damaged."""
     try:
-        document: dict[str, Any] = json.loads(place.read_bytes())
-    except (OSError, ValueError):
+        return read_record(place, "", PART)
+    except UserError:
         return {}
-    return document
 
 
 def _changed(document: dict[str, Any], place: Path, source: Path, run: Run) -> list[Path]:

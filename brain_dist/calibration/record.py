@@ -11,6 +11,7 @@ import numpy as np
 
 from brain_dist.calibration.conformal import METHODS, SCORES, Threshold, fit_method
 from brain_dist.calibration.scaling import fit_temperature, fit_vector, scaled
+from brain_dist.common.records import read_record
 from brain_dist.errors import UserError
 from brain_dist.judging.clusters import number_clusters
 from brain_dist.judging.predictions import Predictions
@@ -114,8 +115,9 @@ def read_calibration(run: Path) -> Calibration | None:
     path = run / FILE
     if not path.is_file():
         return None
+    advice = "write it again with `brain-dist calibrate`"
+    content = read_record(path, advice, {"schema": int, "thresholds": dict, "classes": list})
     try:
-        content = json.loads(path.read_text())
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']}")
         thresholds = {
@@ -124,5 +126,5 @@ def read_calibration(run: Path) -> Calibration | None:
         }
         values = {name: content[name] for name in Calibration.__dataclass_fields__}
         return Calibration(**values | {"thresholds": thresholds, "classes": tuple(content["classes"])})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error!r}); write it again with `brain-dist calibrate`") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error!r}); {advice}") from None

@@ -94,7 +94,7 @@ class Evaluations:
 
 
 def _logged_rows(run: Path) -> list[dict[str, Any]]:
-    return [row for row in complete_rows(run / METRICS) if row["kind"] == "eval" and row["split"] == "val"]
+    return [row for row in complete_rows(run / METRICS) if row.get("kind") == "eval" and row["split"] == "val"]
 
 
 def _stored_rows(run: Path, step: int) -> list[dict[str, Any]] | None:

@@ -8,7 +8,7 @@ checked.
 
 from brain_dist.config.augmentation import AugmentConfig
 from brain_dist.config.config import Config
-from brain_dist.config.parse import dump, load, read, to_dict
+from brain_dist.config.parse import dump, load, read, read_sections, to_dict
 from brain_dist.config.sections import (
     Balance,
     DataConfig,
@@ -23,5 +23,5 @@ from brain_dist.config.sections import (
 
 __all__ = [
     "AugmentConfig", "Balance", "Config", "DataConfig", "Metric", "ModelConfig", "OptimConfig", "Precision",
-    "RunConfig", "TrackConfig", "TrainConfig", "dump", "load", "read", "to_dict",
+    "RunConfig", "TrackConfig", "TrainConfig", "dump", "load", "read", "read_sections", "to_dict",
 ]  # fmt: skip

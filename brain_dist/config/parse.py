@@ -68,11 +68,50 @@ def read(path: Path) -> Config:
     """Read the configuration that a run saved in its folder.
 
     Raises:
-        UserError: ``path`` does not exist or contains an invalid setting.
+        UserError: ``path`` does not exist, lacks a section or contains an invalid setting.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; {path.parent} is not a run folder")
-    return load(["--config", str(path)], advice="docs/configuration.md lists all settings")
+    advice = "copy it from where the run was trained"
+    saved = _read_saved(path, advice)
+    config = load(["--config", str(path)], advice="docs/configuration.md lists all settings")
+    _require_sections(saved, path, advice)  # the settings that a cut file lacks would have defaults
+    return config
+
+
+def read_sections(path: Path, advice: str) -> dict[str, dict[str, Any]]:
+    """The settings that a run saved, by section and unchecked; for readers of runs of other versions.
+
+    Args:
+        path: the file, which exists.
+        advice: ends the error: how the file is made again.
+
+    Raises:
+        UserError: the file cannot be read, is not YAML, or lacks a section.
+    """
+    content = _read_saved(path, advice)
+    _require_sections(content, path, advice)
+    return content
+
+
+def _read_saved(path: Path, advice: str) -> dict[str, dict[str, Any]]:
+    try:
+        content = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {advice}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is damaged (it is not text); {advice}") from None
+    except UserError as error:
+        raise UserError(f"{error}; {advice}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged (it is not a mapping of settings); {advice}")
+    return content
+
+
+def _require_sections(content: dict[str, dict[str, Any]], path: Path, advice: str) -> None:
+    for section in dataclasses.fields(Config):
+        if not isinstance(content.get(section.name), dict):
+            raise UserError(f"{path} is damaged (it has no section {section.name}); {advice}")
 
 
 def dump(config: Config) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from brain_dist.common.records import read_record
 from brain_dist.errors import UserError
 
 FOLDER = "explanations"
@@ -22,10 +22,9 @@ def read_summary(run: Path, name: str) -> dict[str, Any] | None:
     path = run / FOLDER / f"{name}.json"
     if not path.is_file():
         return None
-    try:
-        summary = json.loads(path.read_text())
-        if summary["schema"] != SCHEMA:
-            raise ValueError(f"schema {summary['schema']}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error!r}); write it again with `brain-dist explain {run}`") from None
+    advice = f"write it again with `brain-dist explain {run}`"
+    keys = {"schema": int, "step": int, "dataset_version": str, "measures": dict}
+    summary = read_record(path, advice, keys)
+    if summary["schema"] != SCHEMA:
+        raise UserError(f"{path} has schema {summary['schema']}, this program reads {SCHEMA}; {advice}")
     return summary

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from brain_dist.common.progress import no_progress, show_progress, track
+from brain_dist.common.records import read_record
 from brain_dist.errors import Fault, UserError
 
 if TYPE_CHECKING:
@@ -195,12 +195,13 @@ def read_environment(path: Path) -> dict[str, Any]:
     """What training recorded in environment.json, in the run's folder.
 
     Raises:
-        UserError: the file is missing.
+        UserError: the file is missing or damaged.
     """
     file = path / "environment.json"
     if not file.is_file():
         raise UserError(f"{file} does not exist; is {path} the folder of a run?")
-    return json.loads(file.read_text())
+    advice = "give the command of the training again, which writes it"
+    return read_record(file, advice, {"classes": list, "dataset_version": str})
 
 
 def open_own_data(path: Path, cache_dir: str | None) -> tuple[DataConfig, Dataset]:

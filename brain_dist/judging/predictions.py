@@ -192,7 +192,7 @@ def read_predictions(path: str | Path) -> Predictions:
         table = pq.ParquetFile(path, pre_buffer=False).read(use_threads=False)
         predictions = _from_table(table)
         predicted = table["predicted"].to_numpy()
-    except (pa.ArrowException, KeyError, ValueError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:  # of damaged bytes
         raise UserError(f"{path} is not a predictions table ({error}); {_ADVICE}") from error
     problem = _row_problem(predictions.row, predictions.row)
     if not problem and not np.array_equal(predicted, predictions.predicted):
@@ -213,7 +213,7 @@ def read_version(path: Path) -> str:
 
     try:
         return str((pq.read_schema(path).metadata or {})[b"dataset_version"].decode())
-    except (pa.ArrowException, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is not a predictions table ({error}); {_ADVICE}") from error
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from brain_dist.common.files import check_writable, sha256_bytes, sha256_file, write_atomically
 from brain_dist.common.progress import Progress, no_progress, show_progress
+from brain_dist.common.records import read_record
 from brain_dist.common.text import print_list
 from brain_dist.errors import EXIT_USER, Fault, UserError
 from brain_dist.ood.record import FILE
@@ -208,8 +209,8 @@ def _begin(folder: Path, request: dict[str, Any], resume: bool) -> None:
     file = folder / "request.json"
     if resume and file.is_file():
         try:
-            earlier = json.loads(file.read_text())
-        except ValueError:
+            earlier = read_record(file, "")
+        except UserError:
             earlier = {}
         different = sorted(name for name in request if earlier.get(name) != request[name])
         if different:
@@ -262,9 +263,9 @@ def _finish(task: _Task, folder: Path, out: Path, request: dict[str, Any], repor
         path = _part_file(folder, number)
         try:
             own = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise Fault(f"{path} cannot be read ({error}); run the same command again with --resume") from None
-        names = [row[0] for k, row in enumerate(own) if k == 0 or row[0] != own[k - 1][0]]
+            names = [row[0] for k, row in enumerate(own) if k == 0 or row[0] != own[k - 1][0]]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise Fault(f"{path} cannot be read ({error}); remove it and run again with --resume") from None
         if names != [task.sources[n].name for n in part]:
             raise Fault(f"{path} does not have the predictions of its files; remove it and run again with --resume")
         rows += own

@@ -13,6 +13,7 @@ from brain_dist.calibration.conformal import METHODS, wanted_coverage
 from brain_dist.calibration.measures import ERRORS
 from brain_dist.calibration.record import Calibration
 from brain_dist.calibration.scaling import scaled
+from brain_dist.config import read_sections
 from brain_dist.judging.predictions import Predictions
 from brain_dist.pages.template import page_template
 from brain_dist.pages.text import display_name
@@ -115,7 +116,5 @@ def is_good(result: dict[str, Any]) -> bool:
 
 def _chosen_on_fit(run: Path) -> bool:
     """Whether the training keeps the checkpoint with the best validation score."""
-    import yaml
-
-    path = run / "config.yaml"
-    return path.is_file() and bool(yaml.safe_load(path.read_text()).get("train", {}).get("best"))
+    path, advice = run / "config.yaml", "copy it from where the run was trained, or delete it"
+    return path.is_file() and bool(read_sections(path, advice)["train"].get("best"))

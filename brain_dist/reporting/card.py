@@ -9,8 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from brain_dist import __version__
 from brain_dist.judging.predictions import Predictions
 from brain_dist.pages.text import display_name, interval_text, listing, number, percent
@@ -71,7 +69,7 @@ def render_card(run: Path, folder: Path | None = None) -> str:
     tables = [read_run_files(run, name, folder) for name in names]
     tested = [files for files in tables if set(files.predictions.split) == {"test"}]
     some = (tested or tables)[0]
-    config = yaml.safe_load(some.config or "{}")
+    config = some.settings or {}
     sections = [
         f"# {_plain(some.run)}",
         _description(some),

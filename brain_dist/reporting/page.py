@@ -137,10 +137,8 @@ def explained(summary: dict[str, Any]) -> dict[str, Any]:
 
 def answered_checklist(files: RunFiles) -> dict[str, Any]:
     """The ``items`` of the reporting checklists for a run, and their ``tally``."""
-    import yaml
-
     predictions, shared = files.predictions, separation(files)
-    model = None if files.config is None else yaml.safe_load(files.config)["model"]
+    model = None if files.settings is None else files.settings["model"]
     trained_on = (files.environment or {}).get("dataset_version", predictions.dataset_version)
     items = checklist(
         Facts(
@@ -167,11 +165,9 @@ def evaluated_on(files: RunFiles) -> str:
 
 def run_facts(files: RunFiles) -> list[str]:
     """Network, number of parameters, step and date, as far as the run folder has them."""
-    import yaml
-
     facts = []
-    if files.config is not None:
-        facts.append(str(yaml.safe_load(files.config)["model"]["name"]))
+    if files.settings is not None:
+        facts.append(str(files.settings["model"]["name"]))
     if files.environment is not None and "parameters" in files.environment:
         facts.append(f"{files.environment['parameters'] / 1e6:.1f} million parameters")
     if files.predictions.adopted is None:
@@ -223,12 +219,10 @@ def training_steps(files: RunFiles) -> dict[str, Any] | None:
         ``done`` and ``planned`` steps; whether the training ended by its ``patience``; whether it ``stopped`` without
         having ended; whether the learning rate was still in its ``warmup``.
     """
-    import yaml
-
     trained = [row for row in files.log if row.get("kind") == "train" and row.get("epoch")]
-    if not trained or files.config is None:
+    config = files.settings
+    if not trained or config is None:
         return None
-    config = yaml.safe_load(files.config)
     evaluations = Evaluations(config["train"].get("best"), config["train"].get("patience", 0))
     for row in files.log:
         if row["kind"] == "eval" and row["split"] == "val":

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from brain_dist.calibration.record import Calibration, read_calibration
+from brain_dist.common.records import Kind, read_record
+from brain_dist.config import read_sections
 from brain_dist.errors import UserError
 from brain_dist.explaining.record import read_summary
 from brain_dist.judging.predictions import SHORTCUTS, Predictions, read_predictions
 from brain_dist.store.dataset import Dataset, open_dataset
+
+SHORTCUT: dict[str, Kind] = {
+    "dataset_version": str,
+    "fold": (int, type(None)),
+    "test": int,
+    "baselines": dict,
+}  # keys of shortcut.json
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,7 @@ class RunFiles:
         others: the headlines of the run's other predictions, by name.
         log: rows of metrics.jsonl; empty if there is no log.
         config: text of config.yaml, or None.
+        settings: the settings in it by section, or None.
         environment: content of environment.json, or None.
         shortcut: content of predictions/shortcut.json, or None.
         calibration: content of calibration.json, or None.
@@ -41,6 +52,7 @@ class RunFiles:
     others: dict[str, Predictions]
     log: list[dict[str, Any]]
     config: str | None
+    settings: dict[str, dict[str, Any]] | None
     environment: dict[str, Any] | None
     shortcut: dict[str, Any] | None
     calibration: Calibration | None
@@ -71,9 +83,10 @@ def read_run_files(folder: Path, name: str, predictions: Path | None = None) -> 
         table=table,
         others={path.stem: read_predictions(path).headline for path in others},
         log=_read_log(folder / "metrics.jsonl"),
+        settings=_read_settings(folder / "config.yaml"),  # first, as it checks the file
         config=_read_text(folder / "config.yaml"),
         environment=_read_json(folder / "environment.json"),
-        shortcut=_read_json(predictions / f"{SHORTCUTS}.json"),
+        shortcut=_read_json(predictions / f"{SHORTCUTS}.json", SHORTCUT),
         calibration=read_calibration(folder),
         explanations=_read_explanations(folder, name, table),
         dataset=dataset,
@@ -101,30 +114,29 @@ def _open_dataset(predictions: Predictions) -> tuple[Dataset | None, str]:
 
 
 def _read_text(path: Path) -> str | None:
-    return path.read_text() if path.is_file() else None
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    text = _read_text(path)
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); write it again or delete it") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object; write it again or delete it")
-    return value
+def _read_settings(path: Path) -> dict[str, dict[str, Any]] | None:
+    return read_sections(path, "copy it from where the run was trained, or delete it") if path.is_file() else None
+
+
+def _read_json(path: Path, keys: Mapping[str, Kind] | None = None) -> dict[str, Any] | None:
+    return read_record(path, "write it again or delete it", keys) if path.is_file() else None
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl, without a last line that a killed process left incomplete."""
     rows = []
-    lines = (_read_text(path) or "").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             if number < len(lines):
                 raise UserError(f"{path}, line {number} is not JSON; delete that line") from None
+            continue
+        if not isinstance(row, dict) or "kind" not in row:
+            raise UserError(f"{path}, line {number} is not a row of a training's log; delete that line")
+        rows.append(row)
     return rows

@@ -17,6 +17,7 @@ import numpy as np
 from brain_dist.collection.decoding import BadImage
 from brain_dist.collection.pixels import JPEG_QUALITY, Smaller, StoredImage
 from brain_dist.collection.window import DEFAULT_WINDOW, Window
+from brain_dist.common.records import read_record
 from brain_dist.common.schema import Location, read_dataclass
 from brain_dist.config import Config
 from brain_dist.errors import UserError
@@ -158,13 +159,14 @@ def read_contract(folder: Path) -> Contract | None:
     path = folder / FILE
     if not path.is_file():
         return None
+    advice = "copy or export the model again"
+    content = read_record(path, advice, {"schema": int})
+    if content["schema"] != SCHEMA:
+        raise UserError(f"{path} has schema {content['schema']}, this program reads {SCHEMA}; {advice}")
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); copy or export the model again") from None
-    if isinstance(content, dict) and content.get("schema") != SCHEMA:
-        raise UserError(f"{path} has schema {content.get('schema')}, this program reads {SCHEMA}")
-    return read_dataclass(Contract, content, Location(str(path)))
+        return read_dataclass(Contract, content, Location(str(path)))
+    except UserError as error:
+        raise UserError(f"{error}; {advice}") from None
 
 
 def _storing(dataset: Dataset) -> dict[str, Any]:

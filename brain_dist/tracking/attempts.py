@@ -54,5 +54,7 @@ def complete_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in lines:
         with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if isinstance(row, dict):
+                rows.append(row)
     return rows

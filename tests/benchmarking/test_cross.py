@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import browser
+from damage import DAMAGES, damage
 from helpers import TINY, in_process
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
@@ -27,6 +28,7 @@ from brain_dist.benchmarking.trainings import training_commands
 from brain_dist.common.progress import no_progress
 from brain_dist.comparison.crossing import Judged, confounded, drop, entry, gain
 from brain_dist.config import load
+from brain_dist.errors import UserError
 from brain_dist.inference.known import known_images, known_within
 from brain_dist.inference.run import with_run_classes
 from brain_dist.judging.evaluation import write_evaluation
@@ -298,6 +300,18 @@ def of_alpha(crossed: Path, out: Path) -> Folder:
     planned["pairs"] = [pair for pair in planned["pairs"] if pair["source"] == "alpha"]
     (out / "cross_plan.json").write_text(json.dumps(planned))
     return Folder(out)
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_plan_is_named_and_a_damaged_matrix_judged_again(crossed: Path, tmp_path: Path, kind: str) -> None:
+    folder = Folder(shutil.copytree(crossed, tmp_path / "out"))
+    before = (folder.out / "cross.json").read_bytes()
+    damage(folder.out / "cross.json", kind)
+    read_matrix(folder)
+    assert (folder.out / "cross.json").read_bytes() == before
+    damage(folder.out / "cross_plan.json", kind)
+    with pytest.raises(UserError, match=r"cross_plan\.json is damaged \(.*\); give the command of the benchmark again"):
+        write_matrix(folder)
 
 
 def test_seeds_that_are_missing_are_named_and_drops_are_paired_by_seed(crossed: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from damage import DAMAGES, damage
 from helpers import in_process
 
 from brain_dist.benchmarking.conditions import require_same_conditions
@@ -241,11 +242,22 @@ def test_a_damaged_grid_is_written_again_after_its_deletion(dataset: Dataset, tm
     folder.claim(grid, "brain-dist benchmark run")
     (tmp_path / "benchmark.json").write_text(content)
     for ask in (folder.record, lambda: folder.claim(grid, "brain-dist benchmark run")):
-        with pytest.raises(UserError, match=r"benchmark\.json is damaged; delete it and give the same command again"):
+        with pytest.raises(UserError, match=r"benchmark\.json is damaged \(.*\); delete it and give the same command"):
             ask()
     (tmp_path / "benchmark.json").unlink()
     folder.claim(grid, "brain-dist benchmark run")
     assert len(folder.record()["cells"]) == len(grid.cells)
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_record_of_a_training_is_named(benchmark: tuple[Grid, Folder], kind: str) -> None:
+    grid, folder = benchmark
+    run = folder.run(grid.cells[0].key)
+    damage(run / "environment.json", kind)
+    for command in (["benchmark", "table", str(folder.out)], ["benchmark", "page", str(folder.out)]):
+        error = in_process(*command, expect=2).err
+        assert f"{run / 'environment.json'} is damaged (" in error
+        assert error.endswith(f"; delete {run}, and run the benchmark again\n")
 
 
 def test_a_folder_of_a_version_without_a_setting_that_is_off_is_continued(dataset: Dataset, tmp_path: Path) -> None:

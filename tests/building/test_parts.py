@@ -135,6 +135,7 @@ def other_pixel(file: Path) -> None:
         ("out.parts/spool/raw-glioma-0.mask", other_pixel, 1, "is missing or damaged"),
         ("out.parts/00000-of-00002.npy", other_pixel, 1, "is missing or damaged"),
         ("out.parts/00000-of-00002.json", lambda file: file.write_text("{"), 1, "is damaged"),
+        ("out.parts/00000-of-00002.json", lambda file: file.write_text("[1]"), 1, "is damaged"),
     ],
 )
 def test_a_part_whose_files_changed_is_examined_again(masked, tmp_path, name, change, code, message):

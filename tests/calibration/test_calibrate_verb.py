@@ -14,6 +14,7 @@ from foreign import classifier_probabilities
 from helpers import in_process
 from scipy.special import softmax
 
+from brain_dist import config
 from brain_dist.calibration.record import read_calibration
 from brain_dist.calibration.subgroups import attribute_values, subgroup_table
 from brain_dist.errors import UserError
@@ -102,7 +103,7 @@ def test_the_file_says_what_to_apply(adopted: Path) -> None:
 
 def test_what_is_printed_and_shown(run: Path) -> None:
     (run / "calibration.json").unlink()
-    (run / "config.yaml").write_text("train:\n  best: accuracy\n")
+    (run / "config.yaml").write_text(config.dump(config.load(["--train.best", "accuracy"])))
     result = in_process("calibrate", str(run), "--judge", "test,shifted", "--alpha", "0.2", "--by", "dataset")
     lines = result.out.splitlines()
     assert lines[0].startswith("fitted on val: 42 images of 14 groups")
@@ -180,7 +181,9 @@ def test_nothing_judges_yet(run: Path) -> None:
 
 
 def test_damaged_file_is_explained(run: Path) -> None:
-    for content in ("{", '{"schema": 2}', '{"schema": 1}'):
+    intact = json.loads((run / "calibration.json").read_text())
+    other = json.dumps(intact | {"thresholds": []})
+    for content in ("{", "[]", '{"schema": 2}', '{"schema": 1}', other):
         (run / "calibration.json").write_text(content)
         with pytest.raises(UserError, match="write it again with `brain-dist calibrate`"):
             read_calibration(run)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from damage import DAMAGES, damage
 from helpers import ROOT, command, verb
 
 from brain_dist import config
@@ -52,6 +53,30 @@ def test_a_mistake_in_the_configuration_of_a_run_names_a_command_that_exists(tmp
     (tmp_path / "config.yaml").write_text("run:\n  nmae: x\n")
     with pytest.raises(UserError, match=r"config.yaml:2: unknown setting run.nmae .*; docs/configuration.md lists"):
         config.read(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_configuration_of_a_run_is_named(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(config.dump(config.Config()))
+    assert config.read_sections(file, "copy it")["track"]["wandb"] == config.Config().track.wandb
+    damage(file, kind)
+    for read in (config.read, lambda path: config.read_sections(path, "copy it from where the run was trained")):
+        with pytest.raises(UserError) as caught:
+            read(file)
+        message = str(caught.value)
+        assert message.startswith((f"{file} is damaged (", f"{file}:"))
+        advice = ("; copy it from where the run was trained", "; docs/configuration.md lists all settings")
+        assert message.endswith(advice)
+        assert "\n" not in message
+
+
+def test_settings_that_were_cut_off_do_not_become_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    text = config.dump(config.load(["--train.best", "accuracy"]))
+    file.write_text(text[: text.index("train:")])  # valid YAML of valid settings
+    with pytest.raises(UserError, match=rf"^{file} is damaged \(it has no section train\); copy it from where the run"):
+        config.read(file)
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,8 @@ import pytest
 import torch
 import yaml
 from browser import browser
+from damage import DAMAGES, damage
+from helpers import in_process
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import save_file
@@ -101,6 +104,34 @@ def finished_run(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory)
 def run(finished_run: Path, tmp_path: Path) -> Path:
     """A copy of the run folder that a test may change."""
     return Path(shutil.copytree(finished_run, tmp_path / "trial"))
+
+
+# What a report reads → the damages that it bears: an incomplete last row, as of a killed process; no key it needs
+READ_BY_A_REPORT: dict[str, tuple[str, ...]] = {
+    "config.yaml": (), "environment.json": ("another object",), "metrics.jsonl": ("cut", "empty", "binary"),
+    "predictions/test.parquet": (), "predictions/shortcut.json": (),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_file_is_named_with_the_fix(run: Path, kind: str) -> None:
+    for name, borne in READ_BY_A_REPORT.items():
+        file = run / name
+        intact = file.read_bytes()
+        damage(file, kind)
+        if kind in borne:
+            read_run_files(run, "test")
+        else:
+            with pytest.raises(UserError) as caught:
+                read_run_files(run, "test")
+            message = str(caught.value)
+            assert message.startswith(str(file)), message
+            assert re.search(r"; (write it again|copy it|delete that line)", message), message
+        file.write_bytes(intact)
+    damage(run / "environment.json", kind)
+    error = in_process("evaluate", str(run), "--device", "cpu", expect=2).err
+    assert error.startswith(f"brain-dist: error: {run / 'environment.json'} is damaged (")
+    assert error.endswith("); give the command of the training again, which writes it\n")
 
 
 class Page(HTMLParser):

@@ -3,6 +3,21 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from pathlib import Path
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "a list": lambda data: b"[1, 2]\n",
+    "another object": lambda data: b'{"a": 1}\n',
+    "binary": lambda data: bytes(range(128, 256)),
+}
+
+
+def damage(path: Path, kind: str) -> None:
+    """Replace a file by a damaged one, see :data:`DAMAGES`."""
+    path.write_bytes(DAMAGES[kind](path.read_bytes()))
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
