@@ -9,10 +9,11 @@ import io
 import struct
 import warnings
 import zlib
+from typing import Any
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from brain_dist.collection.window import Window
 
@@ -21,6 +22,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gi
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "JPEG2000", "PPM")  # Pillow's names of them
 MAX_PIXELS = 8192 * 8192  # a larger image is a decompression bomb or a pathology slide, not an MRI slice
 MIN_SIDE = 16  # pixels
+MAX_TILE = 2**22  # pixels of a TIFF's tile, which is decoded whole however small the image is
+MAX_SCANS = 100  # of a JPEG; encoders write about ten, and each costs as much time as a whole image
 # What Pillow's readers raise on damaged data, found by flipping bytes in files of every format
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, zlib.error)
 WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
@@ -38,6 +41,7 @@ def decode_gray(data: bytes, window: Window) -> tuple[np.ndarray, str, str, byte
     """Upright gray pixels uint8 [H, W], mode of their source, jpg or png, and their encoding if that can be stored."""
     if not data:
         raise BadImage("is empty (0 bytes)")
+    check_scans(data)
     plain = _decode_plain_jpeg(data)
     if plain is not None:
         return *plain, "jpg", data
@@ -83,6 +87,7 @@ def decode_image(data: bytes, *, luminance: bool = False) -> tuple[Image.Image, 
     Raises:
         BadImage: ``data`` is not exactly one complete image of a usable size.
     """
+    check_scans(data)
     try:
         image, mode = _load(data, luminance)
         rotated = image.getexif().get(_ORIENTATION) in range(2, 9)
@@ -122,15 +127,29 @@ def _load(data: bytes, luminance: bool) -> tuple[Image.Image, str]:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the stricter limit
         image = Image.open(io.BytesIO(data), formats=FORMATS)  # others may start programs: EPS starts Ghostscript
     check_size(image.width, image.height)
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # an MPO is one photograph and its previews
-        raise BadImage(f"contains {frames} images; a file must contain one slice")
+    # not n_frames, which goes through the whole file; an MPO is one photograph and its previews
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        raise BadImage("contains several images; a file must contain one slice")
+    if image.format == "TIFF":
+        _check_tile(image)
     mode = image.mode
     if luminance and image.format in ("JPEG", "MPO") and mode == "RGB":
         # the stored luminance, which DALI's gray decoding returns, too; no chroma has to be upsampled
         image.draft("L", image.size)
     image.load()
     return image, mode
+
+
+def _check_tile(image: Any) -> None:
+    tile = [image.tag_v2.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
+    if tile[0] * tile[1] > MAX_TILE:
+        raise BadImage(f"has tiles of {tile[0]} x {tile[1]} pixels, more than {MAX_TILE:,} in all (decompression bomb)")
+
+
+def check_scans(data: bytes) -> None:
+    """Raise :class:`BadImage` if a JPEG has so many scans that decoding it would take minutes; others pass."""
+    if data.startswith(b"\xff\xd8") and data.count(_START_OF_SCAN) > MAX_SCANS:
+        raise BadImage(f"has more than {MAX_SCANS} scans (decompression bomb)")
 
 
 def encoded_size(data: bytes) -> tuple[int, int]:
@@ -184,12 +203,15 @@ def to_8_bit(values: np.ndarray, window: Window) -> np.ndarray:
     Raises:
         BadImage: a value is not finite.
     """
-    values = values.astype(np.float64)
-    if not np.isfinite(values).all():
+    scaled = values.astype(np.float64)
+    if not np.isfinite(scaled).all():
         raise BadImage("contains values that are not finite")
-    low, high = window.limits(values)
-    scaled = (values - low) / (high - low if high > low else 1.0)
-    return np.rint(np.clip(scaled, 0.0, 1.0) * 255).astype(np.uint8)
+    low, high = window.limits(scaled)
+    scaled -= low  # in place: an image of 50 million pixels takes 400 MB
+    scaled /= high - low if high > low else 1.0
+    np.clip(scaled, 0.0, 1.0, out=scaled)
+    scaled *= 255
+    return np.rint(scaled, out=scaled).astype(np.uint8)
 
 
 def _to_gray(image: Image.Image, window: Window) -> Image.Image:

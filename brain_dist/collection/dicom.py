@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from brain_dist.collection.decoding import BadImage, check_size, inflate, to_8_bit
+from brain_dist.collection.decoding import BadImage, check_scans, check_size, inflate, to_8_bit
 from brain_dist.collection.pixels import Contents, SlicePixels
 from brain_dist.collection.recipes import RecipePart
 
@@ -96,13 +97,17 @@ def read_pixels(file: BinaryIO, part: RecipePart) -> SlicePixels:
         raise BadImage(f"is not a gray image (photometric interpretation {interpretation})")
 
     plugin = _decoding_plugin(dataset)
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    is_big_endian = syntax is not None and not syntax.is_little_endian
 
     def pixels(frame: int | None) -> tuple[np.ndarray, str]:
         index = (frame or 1) - 1
+        if syntax is not None and syntax.is_encapsulated:
+            _check_compressed(dataset, index, syntax)
         stored = pixel_array(dataset, index=index, decoding_plugin=plugin)
         values = apply_rescale(stored, _frame_item(dataset, index, "PixelValueTransformationSequence"))
         if part.window.file:
-            gray = _apply_file_window(values, _frame_item(dataset, index, "FrameVOILUTSequence"))
+            gray = _apply_file_window(values, _frame_item(dataset, index, "FrameVOILUTSequence"), is_big_endian)
         else:
             gray = to_8_bit(values, part.window)
         return (255 - gray if interpretation == "MONOCHROME1" else gray), str(stored.dtype)
@@ -141,6 +146,43 @@ def _decoding_plugin(dataset: Any) -> str:
             "and pylibjpeg-libjpeg (GPL), or save it without compression"
         )
     return "pillow" if "pillow" in decoder.available_plugins else ""
+
+
+def _check_compressed(dataset: Any, index: int, syntax: Any) -> None:
+    """Raise :class:`BadImage` if a compressed frame has another size than the header states, before it is decoded."""
+    from pydicom.encaps import get_frame
+    from pydicom.uid import RLELossless
+
+    if syntax == RLELossless:  # has no size of its own
+        return
+    frame = get_frame(dataset.PixelData, index, number_of_frames=int(dataset.get("NumberOfFrames") or 1))
+    size = _compressed_size(frame)
+    if size is None:
+        raise BadImage("cannot be decoded (a compressed frame has no header)")
+    if size != (dataset.Columns, dataset.Rows):
+        raise BadImage(
+            f"has a compressed frame of {size[0]} x {size[1]} pixels, but states {dataset.Columns} x {dataset.Rows}"
+        )
+    check_scans(frame)
+
+
+def _compressed_size(frame: bytes) -> tuple[int, int] | None:
+    """Width and height that the codestream of JPEG 2000, JPEG or JPEG-LS states; None if it has no such header."""
+    start = frame[:4096].find(b"\xff\x4f\xff\x51")
+    if start >= 0 and len(frame) >= start + 24:
+        right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
+        return right - left, bottom - top
+    place = 2
+    while frame.startswith(b"\xff\xd8") and len(frame) >= place + 9 and frame[place] == 0xFF:
+        marker = frame[place + 1]
+        if marker == 0xFF:  # fill
+            place += 1
+        elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            height, width = struct.unpack_from(">2H", frame, place + 5)
+            return width, height
+        else:
+            place += 2 + int.from_bytes(frame[place + 2 : place + 4], "big")
+    return None
 
 
 def _inflated(file: BinaryIO) -> Any:
@@ -187,10 +229,10 @@ def _frame_item(dataset: Any, index: int, sequence: str) -> Any:
     return dataset
 
 
-def _apply_file_window(values: np.ndarray, dataset: Any) -> np.ndarray:
+def _apply_file_window(values: np.ndarray, dataset: Any, is_big_endian: bool) -> np.ndarray:
     """Values → uint8 by the file's VOI LUT or first window (DICOM PS3.3, C.11.2)."""
     if dataset.get("VOILUTSequence"):
-        gray = _apply_lut(values, dataset.VOILUTSequence[0])
+        gray = _apply_lut(values, dataset.VOILUTSequence[0], is_big_endian)
     elif "WindowCenter" in dataset and "WindowWidth" in dataset:
         gray = _apply_window(values, dataset)
     else:
@@ -198,12 +240,14 @@ def _apply_file_window(values: np.ndarray, dataset: Any) -> np.ndarray:
     return np.rint(np.clip(gray, 0, 255)).astype(np.uint8)
 
 
-def _apply_lut(values: np.ndarray, lut: Any) -> np.ndarray:
+def _apply_lut(values: np.ndarray, lut: Any, is_big_endian: bool) -> np.ndarray:
     """Values → 0 to 255 by a VOI LUT."""
     entries, (count, first, bits) = lut.LUTData, lut.LUTDescriptor
     if isinstance(entries, bytes):  # of 16-bit words, or of bytes if there is only one for each 8-bit entry
+        if is_big_endian:
+            entries = np.frombuffer(entries, ">u2").astype("<u2").tobytes()
         entries = np.frombuffer(entries, "u1" if len(entries) < 2 * (count or 2**16) else "<u2")
-    entries = np.asarray(entries)
+    entries = np.asarray(entries, np.float64)  # in 16 bits the product below would overflow
     indices = np.clip(np.rint(values) - first, 0, len(entries) - 1).astype(int)
     return entries[indices] * 255 / (2**bits - 1)
 

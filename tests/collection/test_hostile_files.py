@@ -8,16 +8,20 @@ import os
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
+import jpeg_ls
 import numpy as np
+import pydicom
 import pytest
 from pictures import draw, png_bytes
 from PIL import Image
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.encaps import encapsulate
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless
 from scans import write_dicom, write_mat, write_nifti
 
 from brain_dist.collection.decoding import BadImage
@@ -221,6 +225,15 @@ def tiff_strip(path: Path) -> None:
     path.write_bytes(bytes(data) + strip)
 
 
+def tiff_tile(path: Path) -> None:
+    """An image of 96 x 96 pixels in one tile of 600 million."""
+    tile, side = deflated(BOMB, zlib.MAX_WBITS), 25_000
+    tags = {256: 96, 257: 96, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 8, 325: len(tile)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    start = struct.pack("<4sI", b"II*\0", 8 + len(tile))
+    path.write_bytes(start + tile + struct.pack("<H", len(tags)) + entries + bytes(4))
+
+
 BOMBS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "deflated DICOM": ("dicom", deflated_dicom),
     "NIfTI, behind the voxels": ("nifti", nifti_with_bytes_behind_the_voxels),
@@ -230,6 +243,7 @@ BOMBS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "PNG": ("images", png_data),
     "PNG text": ("images", png_text),
     "TIFF": ("images", tiff_strip),
+    "TIFF tile": ("images", tiff_tile),
 }  # fmt: skip
 MEASURE = """
 import resource, sys
@@ -270,6 +284,63 @@ def test_decoders_have_a_bound_on_what_they_inflate(tmp_path: Path, search_path:
     assert reason or case in ("PNG", "TIFF")
 
 
+def test_files_that_would_be_decoded_for_minutes_are_refused_at_once(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((4000, 4000), np.uint8)).save(buffer, "JPEG", progressive=True)
+    jpeg = buffer.getvalue()
+    (tmp_path / "normal").write_bytes(jpeg)
+    assert isinstance(read(tmp_path / "normal", "images"), MeasuredImage)
+    last_scan = jpeg[jpeg.rfind(b"\xff\xda") : -2]
+    (tmp_path / "scans").write_bytes(jpeg[:-2] + 10_000 * last_scan + jpeg[-2:])
+    draw(1).save(tmp_path / "pages", "TIFF", save_all=True, append_images=[draw(2)])
+    pages = bytearray((tmp_path / "pages").read_bytes())
+    with Image.open(tmp_path / "pages") as image:
+        image.seek(1)
+        second = image._frame_pos[1]
+    length = 2 + 12 * int.from_bytes(pages[second : second + 2], "little")
+    for _ in range(20_000):
+        pages[second + length : second + length + 4] = struct.pack("<I", len(pages))
+        pages += pages[second : second + length + 4]
+        second = len(pages) - length - 4
+    pages[second + length : second + length + 4] = bytes(4)
+    (tmp_path / "pages").write_bytes(pages)
+    start = time.process_time()
+    assert read(tmp_path / "scans", "images") == "has more than 100 scans (decompression bomb)"
+    assert read(tmp_path / "pages", "images") == "contains several images; a file must contain one slice"
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "JPEG2000", "JPEG-LS"])
+def test_compressed_frames_have_the_size_that_the_header_states(tmp_path: Path, kind: str) -> None:
+    def frame(side: int) -> bytes:
+        pixels = np.asarray(draw(1).resize((side, side + 2)))
+        if kind == "JPEG-LS":
+            return bytes(jpeg_ls.encode_array(pixels))
+        buffer = io.BytesIO()
+        options = {"no_jp2": True, "irreversible": False} if kind == "JPEG2000" else {}
+        Image.fromarray(pixels).save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    syntaxes = {"JPEG": JPEGBaseline8Bit, "JPEG2000": JPEG2000Lossless, "JPEG-LS": JPEGLSLossless}
+    path = write_dicom(tmp_path / "1.dcm", IMAGE)
+    data = pydicom.dcmread(path)
+    data.Rows, data.Columns, data.NumberOfFrames = 98, 96, 2
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
+    data.file_meta.TransferSyntaxUID = syntaxes[kind]
+    for side, good in ((96, True), (2000, False)):
+        data.PixelData = encapsulate([frame(96), frame(side)])
+        data.save_as(path, enforce_file_format=True)
+        part = parse_recipe({"parts": [{"format": "dicom"}]}, "it").parts[0]
+        first, second = examine_file(path, part, [1, 2])
+        assert isinstance(first, MeasuredImage), first
+        reason = "has a compressed frame of 2000 x 2002 pixels, but states 96 x 98"
+        assert (
+            (isinstance(second, MeasuredImage) and second.pixel_hash == first.pixel_hash)
+            if good
+            else (second == reason)
+        )
+
+
 def test_gzip_still_checks_the_whole_volume(tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "1.nii.gz", np.arange(8000, dtype=np.int16).reshape(20, 20, 20))
     assert isinstance(read(path, "nifti"), MeasuredImage)
@@ -279,8 +350,6 @@ def test_gzip_still_checks_the_whole_volume(tmp_path: Path) -> None:
 
 def test_deflated_dicom_files_are_read(tmp_path: Path) -> None:
     plain = read(write_dicom(tmp_path / "1.dcm", IMAGE, PatientID="P"), "dicom")
-    import pydicom
-
     data = pydicom.dcmread(tmp_path / "1.dcm")
     data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     data.save_as(tmp_path / "2.dcm", enforce_file_format=True)

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import draw
 from PIL import Image
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 from scans import write_dicom, write_folds, write_mat, write_nifti
 
 from brain_dist.building.build import build
@@ -109,6 +110,19 @@ def test_dicom_values_are_rescaled_windowed_and_inverted(tmp_path):
     np.testing.assert_array_equal(
         read_slice(write_dicom(path, pixels, VOILUTSequence=[lut]), of_file), np.clip(255 - IMAGE, 0, 255)
     )
+    entries = np.arange(4096)[::-1]
+    lut.LUTDescriptor = [4096, 0, 12]
+    expected = np.rint(entries[IMAGE] * 255 / 4095)
+    for syntax, order in ((ExplicitVRLittleEndian, "<"), (ExplicitVRBigEndian, ">")):
+        lut.LUTData = entries.astype(f"{order}u2").tobytes()
+        write_dicom(path, pixels, VOILUTSequence=[lut])
+        data = pydicom.dcmread(path)
+        data.VOILUTSequence[0]["LUTData"].VR = "OW"
+        data.PixelData, data.file_meta.TransferSyntaxUID = pixels.astype(f"{order}u2").tobytes(), syntax
+        again = pydicom.Dataset({each.tag: each for each in data})  # one that knows no byte order
+        again.file_meta = data.file_meta
+        again.save_as(path, enforce_file_format=True, little_endian=order == "<", implicit_vr=False)
+        np.testing.assert_array_equal(read_slice(path, of_file), expected)
 
 
 def test_enhanced_dicom_keeps_rescale_and_window_for_each_frame(tmp_path):
