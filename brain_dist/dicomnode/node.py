@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from brain_dist.common.files import check_writable
+from brain_dist.common.limits import forbid_core_dumps
 from brain_dist.common.locks import Busy, take_lock
 from brain_dist.common.notify import notify
 from brain_dist.dicomnode.evaluator import Evaluator
@@ -75,6 +76,7 @@ def listen(
         if value < 1:
             raise UserError(f"{name} {value}: must be ≥ 1")
     silence()
+    forbid_core_dumps()
     check_writable(store, "choose another --store")
     store.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:

@@ -68,6 +68,7 @@ def create_app(service: Service, about: dict[str, Any]) -> FastAPI:
 
     app = FastAPI(
         title="brain_dist", version=__version__, description=NOTICE, docs_url=None, redoc_url=None, lifespan=lifespan,
+        redirect_slashes=False,  # behind a proxy with TLS it would send image and token on to http://
     )  # fmt: skip
     app.add_middleware(Gate, service=service)
     _add_predictions(app, service)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from brain_dist.common.limits import allow_many_connections, forbid_core_dumps
 from brain_dist.errors import UserError
 from brain_dist.prediction.predictor import Predictor, load
 from brain_dist.ranks.threads import limit_torch
@@ -37,6 +38,8 @@ def serve(model: Path, *, step: int | str | None, device: str, **options: Any) -
         Fault: the model's weights are damaged, or its outputs are not finite.
     """
     settings = make_settings(**options)
+    forbid_core_dumps()
+    allow_many_connections()
     try:
         from brain_dist.serving.app import create_app
         from brain_dist.serving.server import Server, open_socket

@@ -43,6 +43,8 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # whose body the server leaves out
         start, status = time.perf_counter(), 0
 
         async def guarded_send(message: Message) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import socket
 import struct
 import threading
@@ -254,6 +255,22 @@ def test_state_headers_and_description(service: Service) -> None:
     operation = document["paths"]["/v1/predict"]["post"]
     assert {"200", "400", "401", "408", "413", "415", "422", "503", "504"} == set(operation["responses"])
     assert "image/jpeg" in operation["requestBody"]["content"]
+
+
+def test_head_is_get_without_a_body_and_nothing_is_redirected(service: Service) -> None:
+    for path in ("", "healthz", "v1/model", "page/main.js"):
+        head, get = (httpx.request(method, service.url + path, trust_env=False) for method in ("HEAD", "GET"))
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == str(len(get.content))
+    head = httpx.head(service.url + "v1/predict", trust_env=False)
+    assert (head.status_code, head.headers["allow"]) == (405, "POST")
+    is_problem(service.post("v1/predict/", content=png()), 404, "not-found")
+    is_problem(service.get("page"), 404, "not-found")
+
+
+def test_a_crash_leaves_no_memory_on_the_disk(service: Service) -> None:
+    limits = Path(f"/proc/{service.pid}/limits").read_text()
+    assert re.search(r"Max core file size +0 +0 ", limits)
 
 
 def test_nothing_of_a_patient_is_kept(service: Service, files: Path) -> None:
