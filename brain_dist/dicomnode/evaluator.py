@@ -60,16 +60,16 @@ class Evaluator(threading.Thread):
         if self._inbox.begin(job):
             try:
                 report = evaluate(job, self._predictor, self._batch)
+                write_report(self._reports, report)
             except OSError:
                 raise
             except Exception as error:  # one series must not end the node; its text might quote the patient's data
-                reason = type(error).__name__
+                reason, report = type(error).__name__, None
         if report is None:
             self._inbox.done(job, failed=True)
             text = f"a series of {_images(job)} could not be evaluated ({reason}); it is in failed/{job.folder.name}"
             print(text, flush=True)
             return
-        write_report(self._reports, report)
         self._inbox.done(job)
         self._written()
         print(f"report {report.uid} on {_images(job)} in {time.monotonic() - start:.1f} s", flush=True)

@@ -116,11 +116,20 @@ def _refusal(modality: str, burned_in: str) -> str | None:
 
 
 def _text(dataset: Any, keyword: str) -> str:
-    """An element as text, decoded by the file's own character set; empty if it is missing or has several values."""
+    """An element as text, decoded by the file's own character set; empty if it is missing.
+
+    Several values, where only one is allowed, stay as they are in the file, so that a report has the image's patient;
+    of several names, which no report can have, it is the first.
+    """
+    from pydicom.multival import MultiValue
+    from pydicom.valuerep import PersonName
+
     try:
         value = dataset.get(keyword)
     except (TypeError, ValueError):
         return ""
+    if isinstance(value, MultiValue):
+        value = str(value[0]) if isinstance(value[0], PersonName) else "\\".join(map(str, value))
     return "" if value is None else str(value).encode("utf-8", "replace").decode().strip(" \0")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from brain_dist import __version__
 from brain_dist.dicomnode import codes
-from brain_dist.dicomnode.header import Header
+from brain_dist.dicomnode.header import PATIENT_AND_STUDY, Header
 from brain_dist.prediction.answers import MEAN, UNLIKE, Prediction, calibration_in_use, mean_of_slices
 from brain_dist.stream.contract import Contract
 
@@ -290,7 +290,7 @@ def _coding_scheme() -> Any:
 
 
 def write_report(folder: Path, report: Report) -> Path:
-    """Write a report as ``UID.dcm``. One that is already there is kept: it says the same.
+    """Write a report as ``UID.dcm``. One that is already there is kept if it says the same of the patient, too.
 
     Raises:
         OSError: the disk is full, or the folder is not writable.
@@ -298,6 +298,17 @@ def write_report(folder: Path, report: Report) -> Path:
     from brain_dist.common.files import write_atomically
 
     path = folder / f"{report.uid}.dcm"
-    if not path.exists():
+    if not path.exists() or not _is_of_same_patient(path, report):
         write_atomically(path, report.encode())
     return path
+
+
+def _is_of_same_patient(path: Path, report: Report) -> bool:
+    """Whether a file has the patient and the study of a report: they may have been corrected since it was written."""
+    from pydicom import dcmread
+
+    try:
+        earlier = dcmread(path, specific_tags=list(PATIENT_AND_STUDY))
+        return all(earlier.get(keyword) == report.dataset.get(keyword) for keyword in PATIENT_AND_STUDY)
+    except Exception:  # whatever pydicom raises about a damaged file
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,50 +76,59 @@ class Sender(threading.Thread):
         self._wake.set()
 
     def run(self) -> None:
-        """Send reports until the end."""
-        pause = FIRST_PAUSE
+        """Send reports until the end. One that the peer refuses does not delay the others."""
+        pause, again = FIRST_PAUSE, 0.0
+        refused: set[Path] = set()
         while True:
-            ending = self._ending.is_set()
-            pending = sorted(self._folder.glob("*.dcm"))
-            left = self._send(pending) if pending else 0
+            self._wake.clear()
+            ending = self._ending.is_set()  # after it, since both are set together
+            if ending or time.monotonic() >= again:
+                refused.clear()
+            pending = [path for path in sorted(self._folder.glob("*.dcm")) if path not in refused]
+            held = len(refused)
+            reached = self._send(pending, refused) if pending else True
             if ending:
                 return
-            if left:
-                self._ending.wait(pause)
+            if len(refused) > held or not reached:
+                again = time.monotonic() + pause
                 pause = min(2 * pause, LONGEST_PAUSE)
+            if not reached:
+                self._ending.wait(again - time.monotonic())
+            elif refused:
+                self._wake.wait(max(0.0, again - time.monotonic()))
             else:
-                self._wake.wait()
-                self._wake.clear()
                 pause = FIRST_PAUSE
+                self._wake.wait()
 
-    def _send(self, paths: list[Path]) -> int:
-        """Send files; returns how many were not confirmed."""
-        from pydicom import dcmread
-
-        left, problem, association = len(paths), "", None
+    def _send(self, paths: list[Path], refused: set[Path]) -> bool:
+        """Send files, and add those that the peer refuses to ``refused``; returns whether it could be reached."""
+        problem, association, reached = "", None, False
         try:
             association = self._associate()
-            if not association.is_established:
+            reached = association.is_established
+            if not reached:
                 problem = "cannot be reached, or refuses the association"
-            for path in paths if association.is_established else []:
-                status = association.send_c_store(dcmread(path))
-                code = status.get("Status")
-                if code in ACCEPTED:
-                    path.unlink()
-                    left -= 1
-                else:
-                    problem = "did not answer" if code is None else f"refused a report with status 0x{code:04X}"
+            for path in paths if reached else []:
+                reason = _send_one(association, path)
+                problem = problem or reason
+                if reason and not association.is_established:
+                    reached = False
+                    break
+                if reason:
+                    refused.add(path)
         except Exception as error:  # whatever pynetdicom raises; the thread must go on
-            problem = f"did not take a report ({type(error).__name__})"
+            problem, reached = f"did not take a report ({type(error).__name__})", False
         finally:
             if association is not None and association.is_established:
                 association.release()
-        if problem and not self._broken:
+        is_broken = bool(problem or refused)
+        if is_broken and not self._broken:
+            left = len(list(self._folder.glob("*.dcm")))
             print(f"{self._peer} {problem}; {left} reports wait and are sent again", flush=True)
-        elif self._broken and not problem:
+        elif self._broken and not is_broken:
             print(f"{self._peer} takes reports again", flush=True)
-        self._broken = bool(problem)
-        return left
+        self._broken = is_broken
+        return reached
 
     def _associate(self) -> Any:
         from pydicom.uid import ComprehensiveSRStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -128,3 +138,17 @@ class Sender(threading.Thread):
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = TIMEOUT
         entity.add_requested_context(ComprehensiveSRStorage, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
         return entity.associate(self._peer.host, self._peer.port, ae_title=self._peer.title)
+
+
+def _send_one(association: Any, path: Path) -> str:
+    """Send a file, and remove it if the peer has it; returns what is wrong, or an empty text."""
+    from pydicom import dcmread
+
+    try:
+        code = association.send_c_store(dcmread(path)).get("Status")
+    except Exception as error:  # a damaged file, or a peer that accepts no Comprehensive SR
+        return f"did not take a report ({type(error).__name__})"
+    if code in ACCEPTED:
+        path.unlink(missing_ok=True)
+        return ""
+    return "did not answer" if code is None else f"refused a report with status 0x{code:04X}"

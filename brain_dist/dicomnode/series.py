@@ -80,16 +80,26 @@ def write_reports(
             problems.append(f"{source.name}: has the SOPInstanceUID of another file of this call")
             continue
         images[instance] = Image(header, by_name[source.name])
-    for problem in problems:
-        print(f"brain-dist: no report about {problem}", file=sys.stderr)
     if not series:
+        _print_problems(problems)
         raise UserError("--sr writes reports about DICOM images, and none of the files is one; leave --sr away")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for images in series.values():
-            report = build_report(list(images.values()), contract)
+            try:
+                report = build_report(list(images.values()), contract)
+            except Exception as error:  # one series must not stop the rest; the text might quote the patient's data
+                names = [image.predictions[0].path for image in images.values()]
+                problems += [f"{name}: its series does not fit into one ({type(error).__name__})" for name in names]
+                continue
             path = write_report(folder, report)
             print(f"report on {len(images):,} image{'s' * (len(images) > 1)}: {path}: {report.summary}")
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror or error}); choose another for --sr") from None
+    _print_problems(problems)
     return len(problems)
+
+
+def _print_problems(problems: Sequence[str]) -> None:
+    for problem in problems:
+        print(f"brain-dist: no report about {problem}", file=sys.stderr)

@@ -17,12 +17,13 @@ import pytest
 from dicom_series import PATIENT, ROOT, dump, errors_of, write_series
 from fork_server import Ranks
 from helpers import fork_server, free_ports, in_process
-from pydicom.uid import MRImageStorage
-from pynetdicom import AE
+from pydicom.uid import ComprehensiveSRStorage, ExplicitVRLittleEndian, MRImageStorage
+from pynetdicom import AE, evt
 
 from brain_dist.collection.decoding import BadImage
 from brain_dist.dicomnode.header import read_header
 from brain_dist.dicomnode.inbox import Inbox
+from brain_dist.dicomnode.sender import Peer, Sender
 
 pytestmark = pytest.mark.skipif(not shutil.which("storescu"), reason="needs Debian's dcmtk")
 
@@ -195,6 +196,44 @@ def test_what_was_accepted_survives_stops_crashes_and_an_absent_peer(trained_run
         partial = next(report for report in reports if images(report) == 3)
         assert "Incomplete: 2 images of this series were refused" in dump(partial)
         assert listener.stop() == 0
+
+
+def test_a_report_that_the_peer_refuses_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    def write(name: str) -> None:
+        data = pydicom.Dataset()
+        data.file_meta = pydicom.dataset.FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        data.SOPClassUID, data.SOPInstanceUID = ComprehensiveSRStorage, f"1.2.{name}"
+        data.save_as(tmp_path / f"{name}.dcm", enforce_file_format=True)
+
+    asked: list[str] = []
+
+    def store(event: Any) -> int:
+        asked.append(str(event.request.AffectedSOPInstanceUID))
+        return 0xA900 if asked[-1] == "1.2.1" else 0
+
+    peer = AE(ae_title="PACS")
+    peer.add_supported_context(ComprehensiveSRStorage)
+    server = peer.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, store)])
+    assert server is not None
+    (tmp_path / "0.dcm").write_bytes(b"damaged")
+    write("1")
+    write("2")
+    sender = Sender(tmp_path, Peer("127.0.0.1", server.socket.getsockname()[1], "PACS"), "BRAIN_DIST")
+    try:
+        sender.start()
+        wait_for(lambda: not (tmp_path / "2.dcm").exists())
+        assert asked == ["1.2.1", "1.2.2"]
+        wait_for(lambda: asked.count("1.2.1") == 2)  # it is tried again
+        write("3")
+        sender.wake()
+        wait_for(lambda: not (tmp_path / "3.dcm").exists())
+        assert asked == ["1.2.1", "1.2.2", "1.2.1", "1.2.3"]  # but not before the new one
+        sender.end()
+        sender.join(60)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["0.dcm", "1.dcm"]
+    finally:
+        server.shutdown()
 
 
 def test_inbox_closes_quiet_series_and_gives_up_on_deadly_ones(tmp_path: Path) -> None:

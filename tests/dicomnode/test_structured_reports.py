@@ -187,6 +187,28 @@ def test_same_images_give_the_same_instances_and_nothing_of_the_patient_is_print
             assert text not in printed
 
 
+def test_one_odd_series_does_not_stop_the_others(trained_run: Path, tmp_path: Path) -> None:
+    write_series(
+        tmp_path / "images", 1, 1, PatientName="Zo\\Zoe", PatientID="ID-40917\\2"
+    )  # a backslash separates values
+    write_series(tmp_path / "images", 2, 2, SOPClassUID="1.3.46.670589.11.0.0.12.1")  # a vendor's own
+    write_series(tmp_path / "images", 3, 1)
+    arguments = [str(trained_run), str(tmp_path / "images"), "--sr", str(tmp_path / "sr")]
+    result = in_process("predict", *arguments, expect=3)
+    assert result.err.count("its series does not fit into one (KeyError)") == 2
+    assert "s2-000.dcm" in result.err
+    assert "ID-40917" not in result.err
+    files = by_series(tmp_path / "sr")
+    assert sorted(files) == ["1", "3"]
+    report = pydicom.dcmread(files["1"])
+    assert report.PatientName == "Zo"
+    assert list(report.PatientID) == ["ID-40917", "2"]  # as the image has it
+    write_series(tmp_path / "images", 1, 1)  # corrected
+    in_process("predict", *arguments, expect=3)
+    assert by_series(tmp_path / "sr") == files
+    assert pydicom.dcmread(files["1"]).PatientID == "ID-40917"
+
+
 def test_no_dicom_file_is_one_line(trained_run: Path, tmp_path: Path) -> None:
     draw(1).save(tmp_path / "slice.png")
     result = in_process(
