@@ -114,10 +114,9 @@ def test_dicom_values_are_rescaled_windowed_and_inverted(tmp_path):
     lut.LUTDescriptor = [4096, 0, 12]
     expected = np.rint(entries[IMAGE] * 255 / 4095)
     for syntax, order in ((ExplicitVRLittleEndian, "<"), (ExplicitVRBigEndian, ">")):
-        lut.LUTData = entries.astype(f"{order}u2").tobytes()
+        lut.add_new("LUTData", "OW", entries.astype(f"{order}u2").tobytes())
         write_dicom(path, pixels, VOILUTSequence=[lut])
         data = pydicom.dcmread(path)
-        data.VOILUTSequence[0]["LUTData"].VR = "OW"
         data.PixelData, data.file_meta.TransferSyntaxUID = pixels.astype(f"{order}u2").tobytes(), syntax
         again = pydicom.Dataset({each.tag: each for each in data})  # one that knows no byte order
         again.file_meta = data.file_meta

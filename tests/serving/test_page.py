@@ -229,6 +229,35 @@ def test_a_busy_service_is_asked_again_and_a_lost_one_is_said(visit: Visit, file
     page.wait_for_function("() => document.querySelectorAll('[data-state=answered]').length === 2")
 
 
+def test_an_answer_of_something_else_is_said(visit: Visit, files: Path) -> None:
+    """A proxy that asks the user to sign in answers 200 with a page of its own."""
+    page = visit.page
+    page.route("**/v1/predict", lambda route: route.fulfill(status=200, content_type="text/html", body="<html>"))
+    page.set_input_files("#files", files / "slice.png")
+    page.wait_for_selector(f"{REFUSED} >> text=No connection.")
+    page.unroute("**/v1/predict")
+    page.click("text=Try again")
+    page.wait_for_selector(ANSWERED)
+
+
+def test_a_slice_without_an_answer_shows_no_picture_of_another(visit: Visit, tmp_path: Path) -> None:
+    stack = np.stack([np.asarray(draw(number)) for number in range(3)]).astype(np.float32)
+    stack[2] = np.inf
+    write_nifti(tmp_path / "volume.nii", np.transpose(stack, (2, 1, 0)))
+    page = visit.page
+    page.set_input_files("#files", tmp_path / "volume.nii")
+    page.wait_for_selector("figcaption:has-text('What the network saw.')")
+    assert page.evaluate("document.querySelector('canvas').width") > 8
+    page.locator(".slider input").fill("2")
+    page.locator(".slider input").dispatch_event("change")
+    page.wait_for_selector("figcaption:has-text('There is no picture of this slice.')")
+    assert page.evaluate("document.querySelector('canvas').width") == 8
+    assert page.inner_text(".answers") == "This slice contains values that are not finite."
+    page.locator(".slider input").fill("0")
+    page.locator(".slider input").dispatch_event("change")
+    page.wait_for_selector("figcaption:has-text('What the network saw.')")
+
+
 @pytest.mark.slow
 def test_a_token_is_asked_for_and_kept_in_memory_only(
     browser: Browser, trained_run: Path, files: Path, tmp_path: Path
@@ -240,7 +269,11 @@ def test_a_token_is_asked_for_and_kept_in_memory_only(
     page.goto(service.url)
     page.fill("#token", "wrong-horse-battery-staple")
     page.keyboard.press("Enter")
+    page.wait_for_selector("#banner >> text=The service does not accept this access token.")
+    page.fill("#token", "wrong-horse-\N{EURO SIGN}-staple")  # no header can have it
+    page.keyboard.press("Enter")
     page.wait_for_function("() => document.activeElement.id === 'token' && document.activeElement.value === ''")
+    assert page.locator("#banner").is_visible()
     page.fill("#token", "correct-horse-battery-staple")
     page.keyboard.press("Enter")
     page.wait_for_selector("#about:not([hidden])")

@@ -60,10 +60,13 @@ def page(edition: Path, browser: Browser) -> Iterator[Page]:
         opened = context.new_page()
         errors: list[str] = []
         opened.on("pageerror", lambda error: errors.append(str(error)))
+        opened.goto(f"{address}SHA256SUMS")
+        opened.evaluate("caches.open('of another page of this server')")
         opened.goto(address)
         opened.wait_for_selector("#model:not([hidden])", timeout=60_000)
         opened.evaluate("navigator.serviceWorker.ready")
-        opened.wait_for_function("caches.keys().then((names) => names.length === 1)")
+        opened.wait_for_function("caches.keys().then((names) => names.length === 2)")
+        assert opened.evaluate("caches.has('of another page of this server')")
         yield opened
         assert not errors
         context.close()

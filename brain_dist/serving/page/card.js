@@ -140,7 +140,13 @@ export class Card {
 
   async #explain() {
     const slice = this.slices[this.current];
-    if (slice.error) return;
+    if (slice.error) {
+      this.viewer.clear();
+      if (this.controls) this.controls.hidden = true;
+      this.canvas.setAttribute("aria-label", "No picture");
+      this.caption.textContent = "There is no picture of this slice.";
+      return;
+    }
     this.canvas.parentElement.dataset.loading = "";
     try {
       const view = await this.#view(slice.frame);
@@ -150,9 +156,9 @@ export class Card {
       if (this.controls) this.controls.hidden = false;
       this.#draw();
     } catch (error) {
-      if (!error.kind) throw error;
       const again = element("button", { type: "button", class: "plain", onclick: () => { this.explained = this.#explain(); } }, "Load the picture");
       this.caption.replaceChildren(`The picture was not loaded: ${error.kind === "busy" ? "the service is busy." : error.message} `, again);
+      if (!error.kind) throw error;
     } finally {
       delete this.canvas.parentElement.dataset.loading;
     }

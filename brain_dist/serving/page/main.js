@@ -14,6 +14,7 @@ const cards = [];
 const queue = [];
 let model = null;
 let active = 0;
+let tokenGiven = false;
 
 function say(text) {
   $("status").textContent = text;
@@ -31,6 +32,7 @@ async function start() {
     model = await source.describe();
   } catch (error) {
     if (error.kind === "unauthorized") {
+      banner(tokenGiven ? "The service does not accept this access token." : "");
       $("access").hidden = false;
       $("token").focus();
       return;
@@ -86,12 +88,16 @@ async function ask(card) {
       const predictions = await source.predict(card.file, (done, all) => {
         if (all > 1) card.wait(`Predicting slice ${done + 1} of ${all}…`);
       });
+      if (!cards.includes(card)) break; // cleared meanwhile
       card.show(predictions);
       const { label, probability } = card.main;
       say(`${card.title.textContent}: ${label ? `${className(label)}, ${percent(probability)}` : "no answer"}`);
       break;
     } catch (error) {
-      if (!error.kind) throw error;
+      if (!error.kind) {
+        card.refuse({ title: "No answer", message: "This page has failed. Reload it and try again." });
+        throw error;
+      }
       if (error.kind === "busy" && attempt < TRIES) {
         say("The service is busy; the file is sent again soon.");
         await card.busy(error.seconds);
@@ -146,6 +152,7 @@ $("files").addEventListener("change", ({ target }) => {
 $("access").addEventListener("submit", (event) => {
   event.preventDefault();
   source.token = $("token").value;
+  tokenGiven = true;
   $("token").value = "";
   start();
 });

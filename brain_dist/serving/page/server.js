@@ -43,6 +43,7 @@ export class Server {
   }
 
   async #ask(path, { headers = {}, ...options }) {
+    if (/[^!-~]/.test(this.#token)) throw new Refusal("unauthorized", "This is not an access token."); // no header can have it
     if (this.#token) headers.Authorization = `Bearer ${this.#token}`;
     let response;
     try {
@@ -50,7 +51,11 @@ export class Server {
     } catch {
       throw new Refusal("offline", "The service cannot be reached.");
     }
-    if (response.ok) return response.json();
+    if (response.ok) {
+      return response.json().catch(() => {
+        throw new Refusal("offline", "The answer is not one of the service; reload the page in case a proxy asks you to sign in.");
+      });
+    }
     const problem = await response.json().catch(() => ({}));
     const kinds = { 401: "unauthorized", 503: "busy" };
     throw new Refusal(kinds[response.status] ?? "refused", problem.detail ?? `The service answered ${response.status}.`, {

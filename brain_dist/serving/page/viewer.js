@@ -37,6 +37,13 @@ export class Viewer {
     this.#maps = Object.fromEntries(await Promise.all(Object.entries(maps).map(async ([name, url]) => [name, await pixels(url)])));
   }
 
+  /** Show nothing. */
+  clear() {
+    this.#image = null;
+    this.#maps = {};
+    Object.assign(this.#canvas, { width: 8, height: 8 });
+  }
+
   /** Draw the slice with the map of a class, as strong as `strength` from 0 to 1. */
   draw(name, strength) {
     if (!this.#image) return;

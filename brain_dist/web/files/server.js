@@ -81,4 +81,5 @@ function dataUrl(size, planes) {
   return canvas.toDataURL();
 }
 
-navigator.serviceWorker?.register(new URL("../offline.js", import.meta.url));
+// where the browser refuses it, as in private windows, the page works, but not without a network
+navigator.serviceWorker?.register(new URL("../offline.js", import.meta.url)).catch(() => {});
