@@ -22,7 +22,8 @@ LIBRARIES = {
 INSTALL = " ".join(["npm install --prefix npm", *(f"{name}@{version}" for name, (version, *_) in LIBRARIES.items())])
 ABOUT, SUMS = "model.json", "SHA256SUMS"
 PAGE = Path(serving.__file__).with_name("page")
-AT_THE_TOP = ("index.html", "offline.js")  # a service worker reaches what is below its own folder
+WORKER = "offline.js"
+AT_THE_TOP = ("index.html", WORKER)  # a service worker reaches what is below its own folder
 
 
 def check_libraries(folder: Path | None) -> Path:
@@ -64,7 +65,16 @@ def write_edition(folder: Path, libraries: Path, about: Mapping[str, Any]) -> No
 
 
 def write_sums(folder: Path) -> None:
-    """List all files of an edition with their sha256, as ``sha256sum -c`` reads it; the page keeps these offline."""
+    """List all files of an edition with their sha256, as ``sha256sum -c`` reads it; the page keeps these offline.
+
+    The service worker gets a line that depends on all others: a browser that has the edition looks at nothing else to
+    see whether there is a new one, and would keep the old network for ever.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (SUMS, "lock"))
-    digests = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    (folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
+    files.sort(key=lambda path: path == folder / WORKER)  # last
+    lines = ""
+    for path in files:
+        if path == folder / WORKER:
+            path.write_text(f"{path.read_text()}// of the edition {hashlib.sha256(lines.encode()).hexdigest()}\n")
+        lines += f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n"
+    (folder / SUMS).write_text(lines)

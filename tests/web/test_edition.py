@@ -21,7 +21,8 @@ import brain_dist
 from benchmarks.support.chromium import served
 from brain_dist.store.dataset import open_dataset
 from brain_dist.store.reader import ShardReader
-from brain_dist.web.build import INSTALL, LIBRARIES
+from brain_dist.web import FILES
+from brain_dist.web.build import INSTALL, LIBRARIES, write_sums
 
 
 def test_the_libraries_are_asked_for_with_the_command_that_installs_them(trained_run: Path, tmp_path: Path) -> None:
@@ -60,15 +61,48 @@ def page(edition: Path, browser: Browser) -> Iterator[Page]:
         opened = context.new_page()
         errors: list[str] = []
         opened.on("pageerror", lambda error: errors.append(str(error)))
-        opened.goto(f"{address}SHA256SUMS")
+        opened.goto(f"{address}model.json")
         opened.evaluate("caches.open('of another page of this server')")
         opened.goto(address)
         opened.wait_for_selector("#model:not([hidden])", timeout=60_000)
         opened.evaluate("navigator.serviceWorker.ready")
-        opened.wait_for_function("caches.keys().then((names) => names.length === 2)")
+        assert len(opened.evaluate("caches.keys()")) == 2
         assert opened.evaluate("caches.has('of another page of this server')")
         yield opened
         assert not errors
+        context.close()
+
+
+@pytest.mark.slow
+def test_a_new_edition_replaces_the_one_that_a_browser_keeps(browser: Browser, tmp_path: Path) -> None:
+    folder = tmp_path / "web"
+
+    def export(title: str) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        shutil.copy(FILES / "offline.js", folder)
+        script = "<script>navigator.serviceWorker.register('offline.js')</script>"
+        (folder / "index.html").write_text(f"<title>{title}</title>{script}")
+        write_sums(folder)
+        subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
+
+    export("old")
+    with served(folder) as address:
+        context = browser.new_context()
+        opened = context.new_page()
+        opened.goto(address)
+        opened.evaluate("navigator.serviceWorker.ready.then(() => 1)")
+        kept = opened.evaluate("caches.keys()")
+        export("new")
+        opened.goto(address)  # from the copy; the browser sees behind it that there is a new edition
+        for _ in range(240):
+            names = opened.evaluate("caches.keys()")
+            if len(names) == 1 and names != kept:
+                break
+            opened.wait_for_timeout(250)
+        context.set_offline(True)
+        opened.goto(address)
+        assert opened.title() == "new"
         context.close()
 
 
