@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from brain_dist.judging.clusters import number_clusters, resample
+from brain_dist.judging.clusters import number_clusters, resample, share_interval
 from brain_dist.judging.predictions import Predictions
 from brain_dist.judging.refusal import Refusal
 
@@ -34,7 +34,7 @@ def summarise(
         with a control), ``change`` (tumour and control), ``prob`` (mean probability of the true class: original,
         without the tumour), ``called_notumor`` (share of the right images that are called tumour-free without their
         tumour; None without that class), and with ``value`` and ``interval`` (95 % over groups; None and ``refused`` if
-        it cannot be computed):
+        it cannot be computed; of a share of 0 or 1 Wilson's, as ``interval_of`` says):
 
         - ``fall``: by how much the probability of the true class falls without the tumour, ``fall_control``: with the
           control, ``fall_difference``: the first minus the second, of the images with a control;
@@ -66,8 +66,8 @@ def summarise(
             "fall": _estimate(fall[:, 0], group, rows),
             "fall_control": _estimate(fall[:, 1], group, both),
             "fall_difference": _estimate(fall[:, 0] - fall[:, 1], group, both),
-            "survive": _estimate(kept_share[:, 0], group, right),
-            "survive_control": _estimate(kept_share[:, 1], group, right_both),
+            "survive": _estimate(kept_share[:, 0], group, right, share=True),
+            "survive_control": _estimate(kept_share[:, 1], group, right_both, share=True),
             "survive_difference": _estimate(kept_share[:, 1] - kept_share[:, 0], group, right_both),
         }
 
@@ -83,15 +83,15 @@ def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def _estimate(values: np.ndarray, group: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
+def _estimate(values: np.ndarray, group: np.ndarray, rows: np.ndarray, *, share: bool = False) -> dict[str, Any]:
     """The mean of values [N] over some images, bool [N], and its 95 % interval over their groups."""
     if not rows.any():
         return {"value": None, "interval": None, "refused": "no images"}
     values, cluster = values[rows], number_clusters(group[rows])
     sums, counts = np.bincount(cluster, weights=values), np.bincount(cluster).astype(np.float64)
-    with np.errstate(invalid="ignore"):  # a resample of few groups may have no images
-        means = resample(lambda weights: (weights @ sums) / (weights @ counts), cluster, RESAMPLES)
+    means = resample(lambda weights: (weights @ sums) / (weights @ counts), cluster, RESAMPLES)
     try:
-        return {"value": float(means.estimate), "interval": means.bca()}
+        interval = share_interval(means) if share else {"interval": means.bca(), "interval_of": "BCa"}
+        return {"value": float(means.estimate), **interval}
     except Refusal as refusal:
         return {"value": float(means.estimate), "interval": None, "refused": str(refusal)}

@@ -25,8 +25,9 @@ def markdown(summary: dict[str, Any]) -> str:
         *(f"| {' | '.join(cells)} |" for cells in table_rows(summary)),
         "",
         "Fall: of the probability of the true class, mean over images. Keep their class: share of the images that are"
-        " predicted right. In brackets: 95 % interval over groups (patients and copies). The columns with a control and"
-        " the difference are of the images that have one.",
+        " predicted right. In brackets: 95 % interval over groups (patients and copies); of a share of 0 or 100 %"
+        " Wilson's, with groups as the trials. The columns with a control and the difference are of the images that"
+        " have one.",
         "",
     ]
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from brain_dist.explaining import perturbation, sanity
 from brain_dist.explaining.measure import UNTRAINED, Measured
 from brain_dist.explaining.methods import TITLES
 from brain_dist.explaining.record import SCHEMA
-from brain_dist.judging.clusters import FEWEST_CLUSTERS, Resampled, number_clusters, resample
+from brain_dist.judging.clusters import FEWEST_CLUSTERS, Resampled, number_clusters, resample, share_interval
 from brain_dist.judging.refusal import Refusal
 
 RESAMPLES = 2000
@@ -20,7 +20,7 @@ def summarise(measured: Measured) -> dict[str, Any]:
     """All numbers about the maps of a run, as JSON holds them.
 
     Every mean and difference has a 95 % interval that resamples whole groups of patients and copies; it is None if
-    there are fewer than ten.
+    there are fewer than ten. A mean of 0 or 1 has Wilson's (:func:`~brain_dist.judging.clusters.share_interval`).
     """
     cluster = number_clusters(measured.table.group)
     values, sources = measured.values, measured.sources
@@ -35,7 +35,7 @@ def summarise(measured: Measured) -> dict[str, Any]:
                 columns[method, f"- {other}"] = own - columns[other, "reference"]
             columns[method, f"- {UNTRAINED}"] = own - columns[method, UNTRAINED]
         means = cluster_means(np.stack(list(columns.values()), axis=1), cluster)
-        results = {key: _interval(means, position) for position, key in enumerate(columns)}
+        results = {key: _interval(means, position, share=key in at) for position, key in enumerate(columns)}
         by_measure[name] = {
             "better": perturbation.MEASURES.get(name, 1),
             "methods": {
@@ -80,14 +80,17 @@ def cluster_means(values: np.ndarray, cluster: np.ndarray) -> Resampled:
     return resample(lambda weights: (weights @ sums) / (weights @ counts)[:, None], cluster, RESAMPLES)
 
 
-def _interval(means: Resampled, column: int) -> dict[str, Any]:
-    """The mean of a column and its interval, or None and the reason. Equal resamples are an interval of one point."""
+def _interval(means: Resampled, column: int, *, share: bool) -> dict[str, Any]:
+    """The mean of a column and its interval, or None and the reason.
+
+    Where all images are equal, the interval is one point, unless it is that of a ``share`` of 0 or 1.
+    """
     one = Resampled(*(array[..., column] for array in vars(means).values()))
     value = float(one.estimate)
     try:
-        return {"value": value, "interval": one.bca()}
+        return {"value": value, **(share_interval(one) if share else {"interval": one.bca(), "interval_of": "BCa"})}
     except Refusal as refusal:
-        if len(one.jackknife) >= FEWEST_CLUSTERS:
+        if len(one.jackknife) >= FEWEST_CLUSTERS and np.ptp(one.values) <= 1e-12:
             return {"value": value, "interval": [value, value]}
         return {"value": value, "interval": None, "refused": str(refusal)}
 
@@ -129,4 +132,4 @@ def agree(measured: Measured, others: dict[str, np.ndarray]) -> dict[str, Any]:
     empty = np.isnan(table)
     means = cluster_means(np.nan_to_num(table).mean(axis=1)[:, None], number_clusters(measured.table.group))
     by_run = {run: float(np.nan_to_num(values).mean()) for run, values in others.items()}
-    return _interval(means, 0) | {"runs": by_run, "empty": int(empty.any(axis=1).sum())}
+    return _interval(means, 0, share=False) | {"runs": by_run, "empty": int(empty.any(axis=1).sum())}

@@ -55,9 +55,11 @@ def difference_text(result: dict[str, Any]) -> str:
 
 
 def interval_text(result: dict[str, Any]) -> str:
-    """An interval such as "0.41 to 0.62", or a dash."""
+    """An interval such as "0.41 to 0.62", or a dash; Wilson's is marked."""
     interval = result["interval"]
-    return "–" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
+    if interval is None:
+        return "–"
+    return f"{interval[0]:.2f} to {interval[1]:.2f}{' (Wilson)' if result.get('interval_of') == 'Wilson' else ''}"
 
 
 def reference_names(summary: dict[str, Any]) -> list[str]:

@@ -8,10 +8,13 @@ import torch
 
 from brain_dist.explaining import references
 from brain_dist.explaining.images import spread
+from brain_dist.explaining.measure import Measured
 from brain_dist.explaining.measures import LOCATION, energy_inside, iou_at_area, pointing_game, rank_accuracy
 from brain_dist.explaining.perturbation import STEPS, insertion_deletion, ranks
 from brain_dist.explaining.sanity import spearman, ssim
-from brain_dist.explaining.summary import cluster_means
+from brain_dist.explaining.summary import cluster_means, summarise
+from brain_dist.explaining.tables import interval_text
+from brain_dist.judging.predictions import Predictions
 
 CORNER = np.zeros((4, 4), dtype=bool)
 CORNER[:2, :2] = True
@@ -131,3 +134,30 @@ def test_means_count_images_and_resample_groups() -> None:
     assert means.estimate[0] == pytest.approx(values.mean())
     np.testing.assert_allclose(means.jackknife[:, 0], [values[cluster != k].mean() for k in range(12)])
     assert means.values[:, 0].std() > 2 * values.std() / np.sqrt(len(values))
+
+
+def test_a_map_that_never_hits_may_hit_in_other_patients() -> None:
+    """0 of 12 groups is Wilson's 0 to 0.242, not 0 to 0: no resample has a spread, and other patients may differ."""
+    groups = np.array([f"p{number:02d}" for number in range(12)], dtype=object)
+    prob = np.full((12, 2), 0.5, np.float32)
+    table = Predictions(
+        np.arange(12), groups, groups, groups, groups, groups, np.zeros(12, np.int64), prob, np.log(prob), ("a", "b"),
+        "run", 1, "", "",
+    )  # fmt: skip
+    values = np.zeros((12, 3, 1))
+    values[:, 2, 0] = np.linspace(0.05, 0.3, 12)  # shares of the area
+    measured = Measured(
+        table=table, masks=np.ones((12, 4, 4), dtype=bool), images=np.zeros((12, 4, 4), np.uint8),
+        methods={"gradcam": "a layer"}, maps={"gradcam": np.ones((12, 4, 4), np.float32)},
+        sources=[("gradcam", "trained"), ("gradcam", "untrained"), ("uniform", "reference")],
+        measures=["pointing game"], values=values, cascade={"gradcam": [{"random": 1.0, "spearman": 0.0, "ssim": 0.0}]},
+        completeness=None,
+    )  # fmt: skip
+    summary = summarise(measured)
+    result = summary["measures"]["pointing game"]["methods"]["gradcam"]
+    assert result["interval"] == pytest.approx([0, 0.242494], abs=1e-6)
+    assert interval_text(result) == "0.00 to 0.24 (Wilson)"
+    assert result["minus"]["untrained"]["interval"] == [0, 0]  # a difference is not a share of trials
+    low, high = result["minus"]["uniform"]["interval"]
+    assert -0.3 < low < -0.175 < high < -0.05
+    assert summary["verdicts"]["gradcam"]["better"] is False
