@@ -15,6 +15,11 @@ RULES = {
 }
 
 
+def patient_names(dataset: np.ndarray, patient: np.ndarray) -> list[str | None]:
+    """``DATASET/PATIENT`` of each image [N]: collections number their patients independently. None if not known."""
+    return [None if p is None else f"{d}/{p}" for d, p in zip(dataset, patient, strict=True)]
+
+
 def patient_results(predictions: Predictions) -> dict[str, Any] | None:
     """Metrics of patients instead of images; None if no image has a patient.
 
@@ -28,11 +33,12 @@ def patient_results(predictions: Predictions) -> dict[str, Any] | None:
         :func:`~brain_dist.judging.metrics.evaluate_predictions`, whose ``accuracy_interval`` is
         Wilson's over patients.
     """
-    known = np.array([patient is not None for patient in predictions.patient])
+    names = patient_names(predictions.dataset, predictions.patient)
+    known = np.array([name is not None for name in names])
     if not known.any():
         return None
-    names = [f"{d}/{p}" for d, p in zip(predictions.dataset[known], predictions.patient[known], strict=True)]
-    _, patient, size = np.unique(names, return_inverse=True, return_counts=True)
+    named = [name for name in names if name is not None]
+    _, patient, size = np.unique(named, return_inverse=True, return_counts=True)
     label, prob = predictions.label[known], predictions.prob[known].astype(np.float64)
     k = prob.shape[1]
 

@@ -62,7 +62,7 @@ def write_report(run: Path, name: str, predictions: Path | None = None, out: Pat
     no_card = why_no_card(run, files.table)
     written = {path: page.encode()}
     if no_card is None:
-        written[path.with_name(NAME)] = render_card(run, predictions).encode()
+        written[path.with_name(NAME)] = render_card(run, name, predictions).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_together(written)

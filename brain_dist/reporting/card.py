@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from brain_dist import __version__
+from brain_dist.judging.patients import patient_names
 from brain_dist.judging.predictions import Predictions
 from brain_dist.pages.text import display_name, interval_text, listing, number, percent
 from brain_dist.reporting.card_limits import limitations
@@ -54,21 +55,27 @@ def why_no_card(run: Path, predictions: Predictions) -> str | None:
     return f"{run} has no {listing(missing)}" if missing else None
 
 
-def render_card(run: Path, folder: Path | None = None) -> str:
-    """The card of a run as Markdown with YAML metadata.
+def render_card(run: Path, name: str, folder: Path | None = None) -> str:
+    """The card of one checkpoint of a run as Markdown with YAML metadata.
 
     Args:
         run: the run's folder, with ``config.yaml`` and ``environment.json``.
+        name: name of predictions of the checkpoint that the card is about.
         folder: folder of the predictions; None is ``predictions`` in the run's folder. Tables of the training and the
-            validation split are left out.
+            validation split are left out, and those of other checkpoints are only named.
 
     Raises:
         UserError: a file of the run cannot be read.
     """
     names = [path.stem for path in sorted((folder or run / "predictions").glob("*.parquet")) if path.name[0] != "."]
-    tables = [read_run_files(run, name, folder) for name in names]
-    tested = [files for files in tables if set(files.predictions.split) == {"test"}]
-    some = (tested or tables)[0]
+    tables = [read_run_files(run, each, folder) for each in names]
+    step = tables[names.index(name)].predictions.step
+    of_step = [files for files in tables if files.predictions.step == step]
+    tests = [files for files in tables if set(files.predictions.split) == {"test"}]
+    tested = [files for files in tests if files.predictions.step == step]
+    elsewhere = [files for files in tests if files.predictions.step != step]
+    # the shards of the training say how it was trained; the table itself can be about others
+    some = next((files for files in of_step if _has_own_shards(files)), tables[names.index(name)])
     config = some.settings or {}
     sections = [
         f"# {_plain(some.run)}",
@@ -80,11 +87,22 @@ def render_card(run: Path, folder: Path | None = None) -> str:
         _training(some, config),
         "## Evaluation",
         "\n\n".join(_evaluation(files) for files in tested) or "There is no evaluation on test images.",
+        *([_left_out(elsewhere)] if elsewhere else []),
         "## Limitations\n\n" + "\n".join(f"- {_plain(text)}" for text in limitations(some, tested)),
         _use(some),
         _unknowns(),
     ]
     return _metadata(some, tested, config) + "\n\n".join(sections) + "\n"
+
+
+def _has_own_shards(files: RunFiles) -> bool:
+    """Whether the predictions are about the shards of the training, and these are still there."""
+    return files.dataset is not None and files.dataset.version == (files.environment or {}).get("dataset_version")
+
+
+def _left_out(files: list[RunFiles]) -> str:
+    tables = listing([f"{each.name} (step {each.predictions.step:,})" for each in files])
+    return _plain(f"Left out, as they are about other checkpoints: {tables}.")
 
 
 def _metadata(some: RunFiles, tested: list[RunFiles], config: dict[str, Any]) -> str:
@@ -170,7 +188,7 @@ def _training(some: RunFiles, config: dict[str, Any]) -> str:
     rows: list[tuple[str, ...]] = [
         ("shards", f"{environment.get('dataset', UNKNOWN)}, version {environment.get('dataset_version', UNKNOWN)}")
     ]
-    if some.dataset is not None and some.dataset.version == environment.get("dataset_version"):
+    if some.dataset is not None and _has_own_shards(some):
         manifest = some.dataset.manifest
         rows += [
             ("images", ", ".join(f"{sum(counts.values()):,} {split}" for split, counts in manifest.counts.items())),
@@ -195,7 +213,7 @@ def _evaluation(files: RunFiles) -> str:
     """Metrics of one predictions table with their intervals, by class, and beside shortcuts."""
     predictions = files.predictions
     metrics, intervals = predictions.evaluate(), metric_intervals(predictions)
-    patients = len(set(predictions.patient) - {None})
+    patients = len(set(patient_names(predictions.dataset, predictions.patient)) - {None})
     parts = [
         f"### {_plain(files.name)}: {_plain(evaluated_on(files))}",
         f"{metrics['n']:,} images in {metrics['groups']:,} groups of patients and copies; {patients:,} known patients."

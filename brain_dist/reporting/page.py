@@ -17,7 +17,7 @@ from brain_dist.explaining.methods import TITLES
 from brain_dist.judging.checklist import checklist, tally
 from brain_dist.judging.checklist_rules import Facts, known_patients
 from brain_dist.judging.clusters import number_clusters
-from brain_dist.judging.patients import RULES, patient_results
+from brain_dist.judging.patients import RULES, patient_names, patient_results
 from brain_dist.judging.predictions import Predictions, reasons_text
 from brain_dist.judging.shortcuts import restrict
 from brain_dist.pages.figures import jpeg_url, overlay
@@ -70,7 +70,7 @@ def render(
         run_facts=run_facts(files),
         version=__version__,
         errors=int((predictions.predicted != predictions.label).sum()),
-        patients=len(set(predictions.patient) - {None}),
+        patients=len(set(patient_names(predictions.dataset, predictions.patient)) - {None}),
         without_patient=int(sum(patient is None for patient in predictions.patient)),
         phantom="phantom" in set(predictions.dataset),
         separation=separation(files),
@@ -204,11 +204,10 @@ def separation(files: RunFiles) -> dict[str, Any]:
         return {"kind": "unknown", "n": 0}
     columns = files.dataset.columns
     train = columns["split"] == "train"
-    groups, patients = set(columns["group"][train]), set(columns["patient"][train]) - {None}
-    leaks = sum(
-        group in groups or patient in patients
-        for group, patient in zip(predictions.group, predictions.patient, strict=True)
-    )
+    groups = set(columns["group"][train])
+    patients = set(patient_names(columns["dataset"][train], columns["patient"][train])) - {None}
+    names = patient_names(predictions.dataset, predictions.patient)
+    leaks = sum(group in groups or patient in patients for group, patient in zip(predictions.group, names, strict=True))
     return {"kind": "leaking" if leaks else "clean", "n": leaks}
 
 
@@ -267,9 +266,10 @@ def shortcut_comparison(files: RunFiles, accuracy: float) -> dict[str, Any] | No
         predictions.fold,
     ):
         return None
-    if len(predictions) != shortcut["test"]:  # training knew the others, or it is another split
-        if not set(predictions.row.tolist()) <= set(shortcut.get("rows", ())):
-            return None
+    judged, tested = set(predictions.row.tolist()), set(shortcut.get("rows", ()))
+    if not judged <= tested:  # another split
+        return None
+    if judged != tested:  # training knew the others
         shortcut = restrict(shortcut, predictions)
     baselines = shortcut["baselines"]
     rows = [
@@ -329,8 +329,9 @@ def data_counts(files: RunFiles) -> dict[str, Any] | None:
         return None
     columns = files.dataset.columns
     members = {split: columns["split"] == split for split in SPLITS}
+    patients = np.array(patient_names(columns["dataset"], columns["patient"]), dtype=object)
     return {
         "manifest": files.dataset.manifest,
         "groups": {split: len(set(columns["group"][mask])) for split, mask in members.items()},
-        "patients": {split: len(set(columns["patient"][mask]) - {None}) for split, mask in members.items()},
+        "patients": {split: len(set(patients[mask]) - {None}) for split, mask in members.items()},
     }

@@ -42,7 +42,7 @@ from brain_dist.ranks.threads import choose_threads
 from brain_dist.ranks.world import discover
 from brain_dist.reporting.build import make_slices, worst_mistakes
 from brain_dist.reporting.card import render_card
-from brain_dist.reporting.page import calibration, render
+from brain_dist.reporting.page import calibration, render, separation
 from brain_dist.reporting.run_files import read_run_files
 from brain_dist.store.dataset import open_dataset
 from brain_dist.tracking.run_folder import Choices, write_run_files
@@ -546,7 +546,7 @@ def test_the_card_keeps_the_tables_of_one_dataset_apart(run: Path) -> None:
     for name, allow_known in (("half", False), ("published", True)):
         changed = replace(table, known=known, allow_known=allow_known)
         (predictions / f"{name}.parquet").write_bytes(table_bytes(changed, table.row))
-    content = render_card(run)
+    content = render_card(run, "test")
     results = ModelCard(content).data.eval_results
     keys = [(r.dataset_type, r.dataset_config, r.dataset_split, r.metric_type) for r in results]
     assert len(set(keys)) == len(keys)
@@ -594,7 +594,7 @@ def test_names_do_not_break_the_card(run: Path) -> None:
     classes = ("a|b", "<script>", "c\nd", "e`f")
     changed = replace(predictions, classes=classes)
     (run / "predictions" / "test.parquet").write_bytes(table_bytes(changed, changed.row))
-    text = render_card(run)
+    text = render_card(run, "test")
     assert "<script>" not in text
     rows = [line for line in text.splitlines() if line.startswith(("| a\\|b", "| &lt;", "| c d", "| e'f"))]
     assert len(rows) == 4
@@ -609,3 +609,52 @@ def test_the_page_answers_the_checklists(run: Path) -> None:
     predictions = read_predictions(run / "predictions" / "test.parquet")
     changed = with_predictions(run, replace(predictions, adopted="x.csv")).by_id["checklist"]
     assert "predictions adopted from a file, which says nothing of their model" in changed
+
+
+def test_the_card_is_about_one_checkpoint(run: Path) -> None:
+    predictions = run / "predictions"
+    table = read_predictions(predictions / "test.parquet")
+    other = replace(table, step=STEP + 5, prob=np.roll(table.prob, 1, axis=1), logit=np.roll(table.logit, 1, axis=1))
+    (predictions / "later.parquet").write_bytes(table_bytes(other, other.row))
+    for name, step, accuracy in (("test", STEP, table), ("later", STEP + 5, other)):
+        content = render_card(run, name)
+        assert f"| evaluated step | {step} |" in content
+        results = ModelCard(content).data.eval_results
+        assert {result.dataset_config for result in results} == {name}
+        assert [r.metric_value for r in results if r.metric_type == "accuracy"] == [accuracy.evaluate()["accuracy"]]
+        left = {"test": "later (step 12)", "later": "test (step 7)"}[name]
+        assert f"Left out, as they are about other checkpoints: {left}." in content
+        assert "| collection |" in content  # from the shards of the training
+    (predictions / "later.parquet").unlink()
+    assert "Left out" not in render_card(run, "test")
+
+
+def test_baselines_of_other_images_are_not_shown_even_if_there_are_as_many(run: Path) -> None:
+    """As many images of another split are not those that the baselines were tested on."""
+    predictions = run / "predictions"
+    count = len(read_predictions(predictions / "test.parquet"))
+    train = read_predictions(predictions / "train.parquet").take(np.arange(count))
+    (predictions / "train.parquet").write_bytes(table_bytes(train, train.row))
+    assert page_of(run).by_id["shortcut-verdict"]
+    assert "shortcut-verdict" not in page_of(run, "train").by_id
+
+
+def test_patients_of_two_collections_may_have_the_same_name(run: Path) -> None:
+    """Collections number their patients independently: patient 1 of one is not patient 1 of another."""
+    files = read_run_files(run, "test")
+    assert files.dataset is not None
+    columns = dict(files.dataset.columns)
+    test = columns["split"] == "test"
+    columns["dataset"] = np.where(test, "tested", "trained").astype(object)
+    columns["patient"] = np.full(len(test), "1", dtype=object)
+    two = np.where(np.arange(len(files.predictions)) % 2, "tested", "second").astype(object)
+    predictions = replace(files.predictions, dataset=two, patient=columns["patient"][test])
+    changed = replace(
+        files, predictions=predictions, table=predictions, dataset=replace(files.dataset, columns=columns)
+    )
+    assert separation(changed) == {"kind": "clean", "n": 0}
+    shown = Page(render(changed, worst_mistakes(predictions), typical_hits(predictions), {}, None)).by_id
+    assert shown["patients"] == "2"
+    columns["dataset"] = np.full(len(test), "second", dtype=object)  # now half of them are
+    half = {"kind": "leaking", "n": int((two == "second").sum())}
+    assert separation(replace(changed, dataset=replace(files.dataset, columns=columns))) == half
