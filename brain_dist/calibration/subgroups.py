@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,8 @@ def attribute_values(column: str, predictions: Predictions, dataset: Dataset) ->
             f"--by {column}: {dataset.root} has no such column or attribute; its attributes are"
             f" {', '.join(known) or 'none'}, its columns {', '.join(dataset.columns)}"
         )
-    texts = np.array([UNKNOWN if value in (None, "") else str(value) for value in values], dtype=object)
+    missing = [value is None or str(value).lower() in ("", "nan") for value in values]
+    texts = np.array([UNKNOWN if no else str(value) for no, value in zip(missing, values, strict=True)], dtype=object)
     distinct = set(texts) - {UNKNOWN}
     if len(distinct) <= MOST_VALUES:
         return texts
@@ -49,9 +51,10 @@ def attribute_values(column: str, predictions: Predictions, dataset: Dataset) ->
         raise UserError(f"--by {column}: it has {len(distinct)} different values; choose one with fewer") from None
     edges = np.unique(np.nanquantile(numbers, [0, 0.25, 0.5, 0.75, 1]))
     part = np.clip(np.searchsorted(edges, numbers, side="left"), 1, len(edges) - 1)
-    ranges = [
-        f"{edges[i - 1]:g} to {edges[i]:g}" if i == 1 else f"above {edges[i - 1]:g} to {edges[i]:g}" for i in part
-    ]
+    names = [f"{edge:g}" for edge in edges]
+    if len(set(names)) < len(names) or any("e+" in name for name in names):  # such as dates, of eight digits
+        names = [f"{edge:.15g}" for edge in edges]
+    ranges = [f"{'' if i == 1 else 'above '}{names[i - 1]} to {names[i]}" for i in part]
     return np.where(texts == UNKNOWN, UNKNOWN, np.array(ranges, dtype=object))
 
 
@@ -74,7 +77,7 @@ def subgroup_table(label: np.ndarray, prob: np.ndarray, group: np.ndarray, value
         subgroups, else the ``difference``, its 95 % ``interval``, ``permuted_mean`` and ``permuted_p95``, ``p``, and
         ``several`` (patients with several values, inside whom they were permuted).
     """
-    names = sorted(set(value), key=lambda name: (name == UNKNOWN, name))
+    names = sorted(set(value), key=_place)
     cluster, code = number_clusters(group), np.array([names.index(each) for each in value])
     correct = (prob.argmax(axis=1) == label).astype(np.float64)
     confidence = prob.max(axis=1).astype(np.float64)
@@ -122,6 +125,12 @@ def subgroup_table(label: np.ndarray, prob: np.ndarray, group: np.ndarray, value
             "p": float((1 + (permuted >= difference - 1e-12).sum()) / (1 + len(permuted))),
         }
     return {"rows": rows, "gap": gap}
+
+
+def _place(name: str) -> tuple[bool, list[str | float]]:
+    """Orders names with numbers by these, and what is not known last."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)  # text and numbers by turns
+    return name == UNKNOWN, [float(part) if number % 2 else part for number, part in enumerate(parts)]
 
 
 def _interval(values: np.ndarray) -> list[float] | None:

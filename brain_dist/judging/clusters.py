@@ -160,12 +160,13 @@ def resample(statistic: Statistic, cluster: np.ndarray, resamples: int = RESAMPL
     """
     clusters = int(cluster.max()) + 1
     rows = max(1, BLOCK_VALUES // max(len(cluster), clusters))
-    values = [statistic(weights) for weights in weight_blocks(clusters, resamples, seed, rows)]
     jackknife = []
-    for start in range(0, clusters, rows):
-        weights = np.ones((min(rows, clusters - start), clusters))
-        weights[np.arange(len(weights)), start + np.arange(len(weights))] = 0
-        jackknife.append(statistic(weights))
+    with np.errstate(invalid="ignore", divide="ignore"):  # nothing is left without the only cluster
+        values = [statistic(weights) for weights in weight_blocks(clusters, resamples, seed, rows)]
+        for start in range(0, clusters, rows):
+            weights = np.ones((min(rows, clusters - start), clusters))
+            weights[np.arange(len(weights)), start + np.arange(len(weights))] = 0
+            jackknife.append(statistic(weights))
     return Resampled(statistic(np.ones((1, clusters)))[0], np.concatenate(values), np.concatenate(jackknife))
 
 

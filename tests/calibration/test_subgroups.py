@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
-from brain_dist.calibration.subgroups import subgroup_table
+from brain_dist.calibration.subgroups import UNKNOWN, attribute_values, subgroup_table
+from brain_dist.judging.predictions import predictions_from_logits
+from brain_dist.store.dataset import open_dataset
 
 
 def gap(right: np.ndarray, patient: np.ndarray, value: np.ndarray) -> dict[str, float]:
@@ -62,3 +69,32 @@ def test_patients_of_both_kinds() -> None:
     )
     assert worse["p"] < 0.01
     assert gap(np.ones(400, dtype=bool) & (single % 3 > 0), single, of_single)["several"] == 0
+
+
+def test_quartiles_of_dates_and_of_numbers_that_lack(phantom_shards: Path) -> None:
+    """Dates have eight digits, and a table of another program writes nan for a missing number."""
+    dataset = open_dataset(phantom_shards)
+    rows = np.arange(40)
+
+    def values(each: list[Any]) -> np.ndarray:
+        attributes = dataset.columns["attributes"].copy()
+        attributes[rows] = [json.dumps({"x": value}) for value in each]
+        changed = replace(dataset, columns=dataset.columns | {"attributes": attributes})
+        table = predictions_from_logits(changed, rows, np.zeros((40, 4)), run="run", step=1)
+        return attribute_values("x", table, changed)
+
+    dates = values([20190101 + number for number in rows.tolist()])
+    names, count = np.unique(dates.astype(str), return_counts=True)
+    assert count.tolist() == [10, 10, 10, 10]
+    assert names[0] == "20190101 to 20190110.75"
+    for missing in (float("nan"), "nan", "", None):
+        lacking = values([missing if number % 4 == 0 else float(number) for number in rows.tolist()])
+        np.testing.assert_array_equal(lacking == UNKNOWN, rows % 4 == 0)
+        assert sorted(np.unique(lacking.astype(str), return_counts=True)[1]) == [7, 7, 8, 8, 10]
+    assert set(values(["none", "contrast"] * 20)) == {"none", "contrast"}  # a value like others
+
+
+def test_subgroups_are_in_the_order_of_their_numbers() -> None:
+    value = np.array(["above 16 to 24", "0.5 to 8.25", UNKNOWN, "above 8.25 to 16"], dtype=object)
+    table = subgroup_table(np.zeros(4, dtype=int), np.tile([0.8, 0.2], (4, 1)), np.arange(4).astype(str), value)
+    assert [row["name"] for row in table["rows"]] == ["0.5 to 8.25", "above 8.25 to 16", "above 16 to 24", UNKNOWN]
