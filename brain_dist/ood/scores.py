@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from brain_dist.errors import UserError
+
 METHODS = ("mahalanobis", "knn", "knn_normalised", "energy", "msp")
 NEIGHBOURS = 10
 _BLOCK = 512  # images whose distances to all training images are in memory at a time
@@ -57,6 +59,9 @@ def fit(method: str, features: np.ndarray, label: np.ndarray) -> Reference:
         method: one of :data:`METHODS`.
         features: [N, D].
         label: int64 [N].
+
+    Raises:
+        UserError: the features of the images of each class are equal, so that there is no covariance.
     """
     features = np.asarray(features, dtype=np.float32)
     none = np.zeros((0, 0), dtype=np.float32)
@@ -65,8 +70,16 @@ def fit(method: str, features: np.ndarray, label: np.ndarray) -> Reference:
 
         names, number = np.unique(label, return_inverse=True)
         means = np.stack([features[number == c].mean(axis=0) for c in range(len(names))])
-        precision = LedoitWolf(assume_centered=True).fit(features - means[number]).precision_
-        whitening = np.linalg.cholesky(precision).astype(np.float32)
+        try:
+            if len(features) < 2:  # scikit-learn warns
+                raise np.linalg.LinAlgError
+            precision = LedoitWolf(assume_centered=True).fit(features - means[number]).precision_
+            whitening = np.linalg.cholesky(precision).astype(np.float32)
+        except np.linalg.LinAlgError:
+            raise UserError(
+                f"mahalanobis needs training images of a class that differ, and these {len(features):,} images of"
+                f" {len(names)} classes do not; raise --limit, or choose another --method"
+            ) from None
         return Reference(method, means @ whitening, whitening)
     if method == "knn":
         return Reference(method, features, none)

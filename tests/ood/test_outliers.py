@@ -72,6 +72,20 @@ def test_scores_are_those_of_the_definitions() -> None:
     np.testing.assert_allclose(fit("mahalanobis", train, LABELS).scores(some, logits), expected, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("images", "classes"), [(1, 1), (3, 3), (6, 3)])
+def test_images_of_a_class_that_do_not_differ_have_no_covariance(images: int, classes: int) -> None:
+    """With one image of each class, as ``--limit 3`` can give, the distances from the class means are all 0."""
+    label = np.arange(images) % classes
+    features = np.eye(3, 8, dtype=np.float32)[label]
+    with pytest.raises(UserError, match=rf"{images} images of {classes} classes.* raise --limit"):
+        fit("mahalanobis", features, label)
+    scores = fit("knn", features, label).scores(features + 1, np.zeros((images, classes)))
+    assert np.isfinite(scores).all()
+    changed = np.concatenate([features, features[:1] + 0.1])  # one more image of the first class
+    scores = fit("mahalanobis", changed, np.append(label, 0)).scores(features + 1, np.zeros((images, classes)))
+    assert np.isfinite(scores).all()
+
+
 @given(st.integers(1, 12), st.integers(0, 2**32 - 1))
 def test_p_values_count_patients(groups: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
