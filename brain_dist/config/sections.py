@@ -142,7 +142,8 @@ class ModelConfig(Section):
             a model of the Hugging Face hub (config.json beside the weights). Of a training checkpoint of timm, the
             average of the weights is taken.
         in_chans: Number of input channels of the network, 1 or 3. With 3, gray images are repeated in each channel.
-        drop_path: Stochastic depth rate of the last block, in [0, 1).
+        drop_path: Stochastic depth rate of the last block, in [0, 1). 0 leaves the network's own default, which is 0.1
+            for Swin and a few others of timm; `options: {drop_path_rate: 0.0}` turns it off there, too.
         drop: Dropout rate before the classifier, in [0, 1).
         grad_checkpointing: Recompute activations in the backward pass: less memory, more time.
         sync_batchnorm: Compute BatchNorm statistics over the micro-batches of all ranks instead of each rank alone.

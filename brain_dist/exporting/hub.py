@@ -18,8 +18,8 @@ def write(source: Source, folder: Path) -> None:
     contract, options = source.model.contract, source.model.opened.options
     own = {
         "input_size": (contract.channels, contract.size, contract.size),
-        "mean": contract.mean[: contract.channels],
-        "std": contract.std[: contract.channels],
+        "mean": _of_channels(contract.mean, contract.channels),
+        "std": _of_channels(contract.std, contract.channels),
         "interpolation": "bilinear",
         "crop_pct": 1.0,
         "crop_mode": "squash",
@@ -35,6 +35,11 @@ def write(source: Source, folder: Path) -> None:
         safe_serialization=True,
     )
     (folder / "README.md").write_text(_readme(contract))
+
+
+def _of_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """A mean or standard deviation of each channel of the input: one channel takes the average of the three."""
+    return values if channels == len(values) else (sum(values) / len(values),)
 
 
 def _readme(contract: Contract) -> str:

@@ -26,6 +26,7 @@ from brain_dist.checkpoints.layout import complete_steps
 from brain_dist.errors import UserError
 from brain_dist.exporting import export
 from brain_dist.exporting.source import Source
+from brain_dist.prediction.model import open_model
 from brain_dist.prediction.torch_model import TorchModel
 from brain_dist.stream.contract import FILE, read_contract
 
@@ -93,6 +94,27 @@ def test_the_hub_folder_has_the_options_of_the_network(trained_run: Path, tmp_pa
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     assert loaded.state_dict().keys() == network.state_dict().keys()
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_the_hub_folder_of_one_channel_is_normalised_as_the_run(trained_run: Path, tmp_path: Path) -> None:
+    """One channel takes the average of the three means, in the run and in what timm reads."""
+    model = brain_dist.load(trained_run).model
+    assert isinstance(model, TorchModel)
+    mean, std = (0.1, 0.2, 0.6), (0.2, 0.3, 0.4)
+    contract = dataclasses.replace(model.contract, channels=1, mean=mean, std=std)
+    network = timm.create_model("test_convnext", num_classes=4, in_chans=1).eval()
+    opened = dataclasses.replace(model.opened, model=network, contract=contract, options={})
+    empty = np.zeros(0)
+    source = Source(TorchModel(opened, None), brain_dist.load_run(trained_run), empty, empty, empty)
+    export.WRITERS["hf"](source, tmp_path)
+    (tmp_path / FILE).write_text(contract.to_json())
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    config = timm.data.resolve_model_data_config(loaded)
+    np.testing.assert_allclose([*config["mean"], *config["std"]], [0.3, 0.3])
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 1, 32, 32), np.uint8)
+    with torch.no_grad():
+        logits = loaded((torch.from_numpy(pixels) / 255 - config["mean"][0]) / config["std"][0])
+    np.testing.assert_allclose(open_model(tmp_path, device="cpu").outputs(pixels).logits, logits, atol=1e-5)
 
 
 def test_an_export_that_says_something_else_is_not_kept(trained_run: Path, tmp_path: Path) -> None:
