@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -234,3 +235,14 @@ def test_coverage_of_balanced_accuracy_with_a_rare_class(rare: int) -> None:
         if interval is not None:
             contained.append(interval[0] <= 0.8 <= interval[1])
     assert (np.mean(contained) > 0.85) == (rare >= 10)
+
+
+def test_the_only_cluster_gives_no_warning() -> None:
+    """Nothing is left without it, so the jackknife is undefined: no text of NumPy on the user's terminal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resampled = resample(
+            lambda weights: (weights @ [[3.0]]) / weights.sum(axis=1, keepdims=True) / 4, np.zeros(4, dtype=int), 10
+        )
+    assert resampled.estimate.tolist() == [0.75]
+    assert np.isnan(resampled.jackknife).all()
