@@ -70,7 +70,7 @@ def print_growth(seconds: dict[int, float]) -> None:
     by_pair = (many_s / many - few_s / few) / (many - few)
     by_image = many_s / many - by_pair * many
     print(f"{1e3 * by_image:.2f} CPU ms an image and {1e9 * 2 * by_pair:.1f} CPU ns a pair, from the last two rows")
-    for count in (100_000, 1_000_000):
+    for count in (count for count in (100_000, 1_000_000) if count > many):
         hours = (by_image * count + by_pair * count**2) / 3600
         print(f"extrapolated to {count:,} images: {hours:.2f} CPU hours")
 
