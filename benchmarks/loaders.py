@@ -103,7 +103,7 @@ def measure_epoch(batches: Iterator[int], images: int, batch: int) -> dict[str, 
             wait_until_idle()
             start, cpu_before = time.perf_counter(), cpu_seconds()
         elif number == last:
-            end, cpu_after = wait_until_idle(), cpu_seconds()
+            end, cpu_after = wait_until_idle()
     return {"images": images, "rate": timed / (end - start), "cpu": (cpu_after - cpu_before) / timed}
 
 
@@ -144,13 +144,13 @@ def training_rates(arguments: argparse.Namespace) -> Results:
         for block in range(2 * TRAINING_BLOCKS + 2):
             name = ("real", "synthetic")[block % 2]
             wait_until_idle()  # the loader has prepared its batches ahead, so a block prepares as many as it uses
-            start, cpu = time.perf_counter(), time.process_time()
+            start, cpu_before = time.perf_counter(), cpu_seconds()
             for _ in range(TRAINING_STEPS):
                 float(engine.step([next(batches[name])], lr=1e-4))  # waits for the loss, as training does
             wall = time.perf_counter() - start
-            wait_until_idle()
+            _, cpu_after = wait_until_idle()
             if block >= 2:  # the first block of each is warm-up
-                blocks[name].append((wall, time.process_time() - cpu))
+                blocks[name].append((wall, cpu_after - cpu_before))
     images = TRAINING_STEPS * TRAINING_BATCH
     return {
         name: {
@@ -161,14 +161,21 @@ def training_rates(arguments: argparse.Namespace) -> Results:
     }
 
 
-def wait_until_idle() -> float:
-    """Wait until this process and its workers have used no CPU time for a second; return when that began."""
+def wait_until_idle() -> tuple[float, float]:
+    """Wait until this process and its workers have used no CPU time for a second.
+
+    Returns:
+        When that second began, and the CPU seconds that they had used by then. The CPU time of waiting itself does not
+        count: on a slow machine it alone exceeds the resolution in each second.
+    """
+    own = time.thread_time()
     used, since = cpu_seconds(), time.perf_counter()
     while time.perf_counter() - since < 1:
         time.sleep(0.05)
-        if (now := cpu_seconds()) > used + 0.011:  # more than the resolution, which polling itself may use up
+        now = cpu_seconds() - (time.thread_time() - own)
+        if now > used + 0.011:  # more than the resolution of the workers' time
             used, since = now, time.perf_counter()
-    return since
+    return since, used
 
 
 def drop_from_page_cache(folder: Path) -> None:

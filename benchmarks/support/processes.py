@@ -81,7 +81,7 @@ def machine_cpu_seconds() -> float:
 
 def cpu_seconds() -> float:
     """CPU time of this process, its living descendants, and the children that they waited for."""
-    return sum(os.times()[:4]) + descendants_cpu_seconds()
+    return time.process_time() + sum(os.times()[2:4]) + descendants_cpu_seconds()
 
 
 def descendants_cpu_seconds() -> float:
