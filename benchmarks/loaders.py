@@ -225,6 +225,8 @@ def measure(arguments: argparse.Namespace, name: str, color: str) -> Results:
 
 def compare(arguments: argparse.Namespace) -> int:
     """Run all rounds; print the table and the goals; return the exit code."""
+    if not len(open_dataset(arguments.shards).rows("train")):
+        raise UserError(f"{arguments.shards} has no training images; give shards that a training could use")
     rounds: Rounds = {}
     contestants = [(name, color) for color in COLORS for name in CONTESTANTS]
     contestants.append((TRAINING, "gray"))

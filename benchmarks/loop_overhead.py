@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=16, help="images per rank")
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--zero", type=int, default=2, choices=(0, 1, 2, 3))
-    parser.add_argument("--precision", default="amp")
+    parser.add_argument("--precision", default="amp", help="default: amp; a processor without bf16 needs fp32")
     parser.add_argument("--settings", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.settings:

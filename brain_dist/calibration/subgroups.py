@@ -40,8 +40,7 @@ def attribute_values(column: str, predictions: Predictions, dataset: Dataset) ->
             f"--by {column}: {dataset.root} has no such column or attribute; its attributes are"
             f" {', '.join(known) or 'none'}, its columns {', '.join(dataset.columns)}"
         )
-    missing = [value is None or str(value).lower() in ("", "nan") for value in values]
-    texts = np.array([UNKNOWN if no else str(value) for no, value in zip(missing, values, strict=True)], dtype=object)
+    texts = np.array([UNKNOWN if _is_missing(value) else str(value) for value in values], dtype=object)
     distinct = set(texts) - {UNKNOWN}
     if len(distinct) <= MOST_VALUES:
         return texts
@@ -125,6 +124,10 @@ def subgroup_table(label: np.ndarray, prob: np.ndarray, group: np.ndarray, value
             "p": float((1 + (permuted >= difference - 1e-12).sum()) / (1 + len(permuted))),
         }
     return {"rows": rows, "gap": gap}
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or str(value).lower() in ("", "nan")
 
 
 def _place(name: str) -> tuple[bool, list[str | float]]:
