@@ -61,7 +61,7 @@ def fit(method: str, features: np.ndarray, label: np.ndarray) -> Reference:
         label: int64 [N].
 
     Raises:
-        UserError: the features of the images of each class are equal, so that there is no covariance.
+        UserError: the images of each class have equal features, which leaves no covariance to estimate.
     """
     features = np.asarray(features, dtype=np.float32)
     none = np.zeros((0, 0), dtype=np.float32)
