@@ -6,7 +6,7 @@ interleaved; each loader runs one epoch warm and, with --cold, one before that. 
 back and dropped from the page cache (posix_fadvise DONTNEED), which is checked. The clock starts at the fourth batch:
 start-up does not count. CPU time is that of the process and all its workers over the same batches.
 
-Then training on real batches is compared with training on synthetic ones, in alternating blocks of steps.
+Then steps of a training on real batches alternate with steps on synthetic ones; their ratio is the median over the pairs.
 
 The goals, with a warm cache, by CPU time, which other programs change less than images/s: the best loader
 that decodes in Python takes 2.5 times ours; ours takes at most 1/0.7 of the time of decoding alone for gray, and 1/0.9
@@ -26,21 +26,21 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.support.common import PEERS, phantom_shards, require_peers, run_child
+from benchmarks.support.common import PEERS, median_interval, phantom_shards, require_peers, run_child
 from benchmarks.support.loader_contestants import CONTESTANTS, PEER_MODULES, LoaderSetup
-from benchmarks.support.processes import cpu_seconds
+from benchmarks.support.processes import cpu_seconds, wait_until_idle
 from brain_dist.common.cores import cpu_cores
 from brain_dist.errors import Fault, UserError, run
 from brain_dist.store.dataset import open_dataset
 
 WARMUP = 4  # batches before the clock starts
 AHEAD = 8  # batches before the end that the clock stops: more than any loader prepares ahead
-TRAINING, TRAINING_BATCH, TRAINING_STEPS, TRAINING_BLOCKS = "training", 32, 3, 4
+TRAINING = "training"
 GOAL_PEERS, GOAL_TRAINING = 2.5, 0.97
 GOAL_CEILING = {"gray": 0.7, "rgb": 0.9}
 COLORS = ("gray", "rgb")
-Results = dict[str, dict[str, float]]  # state of the cache, or kind of batches → images/s and CPU seconds an image
-Rounds = dict[str, list[dict[str, float]]]  # "name color cache" → results of each round
+Results = dict[str, list[dict[str, float]]]  # state of the cache, or kind of batches → images/s, CPU seconds an image
+Rounds = dict[str, list[dict[str, float]]]  # "name color cache" → results of each round; of training, of each pair
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,20 +70,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_one(arguments: argparse.Namespace) -> int:
-    """In its own process: one epoch of one loader, or some training steps; prints a line of JSON."""
+    """In its own process: one epoch of one loader, or pairs of training steps; prints a line of JSON."""
+    if arguments.one == TRAINING:
+        from benchmarks.support.loader_training import training_pairs
+
+        pairs = training_pairs(arguments.shards, arguments.model, arguments.size, arguments.workers)
+        print(json.dumps(pairs))
+        return 0
     import torch
 
     torch.set_num_threads(1)
-    if arguments.one == TRAINING:
-        print(json.dumps(training_rates(arguments)))
-        return 0
     setup = LoaderSetup(
         arguments.shards, Path(arguments.work), arguments.color, arguments.workers, arguments.size, arguments.batch
     )
     contestant = CONTESTANTS[arguments.one]
     caches = ("cold", "warm") if contestant.files and arguments.cold else ("warm",)
     images = len(open_dataset(arguments.shards))
-    print(json.dumps({cache: measure_epoch(contestant.epoch(setup), images, setup.batch) for cache in caches}))
+    print(json.dumps({cache: [measure_epoch(contestant.epoch(setup), images, setup.batch)] for cache in caches}))
     return 0
 
 
@@ -105,77 +108,6 @@ def measure_epoch(batches: Iterator[int], images: int, batch: int) -> dict[str, 
         elif number == last:
             end, cpu_after = wait_until_idle()
     return {"images": images, "rate": timed / (end - start), "cpu": (cpu_after - cpu_before) / timed}
-
-
-def training_rates(arguments: argparse.Namespace) -> Results:
-    """Images/s and CPU seconds per image of training on real and on synthetic batches, in alternating blocks."""
-    import torch
-
-    from brain_dist.config import Config, DataConfig, ModelConfig, TrainConfig
-    from brain_dist.networks.create import create_network
-    from brain_dist.ranks.device import choose_device
-    from brain_dist.ranks.group import process_group
-    from brain_dist.ranks.world import discover
-    from brain_dist.stream.batches import training_batches
-    from brain_dist.training.engine import Engine
-
-    def config(loader: str) -> Config:
-        return Config(
-            data=DataConfig(size=arguments.size, loader=loader, threads=1),  # type: ignore[arg-type]
-            model=ModelConfig(name=arguments.model),
-            train=TrainConfig(global_batch=TRAINING_BATCH, micro_batch=TRAINING_BATCH, precision="fp32", epochs=100),
-        )
-
-    dataset, world = open_dataset(arguments.shards), discover({})
-    device = choose_device(world, "auto")
-    blocks: dict[str, list[tuple[float, float]]] = {"real": [], "synthetic": []}
-    with process_group(world, device):
-        torch.set_num_threads(arguments.workers)
-        engine = Engine(
-            config("synthetic"),
-            create_network(ModelConfig(name=arguments.model), len(dataset.classes), seed=0),
-            world,
-            device,
-        )
-        batches = {
-            name: training_batches(config(loader), dataset, world, device, first_step=0)
-            for name, loader in (("real", "auto"), ("synthetic", "synthetic"))
-        }
-        for block in range(2 * TRAINING_BLOCKS + 2):
-            name = ("real", "synthetic")[block % 2]
-            wait_until_idle()  # the loader has prepared its batches ahead, so a block prepares as many as it uses
-            start, cpu_before = time.perf_counter(), cpu_seconds()
-            for _ in range(TRAINING_STEPS):
-                float(engine.step([next(batches[name])], lr=1e-4))  # waits for the loss, as training does
-            wall = time.perf_counter() - start
-            _, cpu_after = wait_until_idle()
-            if block >= 2:  # the first block of each is warm-up
-                blocks[name].append((wall, cpu_after - cpu_before))
-    images = TRAINING_STEPS * TRAINING_BATCH
-    return {
-        name: {
-            "rate": images / statistics.median(wall for wall, _ in times),
-            "cpu": statistics.median(cpu for _, cpu in times) / images,
-        }
-        for name, times in blocks.items()
-    }
-
-
-def wait_until_idle() -> tuple[float, float]:
-    """Wait until this process and its workers have used no CPU time for a second.
-
-    Returns:
-        When that second began, and the CPU seconds that they had used by then. The CPU time of waiting itself does not
-        count: on a slow machine it alone exceeds the resolution in each second.
-    """
-    own = time.thread_time()
-    used, since = cpu_seconds(), time.perf_counter()
-    while time.perf_counter() - since < 1:
-        time.sleep(0.05)
-        now = cpu_seconds() - (time.thread_time() - own)
-        if now > used + 0.011:  # more than the resolution of the workers' time
-            used, since = now, time.perf_counter()
-    return since, used
 
 
 def drop_from_page_cache(folder: Path) -> None:
@@ -232,10 +164,11 @@ def compare(arguments: argparse.Namespace) -> int:
     contestants.append((TRAINING, "gray"))
     for number in range(arguments.rounds):
         for name, color in contestants:
-            for cache, result in measure(arguments, name, color).items():
-                rounds.setdefault(f"{name} {color} {cache}", []).append(result)
+            for cache, results in measure(arguments, name, color).items():
+                rounds.setdefault(f"{name} {color} {cache}", []).extend(results)
                 progress = f"round {number + 1} of {arguments.rounds}: {name} {color} {cache}"
-                print(f"{progress} {result['rate']:.0f} images/s", file=sys.stderr, flush=True)
+                rate = statistics.median(result["rate"] for result in results)
+                print(f"{progress} {rate:.0f} images/s", file=sys.stderr, flush=True)
     images = int(rounds["ours gray warm"][0]["images"])
     print(
         f"{images:,} images, {arguments.size}² out, batches of {arguments.batch}, {arguments.workers} workers or"
@@ -254,7 +187,12 @@ def median(rounds: Rounds, key: str, field: str) -> float:
 
 def paired(rounds: Rounds, key: str, other: str, field: str) -> float:
     """Median over the rounds of the ratio of two contestants in the same round."""
-    return statistics.median(a[field] / b[field] for a, b in zip(rounds[key], rounds[other], strict=True))
+    return statistics.median(ratios(rounds, key, other, field))
+
+
+def ratios(rounds: Rounds, key: str, other: str, field: str) -> list[float]:
+    """Ratio of two contestants in each round."""
+    return [a[field] / b[field] for a, b in zip(rounds[key], rounds[other], strict=True)]
 
 
 def print_table(rounds: Rounds) -> None:
@@ -294,8 +232,10 @@ def print_goals(rounds: Rounds, model: str) -> int:
     for title, other, ours, goal in goals:
         value, rate = paired(rounds, other, ours, "cpu"), paired(rounds, ours, other, "rate")
         verdict = "met" if value >= goal else "missed"
-        print(f"{title}, CPU time = {value:.2f} (goal ≥ {goal}): {verdict}; images/s of ours / its = {rate:.2f}")
+        print(f"{title}, CPU time = {value:.3f} (goal ≥ {goal}): {verdict}; images/s of ours / its = {rate:.2f}")
         missed |= value < goal
+    low, high = median_interval(ratios(rounds, f"{TRAINING} gray synthetic", f"{TRAINING} gray real", "cpu"))
+    print(f"95 % interval of the last ratio over its pairs of steps: {low:.3f} to {high:.3f}")
     return int(missed)
 
 

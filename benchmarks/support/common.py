@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from brain_dist.errors import Fault, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,6 +18,13 @@ PEERS = ROOT / ".venv-bench" / "bin" / "python"  # the peers' pinned dependencie
 def integers(text: str) -> list[int]:
     """Parse ``1,2,4``."""
     return [int(word) for word in text.split(",")]
+
+
+def median_interval(values: Sequence[float], draws: int = 2000) -> tuple[float, float]:
+    """95 % interval of a median, by a bootstrap over its values with a fixed seed."""
+    sample = np.random.default_rng(0).choice(np.asarray(values), (draws, len(values)))
+    low, high = np.quantile(np.median(sample, axis=1), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def run_child(command: Sequence[str]) -> str:

@@ -10,6 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from brain_dist.errors import Fault
+
 INTERVAL = 0.05  # seconds between two samples
 
 
@@ -91,3 +93,28 @@ def descendants_cpu_seconds() -> float:
         with contextlib.suppress(OSError):  # it has ended
             ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def wait_until_idle(limit: float = 120) -> tuple[float, float]:
+    """Wait until this process and its descendants have used no CPU time for a second.
+
+    Args:
+        limit: Seconds after which they are said to be busy for good.
+
+    Returns:
+        When that second began, and the CPU seconds that they had used by then. The CPU time of waiting itself does not
+        count: on a slow machine it alone exceeds the resolution in each second.
+
+    Raises:
+        Fault: they are never idle, for example because OpenMP's threads spin.
+    """
+    own, begin = time.thread_time(), time.perf_counter()
+    used, since = cpu_seconds(), begin
+    while time.perf_counter() - since < 1:
+        if time.perf_counter() - begin > limit:
+            raise Fault(f"the process has not been idle for {limit:.0f} s; is OMP_WAIT_POLICY=ACTIVE set?")
+        time.sleep(0.05)
+        now = cpu_seconds() - (time.thread_time() - own)
+        if now > used + 0.011:  # more than the resolution of the workers' time
+            used, since = now, time.perf_counter()
+    return since, used
