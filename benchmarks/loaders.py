@@ -6,7 +6,7 @@ interleaved; each loader runs one epoch warm and, with --cold, one before that. 
 back and dropped from the page cache (posix_fadvise DONTNEED), which is checked. The clock starts at the fourth batch:
 start-up does not count. CPU time is that of the process and all its workers over the same batches.
 
-Then steps of a training on real batches alternate with steps on synthetic ones; their ratio is the median over the pairs.
+Then steps of a training on real batches alternate with steps on synthetic ones; the ratio is the median over all pairs.
 
 The goals, with a warm cache, by CPU time, which other programs change less than images/s: the best loader
 that decodes in Python takes 2.5 times ours; ours takes at most 1/0.7 of the time of decoding alone for gray, and 1/0.9
