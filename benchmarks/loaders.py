@@ -221,7 +221,8 @@ def print_goals(rounds: Rounds, model: str) -> int:
     for color in COLORS:
         ours = f"ours {color} warm"
         peers = [f"{name} {color} warm" for name, contestant in CONTESTANTS.items() if contestant.python]
-        best = min(peers, key=lambda key: median(rounds, key, "cpu"))
+        times = {peer: paired(rounds, peer, ours, "cpu") for peer in peers}
+        best = min(times, key=times.__getitem__)
         title = f"{color}: {CONTESTANTS[best.split()[0]].title}, the best that decodes in Python, / ours"
         goals.append((title, best, ours, GOAL_PEERS))
         goals.append((f"{color}: decoding only / ours", f"decode {color} warm", ours, GOAL_CEILING[color]))
