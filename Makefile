@@ -40,7 +40,7 @@ bench-setup: .venv/ready ## create .venv-bench, which also has the libraries tha
 	$(UV) pip install --quiet --python .venv-bench/bin/python --require-hashes --requirements requirements-bench.lock
 	$(UV) pip install --quiet --python .venv-bench/bin/python --no-deps --no-build-isolation --editable .
 
-demo: .venv/ready ## phantoms (or DATA=DIR [RECIPE=FILE]) → shards → training → evaluation → report, 5 to 10 minutes on 2 cores
+demo: .venv/ready ## phantoms (or DATA=DIR [RECIPE=FILE]) → shards → training → evaluation → report, 4 to 8 minutes on 2 cores
 	PATH="$(CURDIR)/.venv/bin:$$PATH" DATA="$(DATA)" RECIPE="$(RECIPE)" launch/demo.sh
 
 bench-demo: .venv/ready ## phantoms → benchmark of three networks × two seeds → table → comparison → page, 4 minutes on 2 cores
