@@ -1,7 +1,7 @@
 """Time of a resume early and late in an epoch of 100,000 images.
 
 ``python -m benchmarks.resume_time [--images 100000] [--repeats 5]`` repeats the index of a few hundred phantoms to that
-length. It loads a checkpoint and the first augmented batch (DALI), alternately at 1 % and at 99 % of the epoch.
+length. It loads a checkpoint and the first augmented batch, alternately at 1 % and at 99 % of the epoch.
 """
 
 from __future__ import annotations
