@@ -1,7 +1,7 @@
 #!/bin/bash
 # Measure where a training step's time goes on these nodes and find the bottleneck. Arguments: `brain-dist profile --help`
 #   sbatch slurm/profile.sh --data.shards shards/built/cheng_br35h
-#   sbatch --nodes=4 slurm/profile.sh --data.shards shards/built/cheng_br35h --out profiles/four.json
+#   sbatch --nodes=4 slurm/profile.sh --train.micro_batch 16 --data.shards shards/built/cheng_br35h --out profiles/four.json
 #SBATCH --job-name=profile
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=4

@@ -1,11 +1,13 @@
 #!/bin/bash
 # Train ConvNeXt-Base on two nodes of four GPUs. SLURM's options go before the script's name, settings after it:
 #   sbatch slurm/train_convnext.sh --data.shards shards/built/cheng_br35h
-#   sbatch --nodes=4 --time=2-0 slurm/train_convnext.sh --run.name big --train.global_batch 512
-# Run folder: runs/convnext-JOB, or --run.name. Submit again with the same name to resume.
+#   sbatch --gpus-per-node=8 slurm/train_convnext.sh --train.micro_batch 16 --data.shards shards/built/cheng_br35h
+#   sbatch --nodes=4 --time=2-0 slurm/train_convnext.sh --run.name big --train.global_batch 512 --data.shards …
+# train.global_batch (256) must be a multiple of train.micro_batch (32) × all GPUs.
+# Run: runs/convnext-JOB; log: convnext-JOB.log. To resume it in a new job, submit again with --run.name convnext-JOB.
 #SBATCH --job-name=convnext
 #SBATCH --nodes=2
-#SBATCH --gpus-per-node=4          # one task per GPU; any number works
+#SBATCH --gpus-per-node=4          # one task per GPU
 #SBATCH --cpus-per-gpu=8           # decoding threads: data.threads per task
 #SBATCH --mem-per-gpu=32G
 #SBATCH --time=12:00:00
