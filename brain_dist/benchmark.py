@@ -16,7 +16,7 @@ usage: brain-dist benchmark run|cross|probe|table|page|costs [...]
 
   run      train and evaluate several models under the same conditions, and write the table
   cross    train on each of several collections and on all but one, and test on the others
-  probe    measure how well the collection can be read from the features of cross's networks
+  probe    measure how well the features of cross's networks tell which collection an image is from
   table    write the table of the cells that are finished
   page     write the page of the results, index.html
   costs    measure parameters, operations, latency, throughput, memory and energy of the models

@@ -1,4 +1,4 @@
-"""Fit how unlike the training images an image is, so that prediction can say that it was not trained for it.
+"""Fit the detector of images that are not like the training images, which prediction uses for its verdict.
 
     brain-dist outliers runs/NAME
 

@@ -55,7 +55,7 @@ def argument_parser() -> ArgumentParser:
     parser.add_argument("--port", type=int, default=29500, help="a free port on the first machine (default: 29500)")
     parser.add_argument("--ssh", default="ssh", help='ssh command, such as "ssh -p 2222" (default: ssh)')
     parser.add_argument("hostfile", type=Path, help="file with lines HOST slots=N")
-    parser.add_argument("verb", choices=COMMANDS, metavar="VERB", help="train or evaluate")
+    parser.add_argument("verb", choices=COMMANDS, metavar="VERB", help="a command, such as train or evaluate")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the verb's own arguments")
     return parser
 

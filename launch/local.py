@@ -70,7 +70,7 @@ def argument_parser() -> ArgumentParser:
     parser.add_argument("-n", "--processes", type=int, help="number of processes (default: one per GPU, else one)")
     parser.add_argument("--restarts", type=int, default=0, help="maximum number of restarts after a fault (default: 0)")
     parser.add_argument("--part", metavar="FIRST_RANK,WORLD_SIZE,ADDRESS,PORT,ID", help="set by launch/hosts.py")
-    parser.add_argument("verb", choices=COMMANDS, metavar="VERB", help="train or evaluate")
+    parser.add_argument("verb", choices=COMMANDS, metavar="VERB", help="a command, such as train or evaluate")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the verb's own arguments")
     return parser
 

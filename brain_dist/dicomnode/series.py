@@ -82,7 +82,7 @@ def write_reports(
         images[instance] = Image(header, by_name[source.name])
     if not series:
         _print_problems(problems)
-        raise UserError("--sr writes reports about DICOM images, and none of the files is one; leave --sr away")
+        raise UserError("--sr writes reports about DICOM images, and none of the files is one; remove --sr")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for images in series.values():

@@ -79,7 +79,7 @@ def explain(
         _check_comparable(run, loaded, other, first, table)
     positions, masks, outside = choose_images(first, table, limit)
     if masks is None and not perturb:
-        raise UserError("--skip-perturbation leaves no measure, as these shards know no tumours; leave it away")
+        raise UserError("--skip-perturbation leaves no measure: the shards have no boxes or masks of tumours; omit it")
     rows = table.row[positions]
     settings = {"samples": samples, "perturb": perturb, "seed": seed, "micro_batch": micro_batch}
     results = []
@@ -110,7 +110,7 @@ def _places(runs: list[Path], out: Path | None) -> list[tuple[Path, Path]]:
     else:
         places = [(out / run.resolve().name, out / run.resolve().name) for run in runs]
         if len(set(places)) < len(places):
-            raise UserError("--out: two runs have the same name; leave --out away")
+            raise UserError("--out: two runs have the same name; remove --out")
     for folder in {folder for place in places for folder in place}:
         if folder.is_symlink():  # a run from someone else could lead to any folder
             raise UserError(f"{folder} is a symbolic link; remove it, or choose another folder with --out")

@@ -125,8 +125,8 @@ def evidence_of(
     targets, outside = _targets(run, table)
     if not targets:
         raise UserError(
-            f"{run.dataset.root} knows no lesion in these {len(table):,} images; build it with a recipe that names"
-            " boxes or masks (shards/README.md, Lesions)"
+            f"{run.dataset.root} has no boxes or masks of lesions for these {len(table):,} images; build it with a"
+            " recipe that names them (shards/README.md, Lesions)"
         )
     rows = np.array([target.row for target in targets], dtype=np.int64)
     prob = np.full((len(rows), 3, len(run.dataset.classes)), np.nan, np.float32)

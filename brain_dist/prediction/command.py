@@ -215,7 +215,7 @@ def _begin(folder: Path, request: dict[str, Any], resume: bool) -> None:
         different = sorted(name for name in request if earlier.get(name) != request[name])
         if different:
             raise UserError(
-                f"--resume: {folder} is of a prediction with another {', '.join(different)}; leave --resume away to"
+                f"--resume: {folder} is of a prediction with another {', '.join(different)}; remove --resume to"
                 " begin again"
             )
         return

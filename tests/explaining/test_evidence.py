@@ -193,7 +193,7 @@ def test_shards_without_lesions_and_adopted_predictions_are_refused(run: Path, o
     loaded, table = opened
     healthy = table.take(np.flatnonzero(table.label == table.classes.index("notumor")))
     with pytest.raises(
-        UserError, match=r"knows no lesion in these \d+ images; build it with a recipe that names boxes"
+        UserError, match=r"has no boxes or masks of lesions for these \d+ images; build it with a recipe that"
     ):
         evidence_of(loaded, healthy)
     with pytest.raises(UserError, match="absent"):

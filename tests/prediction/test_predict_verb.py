@@ -177,7 +177,7 @@ def test_an_interrupted_prediction_is_resumed(trained_run: Path, tmp_path: Path)
     finished = {path: path.stat().st_mtime_ns for path in parts.glob("0*.json")}
     assert len(finished) == 3
     other = in_process("predict", *arguments[:-1], "3", "--resume", expect=2)
-    assert "is of a prediction with another batch; leave --resume away to begin again" in other.err
+    assert "is of a prediction with another batch; remove --resume to begin again" in other.err
     assert {path: path.stat().st_mtime_ns for path in parts.glob("0*.json")} == finished
     draw(6).save(folder / "6.png")
     first = json.loads((parts / "00000.json").read_text())
