@@ -43,7 +43,7 @@ bench-setup: .venv/ready ## create .venv-bench, which also has the libraries tha
 demo: .venv/ready ## phantoms (or DATA=DIR [RECIPE=FILE]) → shards → training → evaluation → report, 4 to 8 minutes on 2 cores
 	PATH="$(CURDIR)/.venv/bin:$$PATH" DATA="$(DATA)" RECIPE="$(RECIPE)" launch/demo.sh
 
-bench-demo: .venv/ready ## phantoms → benchmark of three networks × two seeds → table → comparison → page, 4 minutes on 2 cores
+bench-demo: .venv/ready ## phantoms → benchmark of three networks × two seeds → table → comparison → page, about 4 minutes on 2 cores
 	PATH="$(CURDIR)/.venv/bin:$$PATH" launch/bench_demo.sh
 
 test: .venv/ready ## tests except the slow ones, about ten minutes on 2 cores
