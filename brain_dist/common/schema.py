@@ -46,6 +46,18 @@ class Location(NamedTuple):
 class _StrictLoader(yaml.SafeLoader):
     """YAML in which a repeated key is an error, not a silent override, and mappings know their lines."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node; a text that only looks like a date or a number is an error at its line."""
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, str) and not value.isascii():
+                # JSON writes a character beyond U+FFFF as two escapes, which YAML takes for two characters
+                value = value.encode("utf-16", "surrogatepass").decode("utf-16")
+            return value
+        except (ValueError, LookupError, AttributeError) as error:
+            problem = f"{node.value!r:.80} ({error}); put a text in quotes"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
     def construct_located_map(self, node: yaml.MappingNode) -> Iterator[YamlMapping]:
         mapping = YamlMapping()
         yield mapping
@@ -79,6 +91,8 @@ def load_yaml(text: str, name: str) -> object:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{name}{line}: not valid YAML: {error.problem or error.context}") from None
+    except RecursionError:
+        raise UserError(f"{name}: not valid YAML: it is nested too deeply") from None
     finally:
         loader.dispose()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -42,6 +43,7 @@ def read(text: str) -> Order:
 
 def test_a_file_becomes_a_dataclass() -> None:
     assert read(VALID) == Order("fast", [Item("a", 1000.0), Item("b")], {"weight": 5})
+    assert read(json.dumps({"kind": "fast", "items": [{"name": "\U0001f9e0 ü"}]})).items == [Item("\U0001f9e0 ü")]
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,11 @@ def test_a_file_becomes_a_dataclass() -> None:
         ("{name: b}", "{name: b", r"^order\.yaml:7: not valid YAML: "),
         ("  weight: 1e3", "\tweight: 1e3", r"^order\.yaml:5: not valid YAML: found character '\\t'"),
         ("  weight: 5", "  weight: \x07", r"^order\.yaml:8: not valid YAML: "),
+        ("kind: fast", "kind: 2020-13-45", r"^order\.yaml:2: not valid YAML: '2020-13-45' \(month must be in"),
+        ("weight: 5", "weight: 0x_", r"^order\.yaml:8: not valid YAML: '0x_' \(invalid literal for int.*put a text in"),
+        ("weight: 5", "weight: !!bool maybe", r"^order\.yaml:8: not valid YAML: 'maybe' "),
+        ("name: a", r'name: "\ud83d"', r"^order\.yaml:4: not valid YAML: .*put a text in quotes"),
+        ("{name: b}", "[" * 5000, r"^order\.yaml: not valid YAML: it is nested too deeply$"),
     ],
 )  # fmt: skip
 def test_a_mistake_names_the_file_the_line_and_what_is_allowed(old: str, new: str, message: str) -> None:
