@@ -17,6 +17,7 @@ EXIT_FAULT = 1
 EXIT_USER = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: "try again later", as a scheduler should
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in a shell
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class UserError(Exception):
@@ -34,10 +35,10 @@ class Fault(Exception):
 def run(main: Callable[[], int]) -> int:
     """Call a command's ``main`` and return the exit code.
 
-    A :class:`UserError`, a :class:`Fault` or Ctrl-C becomes one line on stderr.
+    A :class:`UserError`, a :class:`Fault`, a place that may not be used or Ctrl-C becomes one line on stderr.
     """
     try:
-        code = main()
+        code = _call(main)
         _ignore_srun_signals()
         return code
     except (UserError, Fault) as error:
@@ -51,6 +52,17 @@ def run(main: Callable[[], int]) -> int:
         if _rank()[1]:
             print("brain-dist: interrupted before the end; run the same command again", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
+
+
+def _call(main: Callable[[], int]) -> int:
+    """Call ``main``. A path that the machine refuses is the user's to mend, wherever in the program it comes up."""
+    try:
+        return main()
+    except OSError as error:
+        if error.errno not in _REFUSALS or not isinstance(error.filename, (str, bytes)):
+            raise
+        kind = UserError if _rank()[1] else Fault  # a UserError of other ranks is not printed
+        raise kind(f"{os.fsdecode(error.filename)}: {error.strerror}; correct the path or its permissions") from error
 
 
 def print_once(text: str) -> None:

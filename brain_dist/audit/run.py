@@ -14,7 +14,7 @@ from brain_dist.audit.counts import summary
 from brain_dist.audit.survey import Source, Survey, pairs_table, survey_collections
 from brain_dist.audit.wording import BETWEEN_COLUMNS, between_table, collection_table, plural
 from brain_dist.collection.recipes import default_recipe, read_recipe
-from brain_dist.common.files import partial_folder, write_durably
+from brain_dist.common.files import check_place, is_inside, partial_folder, write_durably
 from brain_dist.common.progress import Progress
 from brain_dist.common.text import printable
 from brain_dist.errors import UserError
@@ -97,10 +97,11 @@ def run_audit(
 
 def _check_out(collections: Sequence[Source], out: Path) -> None:
     for source in collections:
-        if out.resolve().is_relative_to(source.folder.resolve()):
+        if is_inside(out, source.folder):
             raise UserError(f"--out {out} is inside the collection {source.folder}; choose a folder outside it")
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or _is_audit(out))):
         raise UserError(f"--out {out} exists and is not an audit folder; choose another --out")
+    check_place(out)
     parent = next(folder for folder in Path(os.path.abspath(out)).parents if folder.exists())  # noqa: PTH100
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"cannot write --out {out}: no permission for {parent}; choose another --out")

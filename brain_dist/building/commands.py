@@ -212,7 +212,9 @@ class Verify:
         for problem in problems:
             print(problem, file=sys.stderr)
         if problems:
-            raise UserError(f"{self.folder} has {len(problems)} problems, listed above; copy or build it again")
+            raise UserError(
+                f"{self.folder} has {len(problems)} problems, listed above; remove it, and copy or build it again"
+            )
         shards, samples = len(manifest.shards), manifest.samples
         print(f"{self.folder}: no problems; {samples} samples in {shards} shards, dataset version {version[:12]}")
         return 0

@@ -9,6 +9,7 @@ together give what one process would have found, in the same order.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from functools import partial
 from itertools import groupby
@@ -32,7 +33,7 @@ from brain_dist.collection.measures import THUMB
 from brain_dist.collection.pixels import MeasuredImage
 from brain_dist.collection.recipes import Recipe
 from brain_dist.collection.records import Record
-from brain_dist.common.files import crc32_file, durable_file, sync_file, sync_folder, write_atomically
+from brain_dist.common.files import check_place, crc32_file, durable_file, sync_file, sync_folder, write_atomically
 from brain_dist.common.progress import Progress, no_progress
 from brain_dist.common.records import read_record
 from brain_dist.common.scratch import scratch
@@ -74,6 +75,7 @@ def spool_folder(out: Path) -> Path:
 
 
 def _parts_folder(out: Path) -> Path:
+    out = Path(os.path.abspath(out))  # noqa: PTH100 (`.` has no name)
     return out.with_name(f"{out.name}.parts")
 
 
@@ -101,8 +103,10 @@ def examine_part(
     with worker_pool(workers) as run:
         records, _ = find_records(recipe, source, allow_missing=allow_missing)
         request = request_entries(source, recipe, options, records)
-        own, place = _share(records, part), _place(out, part)
+        own = _share(records, part)
         if existing_dataset(out, request) is None:
+            check_place(out)
+            place = _place(out, part)
             document = _read(place)
             is_usable = document.get("request") == _part_request(request) and (options.skip_bad or not document["bad"])
             if not is_usable or _changed(document, place, source, run):

@@ -13,7 +13,7 @@ from typing import Any
 from brain_dist.collection.examination import examine_records
 from brain_dist.collection.recipes import Recipe
 from brain_dist.collection.records import Record, source_name
-from brain_dist.common.files import crc32_file, sha256_bytes
+from brain_dist.common.files import crc32_file, is_inside, sha256_bytes
 from brain_dist.common.progress import Progress
 from brain_dist.common.text import printable
 from brain_dist.common.workers import Run
@@ -25,7 +25,7 @@ from brain_dist.store.options import BuildOptions
 
 def check_places(source: Path, out: Path) -> None:
     """Raise :class:`UserError` if the shard folder would be inside the collection."""
-    if out.resolve().is_relative_to(source.resolve()):
+    if is_inside(out, source):
         raise UserError(f"--out {out} is inside --source {source}; choose a folder outside it")
 
 
@@ -75,7 +75,10 @@ def existing_dataset(out: Path, request: dict[str, Any]) -> Dataset | None:
     advice = "choose another --out or remove it"
     if not (out / MANIFEST).is_file():
         raise UserError(f"--out {out} exists and is not a complete shard folder; {advice}")
-    dataset = open_dataset(out)
+    try:
+        dataset = open_dataset(out)
+    except UserError as error:  # its advice alone, to build again, would end here again
+        raise UserError(f"--out {out} is damaged ({error}); {advice}") from None
     manifest = dataset.manifest
     for key, meaning in (("name", "recipe"), ("recipe", "recipe"), ("source_listing_sha256", "list of source files")):
         if getattr(manifest, key, None) != request[key]:
@@ -85,6 +88,10 @@ def existing_dataset(out: Path, request: dict[str, Any]) -> Dataset | None:
         if options.get(key) != value:
             flag = key.replace("_", "-")
             raise UserError(f"--out {out} was built with --{flag} {options.get(key)}, not {value}; {advice}")
+    for entry in filter(None, [*manifest.shards, getattr(manifest, "masks", None)]):
+        file = out / entry.name
+        if not file.is_file() or file.stat().st_size != entry.size:
+            raise UserError(f"--out {out} is damaged ({entry.name} is missing or has another size); {advice}")
     return dataset
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -159,7 +160,14 @@ def parse_command(
     for name, value in values.items():
         if isinstance(value, int) and not 0 <= value < 2**63:
             raise UserError(f"{_flag(name)} {value} must be ≥ 0{'' if value < 0 else ' and < 2**63'}")
-    return commands[namespace.command](**values)
+    return commands[namespace.command](**{name: _expanded(value) for name, value in values.items()})
+
+
+def _expanded(value: Any) -> Any:
+    """A path with the home folder for ``~``, which shells leave in ``--out=~/DIR``."""
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value  # noqa: PTH111 (raises nothing)
 
 
 def _add_field(parser: Any, field: dataclasses.Field[Any], annotation: Any, help_text: str) -> None:

@@ -32,10 +32,12 @@ def partial_folder(out: Path) -> Iterator[Path]:
     when its process ends, distinguishes them from those of running processes. On a file system without locks they stay.
 
     Raises:
-        UserError: another process is writing ``out`` or has just written it, or files cannot be written.
+        UserError: ``out`` cannot be replaced (:func:`check_place`), another process is writing it or has just written
+            it, or files cannot be written.
         Fault: the caller's work failed on a file outside the folder, such as one that it reads.
     """
     out = Path(os.path.abspath(out))  # noqa: PTH100 (resolve() would follow ``out`` if it is a link)
+    check_place(out)
     name = secrets.token_hex(4)
     folder, unlocked = (out.with_name(f".{out.name}.{kind}-{name}") for kind in ("partial", "unlocked"))
     try:
@@ -63,6 +65,28 @@ def partial_folder(out: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(unlocked, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_place(out: Path) -> None:
+    """Check, before long work, that a folder beside ``out`` can take its place by a rename.
+
+    Raises:
+        UserError: ``out`` is a symbolic link, a mount point, or the current folder or one around it.
+    """
+    reason = None
+    if out.is_symlink():
+        reason = f"a symbolic link; give the folder that it leads to ({out.readlink()}), or remove it"
+    elif os.path.ismount(out):
+        reason = "a mount point, which a complete folder cannot replace; choose a folder inside it"
+    elif Path.cwd().is_relative_to(os.path.abspath(out)):  # noqa: PTH100
+        reason = "the current folder or contains it; start the command elsewhere, or choose another folder"
+    if reason is not None:
+        raise UserError(f"{out} is {reason}")
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder or in it, after following links; circular ones do not matter."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _is_outside(name: object, *folders: Path) -> bool:

@@ -6,20 +6,21 @@ left out, never moved to another split, so that results on a source's test split
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import permutations
+from itertools import chain, permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from brain_dist import __version__
-from brain_dist.collection.spellings import SPLITS
-from brain_dist.common.files import partial_folder, sha256_bytes, write_durably
+from brain_dist.collection.spellings import NO_TUMOR, SPLITS, normalize
+from brain_dist.common.files import partial_folder, sha256_bytes, write_atomically, write_durably
 from brain_dist.common.progress import Progress, no_progress
 from brain_dist.copies import search
 from brain_dist.errors import UserError
@@ -90,17 +91,31 @@ def join(sources: Sequence[Path], out: Path, *, leave_out: str | None, workers: 
     """
     parts = _open_sources(sources, leave_out)
     places = json.dumps(list(origins) or [str(path.resolve()) for path in sources]).encode() + b"\n"
-    try:
-        if not _exists(out, parts):
+    if _exists(out, parts):
+        _record_sources(out, places)
+    else:
+        try:
             with partial_folder(out) as folder:
                 write_durably(folder / SOURCES, places)
                 _write_folder(folder, parts, workers, progress)
-        elif (out / SOURCES).read_bytes() != places:  # the sources were moved
-            write_durably(out / SOURCES, places)
-    except UserError:
-        if not _exists(out, parts):  # another process may have joined them at the same time
-            raise
+        except UserError:
+            if not _exists(out, parts):  # another process may have joined them at the same time
+                raise
     return open_dataset(out, sources)
+
+
+def _record_sources(out: Path, places: bytes) -> None:
+    """Replace the record of where the sources are if it is damaged or they were moved."""
+    with contextlib.suppress(OSError):
+        if (out / SOURCES).read_bytes() == places:
+            return
+    try:
+        write_atomically(out / SOURCES, places)
+    except OSError as error:
+        raise UserError(
+            f"{out / SOURCES} cannot be written ({error.strerror}), and does not say where the joined folders are now; "
+            "join them into another folder"
+        ) from None
 
 
 def common_classes(classes: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
@@ -113,6 +128,12 @@ def common_classes(classes: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
         UserError: a folder has classes that do not fit the others.
     """
     if any(TUMOUR in names for names in classes):
+        for name in chain.from_iterable(classes):
+            if name != NO_TUMOUR and normalize(name) in NO_TUMOR:
+                raise UserError(
+                    f"the class {name} would count as {TUMOUR}, a class of another folder; rebuild its folder with a"
+                    f" recipe whose class is called {NO_TUMOUR}"
+                )
         return (NO_TUMOUR, TUMOUR)
     most = max(classes, key=len)
     for names in classes:

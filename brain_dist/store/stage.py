@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from brain_dist.common.files import durable_file, sha256_bytes, sha256_file, sync_folder, write_durably
+from brain_dist.common.files import durable_file, is_inside, sha256_bytes, sha256_file, sync_folder, write_durably
 from brain_dist.common.locks import locked
 from brain_dist.common.progress import show_progress
 from brain_dist.errors import Fault, UserError
@@ -68,9 +68,9 @@ def stage(source: str, cache_dir: str | None) -> Path:
 
     Args:
         source: complete shard folder: a path, or a URL for fsspec (``s3://…``, ``https://…``, ``file://…``).
-        cache_dir: folder on the node's disk; environment variables are expanded (``$SLURM_TMPDIR``). None stages into
-            ``$SLURM_TMPDIR`` if that is set and otherwise reads in place; ``off`` always reads in place. A path in the
-            cache is not copied again.
+        cache_dir: folder on the node's disk; ``~`` and environment variables (``$SLURM_TMPDIR``) are expanded. None
+            stages into ``$SLURM_TMPDIR`` if that is set and otherwise reads in place; ``off`` always reads in place. A
+            path in the cache is not copied again.
 
     Returns:
         The local folder.
@@ -86,7 +86,7 @@ def stage(source: str, cache_dir: str | None) -> Path:
         if is_url:
             raise UserError(f"{source} is a URL: set data.cache_dir (or --cache-dir) to a folder on this node's disk")
         return Path(source)
-    if not is_url and Path(source).resolve().is_relative_to(cache.resolve()):
+    if not is_url and is_inside(Path(source), cache):
         return Path(source)
     copy = _plan_copy(source, cache)
     if _is_complete(copy):
@@ -120,7 +120,8 @@ def _cache_folder(cache_dir: str | None) -> Path | None:
     for braced, bare in re.findall(r"\$(?:\{(\w*)\}|(\w+))", text):
         if not os.environ.get(braced or bare):
             raise UserError(f"data.cache_dir={text}: the variable {braced or bare} is not set")
-    return Path(os.path.abspath(os.path.expandvars(text)))  # noqa: PTH100 (resolve() would follow links)
+    text = os.path.expanduser(os.path.expandvars(text))  # noqa: PTH111 (an unknown user is no error)
+    return Path(os.path.abspath(text))  # noqa: PTH100 (resolve() would follow links)
 
 
 def _plan_copy(source: str, cache: Path) -> _Copy:

@@ -136,6 +136,14 @@ def test_an_unusable_collection_is_a_one_line_error(tmp_path, what):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_of_no_class_is_named_although_it_cannot_be_read(tmp_path):
+    write_good(tmp_path / "raw")
+    (tmp_path / "raw" / "private").mkdir(mode=0)
+    done = shard("build", "--source", tmp_path / "raw", "--out", tmp_path / "out", before=OBEDIENT, expect=2)
+    assert len(done.err.splitlines()) == 1
+    assert "the folder private is not one of the classes glioma, meningioma" in done.err
+
+
 @pytest.mark.parametrize("where", ["source", "class folder"])
 def test_unreadable_folders_are_named(tmp_path, where):
     root = tmp_path / "raw"
@@ -174,3 +182,23 @@ def test_a_disk_that_cannot_be_written_is_a_one_line_error_and_has_nothing_left_
     assert f"{disk / 'out'} cannot be written ({reason}" in done.err
     assert len(done.err.splitlines()) == 1
     assert done.out == ""  # ls found nothing
+
+
+@pytest.mark.parametrize("verb", ["build", "audit", "phantom"])
+def test_a_place_without_permission_is_a_one_line_error(tmp_path, verb):
+    write_good(tmp_path / "raw")
+    (tmp_path / "locked").mkdir(mode=0o700)
+    out = tmp_path / "locked" / "deep" / "out"
+    words = {"build": ["--source", tmp_path / "raw"], "audit": [tmp_path / "raw"], "phantom": []}[verb]
+    (tmp_path / "locked").chmod(0)
+    done = shard(verb, *words, "--out", out, before=OBEDIENT, expect=2)
+    (tmp_path / "locked").chmod(0o700)
+    assert len(done.err.splitlines()) == 1
+    assert str(tmp_path / "locked") in done.err
+    assert "ermission" in done.err
+
+
+def test_a_source_that_is_a_circular_link_is_a_one_line_error(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    done = shard("build", "--source", tmp_path / "loop", "--out", tmp_path / "out", expect=2)
+    assert done.err == f"brain-dist: error: --source {tmp_path / 'loop'} is not a folder\n"

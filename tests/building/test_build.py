@@ -214,6 +214,15 @@ def test_a_corrected_file_is_noticed_that_was_left_out(source, tmp_path):
         file.write_bytes(wrong)
 
 
+@pytest.mark.parametrize("name", ["mine-train-00000.tar", "index.parquet", "manifest.json"])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: os.truncate(file, 100)], ids=["missing", "truncated"])
+def test_a_damaged_out_is_not_taken_for_complete(built, source, tmp_path, name, damage):
+    out = Path(shutil.copytree(built.root, tmp_path / "out"))
+    damage(out / name)
+    with pytest.raises(UserError, match=r"--out .*(is damaged|not a complete).*; choose another --out or remove it$"):
+        make(source, out, part=PATIENTS, shard_size="7")
+
+
 def test_a_foreign_out_is_unchanged(source, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")

@@ -166,3 +166,11 @@ def test_errors_are_one_line(source, tmp_path, words, message):
     error = build(source, tmp_path / "out", *words, expect=2).err
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def test_the_current_folder_is_no_place_for_parts(source, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    error = build(source, Path(), "--skip-bad", "--parts", "1", "--part", "0", expect=2).err
+    assert error.startswith("brain-dist: error: . is the current folder or contains it; start the command elsewhere")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "images"] == ["here"]

@@ -59,8 +59,11 @@ def test_damage_is_listed_and_exits_with_2(images, tmp_path):
     shard.unlink()
     done = in_process("shard", "verify", str(out), expect=2)
     assert done.err == (
-        f"{shard.name}: missing\nbrain-dist: error: {out} has 1 problems, listed above; copy or build it again\n"
+        f"{shard.name}: missing\n"
+        f"brain-dist: error: {out} has 1 problems, listed above; remove it, and copy or build it again\n"
     )
+    again = in_process("shard", "build", "--source", str(images), "--out", str(out), *HALVES, expect=2)
+    assert f"--out {out} is damaged ({shard.name} is missing or has another size); choose another --out or" in again.err
 
 
 def test_bad_images_are_listed_and_written_to_a_file_if_there_are_many(images, tmp_path):

@@ -48,6 +48,13 @@ def test_fields_are_positional_arguments_and_flags():
     assert parse("copy", "--out", "o", *words) == Copy([Path("x")], 5, "replace", ["a", "b"], True, out=Path("o"))
 
 
+def test_a_path_may_begin_with_the_home_folder(monkeypatch):
+    """Shells leave the ~ of ``--out=~/DIR`` as it is; a folder of that name is dangerous to remove."""
+    monkeypatch.setenv("HOME", "/home/me")
+    expected = Copy([Path("/home/me/a"), Path("b~")], out=Path("/home/me/b"), skip=["~/c"])
+    assert parse("copy", "~/a", "b~", "--out=~/b", "--skip=~/c") == expected
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

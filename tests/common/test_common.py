@@ -218,3 +218,26 @@ def test_workers_have_stopped_when_the_error_of_one_is_raised(tmp_path: Path) ->
         with pytest.raises(subprocess.CalledProcessError):
             list(run(operator.call, tasks, 1))
         assert (tmp_path / "written").exists()
+
+
+def test_a_place_that_a_folder_cannot_take_is_refused_before_the_work(tmp_path, monkeypatch):
+    """A rename replaces an empty folder, but neither a link to one nor a mount point."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "dangling").symlink_to("absent")
+    inside = tmp_path / "here" / "inside"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    for out, reason in (
+        (tmp_path / "link", r"is a symbolic link; give the folder that it leads to \(real\)"),
+        (tmp_path / "dangling", r"is a symbolic link; give the folder that it leads to \(absent\)"),
+        (Path("/proc"), "is a mount point, which a complete folder cannot replace; choose a folder inside it"),
+        (Path(), "is the current folder or contains it; start the command elsewhere, or choose another folder"),
+        (inside.parent, "is the current folder or contains it"),
+    ):
+        with pytest.raises(UserError, match=reason), partial_folder(out):
+            pytest.fail("the work began")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "here", "link", "real"]
+    with partial_folder(tmp_path / "real") as folder:
+        (folder / "file").write_text("x")
+    assert [path.name for path in (tmp_path / "link").iterdir()] == ["file"]

@@ -395,3 +395,28 @@ def test_the_fold_must_match_on_resume():
 
     one, other = (settings_to_match(Config(data=DataConfig(shards="a", fold=fold)), "v", 1) for fold in (0, 1))
     assert [name for name in one if one[name] != other[name]] == ["data.fold"]
+
+
+def test_joining_again_mends_the_record_of_the_sources(sources, tmp_path):
+    dataset = joined(sources, tmp_path / "out")
+    record = dataset.root / "sources.json"
+    whole = record.read_bytes()
+    for damage in (record.unlink, lambda: record.write_bytes(whole[:9])):
+        damage()
+        with pytest.raises(UserError, match=r"sources\.json is missing or damaged; join the folders again"):
+            open_dataset(dataset.root)
+        assert joined(sources, tmp_path / "out").version == dataset.version
+        assert record.read_bytes() == whole
+        assert open_dataset(dataset.root).sources == dataset.sources
+    record.unlink()
+    record.mkdir()  # as of a folder that cannot be written
+    with pytest.raises(UserError, match=r"sources\.json cannot be written \(Is a directory\), and does not say where"):
+        joined(sources, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["healthy", "No tumor", "normal"])
+def test_a_class_without_a_tumour_never_counts_as_one(name):
+    with pytest.raises(UserError, match=f"the class {name} would count as tumor, .* whose class is called notumor"):
+        joining.common_classes([("glioma", name), ("notumor", "tumor")])
+    assert joining.common_classes([("glioma", "notumor"), ("notumor", "tumor")]) == ("notumor", "tumor")
+    assert joining.common_classes([("glioma", name), ("glioma",)]) == ("glioma", name)

@@ -299,6 +299,9 @@ def test_the_folder_of_the_copy(source, tmp_path, monkeypatch):
         monkeypatch.setenv("USER_OF_IT", "me")
         assert stage("source", text) == place(source, tmp_path / "slurm" / "me")
         monkeypatch.delenv("USER_OF_IT")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert stage("source", "~/cache") == place(source, tmp_path / "home" / "cache")
+    assert not (tmp_path / "~").exists()
 
 
 @pytest.mark.parametrize(
