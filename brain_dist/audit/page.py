@@ -75,6 +75,8 @@ def _image_urls(survey: Survey, sources: Sequence[Source], images: list[int], pr
         part = sources[survey.collection[members[0]]].recipe.parts[survey.part[members[0]]]
         examined = examine_file(path, part, [survey.slice[image] for image in members], Smaller(SIDE))
         for image, result in zip(members, examined, strict=True):
+            if not isinstance(result, MeasuredImage):  # it is too narrow to be made smaller, or cannot be read any more
+                result = next(examine_file(path, part, [survey.slice[image]]))
             if isinstance(result, MeasuredImage):
                 urls[image] = jpeg_url(_pixels(result.payload, path), QUALITY)
             done += 1

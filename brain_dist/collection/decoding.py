@@ -22,6 +22,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gi
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "JPEG2000", "PPM")  # Pillow's names of them
 MAX_PIXELS = 8192 * 8192  # a larger image is a decompression bomb or a pathology slide, not an MRI slice
 MIN_SIDE = 16  # pixels
+MAX_FILE = 2**30  # bytes of an image file, which is read whole; more than MAX_PIXELS take without compression
 MAX_TILE = 2**22  # pixels of a TIFF's tile, which is decoded whole however small the image is
 MAX_SCANS = 100  # of a JPEG; encoders write about ten, and each costs as much time as a whole image
 # What Pillow's readers raise on damaged data, found by flipping bytes in files of every format
@@ -29,7 +30,7 @@ _DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexEr
 WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 _ALPHA_MODES = frozenset({"RGBA", "LA", "La", "PA", "RGBa"})
 _ORIENTATION = 0x0112  # EXIF tag; 2 to 8 are mirrored or rotated
-_START_OF_SCAN = b"\xff\xda"  # marker in a JPEG that ends the header
+_START_OF_SCAN = b"\xff\xda"  # marker in a JPEG
 _METADATA = (b"Exif\0\0", b"http://ns.adobe.com/xap/")  # begin the metadata in a JPEG that may ask for a rotation
 
 
@@ -53,6 +54,8 @@ def decode_gray(data: bytes, window: Window) -> tuple[np.ndarray, str, str, byte
     is_plain = (jpeg or image.format == "PNG") and mode in ("L", "RGB") and "transparency" not in image.info
     keep = is_plain and not rotated and not other_depth
     gray = upright.convert("L") if is_plain and upright.mode in ("L", "RGB") else _to_gray(upright, window)
+    if mode in WIDE_MODES and _is_zero_white(image):
+        gray = ImageOps.invert(gray)
     if keep and image.format == "PNG" and _has_colours(image):
         data = without_gamma(data)
     return np.asarray(gray), mode, "jpg" if jpeg else "png", data if keep else None
@@ -107,8 +110,8 @@ def _decode_plain_jpeg(data: bytes) -> tuple[np.ndarray, str] | None:
     libjpeg-turbo by itself gives the same pixels as Pillow in two thirds of the time. Pillow decides about files with
     any flaw, and turns those whose EXIF data say so.
     """
-    header = data[: data.find(_START_OF_SCAN)]
-    if not data.startswith(b"\xff\xd8") or any(name in header for name in _METADATA):
+    # in all of the data: a thumbnail in front of the metadata has a start of a scan, too
+    if not data.startswith(b"\xff\xd8") or any(name in data for name in _METADATA):
         return None
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
@@ -168,6 +171,12 @@ def encoded_size(data: bytes) -> tuple[int, int]:
     return width, height
 
 
+def check_file_size(size: int) -> None:
+    """Raise :class:`BadImage` if an image file has so many bytes that it is something else; call it before reading."""
+    if size > MAX_FILE:
+        raise BadImage(f"has {size:,} bytes, more than {MAX_FILE:,}")
+
+
 def check_size(width: int, height: int) -> None:
     """Raise :class:`BadImage` if an image of this size in pixels is not an MRI slice; call it before decoding."""
     if width * height > MAX_PIXELS:
@@ -218,7 +227,17 @@ def _to_gray(image: Image.Image, window: Window) -> Image.Image:
     """An image of any other mode as 8-bit gray: transparency on black, wide values by the window."""
     if image.mode in WIDE_MODES:
         return Image.fromarray(to_8_bit(np.asarray(image), window))
+    return on_black(image).convert("L")
+
+
+def on_black(image: Image.Image) -> Image.Image:
+    """An image of up to 8 bits a channel in mode RGB, with what is transparent composited on black."""
     if "transparency" in image.info or image.mode in _ALPHA_MODES:
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("L")
-    return image.convert("RGB").convert("L")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
+    return image.convert("RGB")
+
+
+def _is_zero_white(image: Any) -> bool:
+    """Whether the 0 of a TIFF is white, which Pillow takes into account up to 8 bits only."""
+    return image.format == "TIFF" and image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0

@@ -33,6 +33,8 @@ _ATTRIBUTES = {
 def is_dicom(path: Path) -> bool:
     """Whether a file has the prefix of a DICOM file and is not the index of a medium; for exports without suffixes."""
     try:
+        if not path.is_file():
+            return False  # opening a named pipe would wait for its writer
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM" and path.name.upper() != "DICOMDIR"
     except OSError:
@@ -95,6 +97,8 @@ def read_pixels(file: BinaryIO, part: RecipePart) -> SlicePixels:
     interpretation = str(dataset.get("PhotometricInterpretation"))
     if interpretation not in ("MONOCHROME1", "MONOCHROME2"):
         raise BadImage(f"is not a gray image (photometric interpretation {interpretation})")
+    if (samples := dataset.get("SamplesPerPixel", 1)) != 1:
+        raise BadImage(f"is not a gray image ({samples} samples per pixel)")
 
     plugin = _decoding_plugin(dataset)
     syntax = dataset.file_meta.get("TransferSyntaxUID")
@@ -233,7 +237,7 @@ def _apply_file_window(values: np.ndarray, dataset: Any, is_big_endian: bool) ->
     """Values → uint8 by the file's VOI LUT or first window (DICOM PS3.3, C.11.2)."""
     if dataset.get("VOILUTSequence"):
         gray = _apply_lut(values, dataset.VOILUTSequence[0], is_big_endian)
-    elif "WindowCenter" in dataset and "WindowWidth" in dataset:
+    elif all(dataset.get(keyword) not in (None, "") for keyword in ("WindowCenter", "WindowWidth")):
         gray = _apply_window(values, dataset)
     else:
         raise BadImage("states no window; choose another `window` in the recipe")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Container
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,9 +19,10 @@ from brain_dist.collection.folders import WrongLayout, class_folders, files_belo
 from brain_dist.collection.masks import with_masks
 from brain_dist.collection.matlab import read_folds
 from brain_dist.collection.pixels import Contents
-from brain_dist.collection.recipes import Recipe, RecipePart
+from brain_dist.collection.recipes import PATIENTS, Recipe, RecipePart
 from brain_dist.collection.records import Record, sample_keys, source_name, stem
 from brain_dist.collection.slicefiles import read_contents
+from brain_dist.collection.spellings import composed
 from brain_dist.collection.tables import read_boxes, read_files, read_patients
 from brain_dist.common.text import printable
 from brain_dist.errors import UserError
@@ -87,16 +89,20 @@ def _part_files(
             for path in files_below(source, folder, part, warnings)
         ]
     if part.patients is not None:
-        patients = read_patients(part.patients, source / part.root)
-        files = [replace(file, patient=_patient(file.path, part, patients)) for file in files]
+        files = _with_patients(files, part, read_patients(part.patients, source / part.root), warnings)
+    elif not (part.table and part.table.patient) and (source / part.root / PATIENTS).is_file():
+        warnings.append(
+            f"{Path(part.root, PATIENTS)} is not used: without a recipe it needs the columns id and patient, and a "
+            "recipe has to name it under `patients`"
+        )
     if part.boxes is not None:
-        files = _with_boxes(files, part, read_boxes(part.boxes, source / part.root))
+        files = _with_boxes(files, part, read_boxes(part.boxes, source / part.root), warnings)
     if part.masks is not None:
         files = with_masks(files, part, classes, source, warnings)
     if part.attributes_from_name is None:
         return files
-    pattern = re.compile(part.attributes_from_name)
-    matches = [pattern.search(os.path.relpath(file.path, part.root)) for file in files]
+    pattern = re.compile(composed(part.attributes_from_name))
+    matches = [pattern.search(composed(os.path.relpath(file.path, part.root))) for file in files]
     unmatched = [file.path for file, match in zip(files, matches, strict=True) if match is None]
     if unmatched:
         warnings.append(f"{len(unmatched)} files do not match attributes_from_name, such as {printable(unmatched[0])}")
@@ -110,43 +116,73 @@ def _with_groups(file: Record, match: re.Match[str] | None) -> Record:
     return replace(file, patient=file.patient or patient, attributes={**groups, **file.attributes})
 
 
-def _patient(path: str, part: RecipePart, patients: dict[str, str | None]) -> str | None:
-    """The patient of a file by its path below the part's root, its name or its stem; None if its cell is empty."""
+def _with_patients(
+    files: list[Record], part: RecipePart, patients: dict[str, str | None], warnings: list[str]
+) -> list[Record]:
+    """The files with the patients that a table has of them.
+
+    Raises:
+        UserError: a file has no row, and the recipe does not allow that.
+    """
     assert part.patients is not None
-    for spelling in _spellings(path, part):
-        if spelling in patients:
-            return patients[spelling]
-    if part.patients.partial:
-        return None
-    raise UserError(
-        f"{printable(path)} has no row in {Path(part.root, part.patients.file)} (column {part.patients.id}); add one, "
-        "with an empty patient if unknown"
-    )
+    table = Path(part.root, part.patients.file)
+    ids = _ids(files, part, patients, table, warnings)
+    if None in ids and not part.patients.partial:
+        raise UserError(
+            f"{printable(files[ids.index(None)].path)} has no row in {table} (column {part.patients.id}); add one, "
+            "with an empty patient if unknown"
+        )
+    if patients and not any(ids):
+        warnings.append(
+            f"{table} has patients, but of none of the images: its column {part.patients.id} must hold their names, "
+            f"such as {printable(files[0].path)}"
+        )
+    return [replace(file, patient=None if key is None else patients[key]) for file, key in zip(files, ids, strict=True)]
 
 
-def _spellings(path: str, part: RecipePart) -> tuple[str, str, str]:
-    """How a table may name a file: its path below the part's root, its name, and its stem."""
-    name = os.path.basename(path)  # noqa: PTH119
-    return os.path.relpath(path, part.root), name, stem(name)
+def _ids(
+    files: list[Record], part: RecipePart, known: Container[str], table: Path, warnings: list[str]
+) -> list[str | None]:
+    """The id by which a table knows each file: its path below the part's root, its name or its stem; None if none."""
+    ids: list[str | None] = []
+    first: dict[str, str] = {}  # id → the path of the first file that has it
+    shared: list[tuple[str, str]] = []
+    for file in files:
+        name = os.path.basename(file.path)  # noqa: PTH119
+        spellings = map(composed, (os.path.relpath(file.path, part.root), name, stem(name)))
+        key = next((spelling for spelling in spellings if spelling in known), None)
+        ids.append(key)
+        if key is not None and (other := first.setdefault(key, file.path)) != file.path:
+            shared.append((other, file.path))
+    if shared:
+        one, other = map(printable, shared[0])
+        warnings.append(
+            f"{table}: {len(shared)} images share the row of another image of the same name, such as {one} and {other};"
+            " give their paths to tell them apart"
+        )
+    return ids
 
 
-def _with_boxes(files: list[Record], part: RecipePart, boxes: dict[str, list[list[float]]]) -> list[Record]:
+def _with_boxes(
+    files: list[Record], part: RecipePart, boxes: dict[str, list[list[float]]], warnings: list[str]
+) -> list[Record]:
     """The files with the boxes that a table has of them as an attribute.
 
     Raises:
         UserError: the table has boxes, but none of these files.
     """
     assert part.boxes is not None
-    result = []
-    for file in files:
-        own = next((boxes[spelling] for spelling in _spellings(file.path, part) if spelling in boxes), None)
-        result.append(file if own is None else replace(file, attributes={**file.attributes, "boxes": own}))
-    if boxes and not any("boxes" in file.attributes for file in result):
+    table = Path(part.root, part.boxes.file)
+    ids = _ids(files, part, boxes, table, warnings)
+    if boxes and not any(ids):
         raise UserError(
-            f"{Path(part.root, part.boxes.file)} has boxes, but of none of the images: its column {part.boxes.id} must "
-            f"hold their names, such as {printable(files[0].path)}"
+            f"{table} has boxes, but of none of the images: its column {part.boxes.id} must hold their names, such as "
+            f"{printable(files[0].path)}"
         )
-    return result
+    return [
+        file if key is None else replace(file, attributes={**file.attributes, "boxes": boxes[key]})
+        for file, key in zip(files, ids, strict=True)
+    ]
 
 
 def _read_header(file: Record, recipe: Recipe, source: Path) -> Contents | str:

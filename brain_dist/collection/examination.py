@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from brain_dist.collection.decoding import BadImage
-from brain_dist.collection.masks import encode_mask, fit_mask, mask_attributes, read_mask
+from brain_dist.collection.masks import encode_mask, fit_mask, load_mask, mask_attributes
 from brain_dist.collection.measures import THUMB, are_blank
 from brain_dist.collection.pixels import MeasuredImage, Smaller
 from brain_dist.collection.recipes import Recipe, RecipePart
@@ -233,9 +233,7 @@ def _with_mask(
 ) -> MeasuredImage | str:
     """The image with the attributes of its mask, if it has one, which is resized as the image was and spooled."""
     try:
-        mask = read_own_mask(source / path, part) if mask_path is None else read_mask((source / mask_path).read_bytes())
-    except OSError as error:
-        return f"its mask {printable(str(mask_path))} cannot be read ({error.strerror})"
+        mask = read_own_mask(source / path, part) if mask_path is None else load_mask(source / mask_path)[0]
     except BadImage as error:
         return str(error) if mask_path is None else f"its mask {printable(mask_path)} {error}"
     if mask is None:

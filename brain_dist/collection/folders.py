@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -11,11 +12,12 @@ from brain_dist.collection.dicom import is_dicom
 from brain_dist.collection.masks import is_mask
 from brain_dist.collection.recipes import Recipe, RecipePart
 from brain_dist.collection.slicefiles import SUFFIXES
-from brain_dist.collection.spellings import SPLIT_OF, binary_hint, class_of, normalize
+from brain_dist.collection.spellings import SPLIT_OF, binary_hint, class_of, composed, normalize
 from brain_dist.common.text import printable
 from brain_dist.errors import UserError
 
-_OF_OTHER_PROGRAMS = {"__MACOSX", "@eaDir"}  # folders that archivers and file servers add
+# Folders that archivers, file servers and operating systems add
+_OF_OTHER_PROGRAMS = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
 _MASKS = r"(?i)[-_](seg|segmentation|mask|labels?|roi)\.nii(\.gz)?$"  # volumes that annotate the one beside them
 _MAX_SEARCHED = 200  # folders in which the layout is searched for
 
@@ -64,13 +66,12 @@ def class_folders(
         """Add the class folders in a folder, and in its folders that are named like a split."""
         for name in _subfolders(source, folder):
             path = Path(folder, name).as_posix()
-            spelling = normalize(name)
             if name in part.ignore:
                 continue
-            if spelling in spellings:
-                folders.append((path, classes.index(spellings[spelling]), published))
-            elif published is None and spelling in SPLIT_OF:
-                search(path, SPLIT_OF[spelling])
+            if (label := spellings.find(name)) is not None:
+                folders.append((path, classes.index(label), published))
+            elif published is None and normalize(name) in SPLIT_OF:
+                search(path, SPLIT_OF[normalize(name)])
             else:
                 advice = (
                     "rename it, or copy shards/datasets/folder_per_class.yaml and list it under `aliases` or `ignore`"
@@ -92,7 +93,8 @@ def layout_advice(error: WrongLayout, recipe: Recipe, source: Path) -> str:
     folders = [source]
     for folder in folders:  # grows meanwhile: its folders, then theirs
         if len(folder.relative_to(source).parts) < 2 and len(folders) < _MAX_SEARCHED:
-            folders += [folder / name for name in _subfolders(folder, ".")]
+            with contextlib.suppress(UserError):  # one that cannot be read
+                folders += [folder / name for name in _subfolders(folder, ".")]
     for folder in folders[1:]:
         if all(_fits(part, recipe.classes, folder) for part in recipe.parts):
             return f"{printable(str(folder))} has the expected folders: use --source {printable(str(folder))}"
@@ -100,15 +102,15 @@ def layout_advice(error: WrongLayout, recipe: Recipe, source: Path) -> str:
 
 
 def _fits(part: RecipePart, classes: tuple[str, ...], source: Path) -> bool:
-    if part.table is not None:
-        return (source / part.root / part.table.file).is_file()
-    if part.format == "mat":
-        return (source / part.root / part.folds).is_file() if part.folds else any(source.glob("*.mat"))
-    if part.masks and part.masks.lesion:
-        return any((source / part.root).glob(f"**/*{part.masks.suffix}.*"))
     try:
+        if part.table is not None:
+            return (source / part.root / part.table.file).is_file()
+        if part.format == "mat":
+            return (source / part.root / part.folds).is_file() if part.folds else any(source.glob("*.mat"))
+        if part.masks and part.masks.lesion:
+            return any((source / part.root).glob(f"**/*{part.masks.suffix}.*"))
         return bool(class_folders(part, classes, source, [], allow_missing=False))
-    except UserError:
+    except (UserError, OSError):  # OSError: no permission
         return False
 
 
@@ -153,19 +155,19 @@ def files_below(source: Path, folder: str, part: RecipePart, warnings: list[str]
     """
     suffixes = SUFFIXES[part.format]
     folds = part.folds and Path(part.root, part.folds).as_posix()
-    excluding = part.exclude or (_MASKS if part.format == "nifti" else None)
+    excluding = composed(part.exclude or (_MASKS if part.format == "nifti" else ""))
     paths: list[str] = []
     others: list[str] = []
     excluded: list[str] = []
     for path in _walk(source, folder):
         name = os.path.basename(path)  # noqa: PTH119
-        if path == folds or is_mask(path, part.masks):
+        if path == folds or is_mask(path, part):
             continue
         if name.startswith(".") or not (
             name.lower().endswith(suffixes) or (part.format == "dicom" and is_dicom(source / path))
         ):
             others.append(path)
-        elif excluding and re.search(excluding, os.path.relpath(path, part.root)):
+        elif excluding and re.search(excluding, composed(os.path.relpath(path, part.root))):
             excluded.append(path)
         else:
             paths.append(path)

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from brain_dist.collection.decoding import (
+    MIN_SIDE,
     WIDE_MODES,
     BadImage,
     decode_gray,
@@ -187,6 +188,12 @@ def _store(pixels: np.ndarray, mode: str, ext: str, encoded: bytes | None, small
     if smaller is not None and max(pixels.shape) > smaller.max_side:
         gray = Image.fromarray(pixels)
         gray.thumbnail((smaller.max_side, smaller.max_side), Image.Resampling.LANCZOS, reducing_gap=None)
+        if min(gray.size) < MIN_SIDE:
+            height, width = pixels.shape
+            raise BadImage(
+                f"is {width} x {height} pixels, and {gray.width} x {gray.height} when it is made smaller; a slice has "
+                f"at least {MIN_SIDE} on each side"
+            )
         pixels, payload = _encode(gray, ext, smaller.jpeg_quality)
         return StoredImage(pixels, mode, ext, payload, own=False)
     if encoded is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import os
 import re
 from dataclasses import asdict, dataclass, field, replace
@@ -11,8 +10,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from brain_dist.collection.csvfiles import has_columns
 from brain_dist.collection.recipe_keys import BoxTable, FileTable, MaskFiles, PatientTable, SliceRange
 from brain_dist.collection.records import RESERVED
+from brain_dist.collection.spellings import class_of
 from brain_dist.collection.window import DEFAULT_WINDOW, Window
 from brain_dist.common.schema import Location, load_yaml, read_dataclass, unknown_key
 from brain_dist.common.text import nearest
@@ -21,6 +22,7 @@ from brain_dist.errors import UserError
 CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
 DATASETS = Path(__file__).resolve().parents[2] / "shards" / "datasets"  # recipes of published collections
 MATLAB_CLASSES = ("meningioma", "glioma", "pituitary")  # of the labels 1, 2 and 3 in Cheng's MATLAB files
+PATIENTS = "patients.csv"  # the table of patients that is used without a recipe
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,9 @@ class RecipePart:
         for key in ("folders", "aliases", "ignore", "table"):
             message = f"{key} cannot be used with masks that give the classes (masks.lesion)"
             mistakes.append((message, self.masks and self.masks.lesion and getattr(self, key)))
-        for key, column in {"folders": "label", "ignore": "label", "patients": "patient", "published": "split"}.items():
+        columns = dict.fromkeys(("folders", "ignore", "exclude"), "label")
+        columns |= {"patients": "patient", "published": "split"}
+        for key, column in columns.items():
             message = f"{key} cannot be used with this table, which says the same; keep one of them"
             mistakes.append((message, self.table and getattr(self.table, column) and getattr(self, key)))
         files = [entry.file for entry in (self.table, self.patients, self.boxes) if entry]
@@ -161,6 +165,10 @@ class Recipe:
             for name in part.masks.classes if part.masks else ():
                 if name not in self.classes:
                     raise ValueError(f"parts[{number}]: masks: {unknown_key(name, self.classes)}")
+            try:
+                class_of(self.classes, part.aliases)
+            except ValueError as error:
+                raise ValueError(f"parts[{number}]: aliases: {error}") from None
             if part.format == "mat" and not set(MATLAB_CLASSES) <= set(self.classes):
                 raise ValueError(f"parts[{number}]: format: mat needs the classes {', '.join(MATLAB_CLASSES)}")
 
@@ -211,7 +219,7 @@ def default_recipe(source: Path) -> Recipe:
     Raises:
         UserError: ``patients.csv`` cannot be read.
     """
-    patients = PatientTable("patients.csv", "id", "patient", partial=True)
+    patients = PatientTable(PATIENTS, "id", "patient", partial=True)
     if os.path.isfile(source / "phantom.json"):  # noqa: PTH113 (False in a folder that cannot be read)
         return Recipe(
             name="phantom",
@@ -228,14 +236,9 @@ def default_recipe(source: Path) -> Recipe:
             ),
         )
     table = source / patients.file
-    header: list[str] = []
-    try:
-        if os.path.isfile(table):  # noqa: PTH113
-            with table.open(newline="", encoding="utf-8-sig") as stream:
-                header = next(csv.reader(stream), [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"the table of patients {table} cannot be read ({error}); repair or remove it") from None
-    return Recipe(parts=(RecipePart(patients=patients if {"id", "patient"} <= set(header) else None),))
+    columns = (patients.id, patients.patient)
+    is_usable = os.path.isfile(table) and has_columns(table, columns, "table of patients")  # noqa: PTH113
+    return Recipe(parts=(RecipePart(patients=patients if is_usable else None),))
 
 
 def leads_outside(path: str) -> bool:

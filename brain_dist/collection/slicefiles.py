@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from brain_dist.collection import dicom, matlab, nifti
-from brain_dist.collection.decoding import IMAGE_SUFFIXES, BadImage
+from brain_dist.collection.decoding import IMAGE_SUFFIXES, BadImage, check_file_size
 from brain_dist.collection.pixels import (
     Contents,
     MeasuredImage,
@@ -52,6 +53,7 @@ def examine_file(
     try:
         with _opened(path) as file:
             if part.format == "images":
+                check_file_size(os.fstat(file.fileno()).st_size)
                 image = examine(file.read(), smaller, part.window, part.channel)
             else:
                 pixels = _READERS[part.format].read_pixels(file, part)

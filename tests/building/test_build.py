@@ -359,6 +359,7 @@ def test_a_class_without_images_is_an_error_before_images_are_decoded(tmp_path):
 
 def test_a_pure_test_set(tmp_path):
     root = write_collection(tmp_path / "raw", each=3)
+    (root / "patients.csv").unlink()
     shutil.rmtree(root / "notumor")
     recipe = parse_recipe({"parts": [{}]}, "it")
     built = build(root, tmp_path / "out", recipe, BuildOptions(split="test"), workers=1)

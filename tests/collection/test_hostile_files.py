@@ -25,6 +25,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBa
 from scans import write_dicom, write_mat, write_nifti
 
 from brain_dist.collection.decoding import BadImage
+from brain_dist.collection.masks import load_mask
 from brain_dist.collection.pixels import MeasuredImage
 from brain_dist.collection.recipes import parse_recipe
 from brain_dist.collection.slicefiles import examine_file, read_contents
@@ -360,3 +361,11 @@ def test_deflated_dicom_files_are_read(tmp_path: Path) -> None:
     path = tmp_path / "2.dcm"
     path.write_bytes(path.read_bytes()[:-300])
     assert "incomplete compressed data" in str(read(path, "dicom"))
+
+
+def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    os.truncate(tmp_path / "a.png", 2**31)  # sparse: it takes no space
+    assert read(tmp_path / "a.png", "images") == "has 2,147,483,648 bytes, more than 1,073,741,824"
+    with pytest.raises(BadImage, match=r"has 2,147,483,648 bytes"):
+        load_mask(tmp_path / "a.png")

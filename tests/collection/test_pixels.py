@@ -124,6 +124,16 @@ def test_wide_values_are_scaled_between_percentiles():
         examine(encode(Image.fromarray(np.full((16, 16), np.nan, dtype=np.float32)), "TIFF"))
 
 
+def test_the_white_zero_of_a_tiff_is_white_in_any_depth():
+    gray = np.asarray(draw(1))
+    for values in (gray, gray.astype(np.uint16) * 200, gray.astype(np.float32) / 255):
+        black, white = (encode(Image.fromarray(values), "TIFF", tiffinfo={262: meaning}) for meaning in (1, 0))
+        shown = decode(examine(black))
+        # Pillow stores an inverted picture for 8 bits, which shows the same
+        expected = shown if values.dtype == np.uint8 else 255 - shown
+        np.testing.assert_array_equal(decode(examine(white)), expected)
+
+
 def test_png_with_other_bit_depths_is_encoded_again():
     ramp = np.linspace(0, 65535, 16 * 16).astype(">u2").reshape(16, 16)
     rows = b"".join(b"\0" + np.repeat(line, 3).astype(">u2").tobytes() for line in ramp)
@@ -161,6 +171,15 @@ def test_max_side_resizes_only_larger_images():
         "png",
     )
     assert examine(jpeg, Smaller(200)).payload is None
+
+
+def test_an_image_that_would_become_too_narrow_is_a_bad_file():
+    """It could be built, but neither verified nor joined."""
+    narrow = draw(1, 160).crop((0, 0, 160, 30))
+    assert examine(encode(narrow, "PNG"), Smaller(100)).height == 19
+    for smaller in (Smaller(64), Smaller(16)):
+        with pytest.raises(BadImage, match=r"is 160 x 30 pixels, and (64 x 12|16 x 3) when it is made smaller"):
+            examine(encode(narrow, "PNG"), smaller)
 
 
 def test_a_lower_jpeg_quality_gives_fewer_bytes_of_the_same_picture():
@@ -270,6 +289,11 @@ def test_rotation_is_found_wherever_a_jpeg_states_it():
     for options in ({"exif": exif}, {"xmp": xmp}, {"exif": exif, "comment": b"x" * 60000, "progressive": True}):
         rotated = examine(encode(image, "JPEG", **options))
         assert (rotated.width, rotated.height, rotated.ext) == (60, 96, "png")
+    jpeg = encode(image, "JPEG", exif=exif)
+    thumbnail = encode(image.resize((16, 16)), "JPEG")  # as Photoshop stores one, in a segment of its own
+    segment = b"\xff\xed" + (2 + len(thumbnail)).to_bytes(2, "big") + thumbnail
+    rotated = examine(jpeg[:2] + segment + jpeg[2:])
+    assert (rotated.width, rotated.height, rotated.ext) == (60, 96, "png")
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"comment": b"\xff\xc0" * 99}, {"exif": b"Exif\0\0"}])

@@ -108,6 +108,8 @@ MISTAKES = {
     "parts: [{table: {file: t.csv, path: p, label: l}, folders: {glioma: a}}]": "folders cannot be used with this",
     "parts: [{table: {file: t, path: p, label: l, patient: w}, patients: {file: f, id: i, patient: w}}]": "patients",
     "parts: [{table: {file: t, path: p, label: l, split: s}, published: test}]": "published cannot be used with",
+    "parts: [{table: {file: t.csv, path: p, label: l}, exclude: a}]": "exclude cannot be used with this table",
+    "parts: [{aliases: {glioma: [x], pituitary: [x]}}]": "aliases: 'x' would name both glioma and pituitary; use it",
     "parts: [{window: file}]": "window: file is only for format: dicom",
     "parts: [{window: {percentiles: [5]}}]": r"window: must be \{percentiles: \[low, high\]\}",
     "parts: [{window: {percentiles: [99, 1]}}]": "window: must be",

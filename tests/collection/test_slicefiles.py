@@ -104,6 +104,8 @@ def test_dicom_values_are_rescaled_windowed_and_inverted(tmp_path):
     np.testing.assert_array_equal(shown, scaled(values, 200, 799))
     with pytest.raises(AssertionError, match="states no window"):
         read_slice(write_dicom(path, pixels), of_file)
+    with pytest.raises(AssertionError, match="states no window"):
+        read_slice(write_dicom(path, pixels, WindowCenter="", WindowWidth=""), of_file)
     lut = pydicom.Dataset()
     lut.LUTDescriptor = [4096, 0, 8]
     lut.LUTData = np.clip(255 - np.arange(4096), 0, 255).astype("<u2").tobytes()
@@ -238,6 +240,12 @@ def flattened(path: Path) -> None:
     path.write_bytes(data)
 
 
+def three_samples(path: Path) -> None:
+    """A file that says that it is gray, with three values for each pixel."""
+    data = np.stack([IMAGE] * 3, axis=-1).astype("<u2").tobytes()
+    write_dicom(path, IMAGE, SamplesPerPixel=3, PlanarConfiguration=0, PixelData=data)
+
+
 PID = np.array([[52]], dtype=np.uint16)
 UNUSABLE = {
     "MATLAB 5": ("mat", lambda path: path.write_bytes(b"MATLAB 5.0 MAT-file" + bytes(2000)), "not a MATLAB v7.3 file"),
@@ -248,6 +256,7 @@ UNUSABLE = {
     "tiny": ("mat", lambda path: write_mat(path, IMAGE[:4]), "96 x 4 pixels; a slice has at least 16"),
     "JPEG": ("dicom", lambda path: draw(1).save(path, "JPEG"), "is not a DICOM file"),
     "colour": ("dicom", lambda path: write_dicom(path, IMAGE, PhotometricInterpretation="RGB"), "is not a gray image"),
+    "samples": ("dicom", lambda path: three_samples(path), r"is not a gray image \(3 samples per pixel\)"),
     "no image": ("dicom", lambda path: write_dicom(path, IMAGE, Rows=0), "without an image"),
     "many frames": ("dicom", lambda path: write_dicom(path, IMAGE, NumberOfFrames=10**6), "contains 1000000 frames"),
     "fewer frames": ("dicom", lambda path: write_dicom(path, IMAGE, NumberOfFrames=9), "less than expected"),

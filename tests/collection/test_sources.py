@@ -153,7 +153,7 @@ def test_nan_outside_the_head_is_background(tmp_path: Path) -> None:
 
 def test_folders_that_other_programs_add_are_ignored(tmp_path: Path) -> None:
     write_classes(tmp_path)
-    for folder in ("__MACOSX/glioma", "glioma/__MACOSX", "glioma/@eaDir", "@eaDir"):
+    for folder in ("__MACOSX/glioma", "glioma/__MACOSX", "glioma/@eaDir", "@eaDir", "lost+found", "$RECYCLE.BIN/x"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "._1.png").write_bytes(b"Mac OS X")
         draw(9).save(tmp_path / folder / "thumbnail.png")
