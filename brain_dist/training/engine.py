@@ -121,12 +121,13 @@ class Engine:
 
         statistics = [buffer.clone() for buffer in self._statistics]
         self._prepare_step(batches[0].micro.step, lr)
+        factor = self.world.size * self.accumulation_steps * self._gradient_check.loss_factor
         loss_share = torch.zeros((), device=self.device)
         for batch in batches:
             self._seed_dropout(batch)
             loss = weighted_losses(self.deepspeed, self.normalize, batch, self.config).sum() / batch.micro.total_weight
             loss_share += loss.detach()
-            self.deepspeed.backward(nan_if_infinite(loss) * (self.world.size * self.accumulation_steps))
+            self.deepspeed.backward(nan_if_infinite(loss) * factor)
             with self._gradient_check.guard() if batch is batches[-1] else nullcontext():
                 self.deepspeed.step()
         skip = self._gradient_check.skipped

@@ -56,12 +56,22 @@ class GradientCheck:
         self._deepspeed = deepspeed
         self._by_deepspeed = config.zero_stage > 0 or config.precision in ("bf16", "fp16")
         self._norm: torch.Tensor | None = None
+        self._norm_factor = 1.0
         self.skipped = False
+        # In fp16, DeepSpeed divides the gradient by the loss scale, but at stage 0 it does not multiply the loss by it
+        self._scales_loss = config.precision != "fp16" or config.zero_stage > 0
         # DeepSpeed searches every gradient for NaN and infinity; the norm, which it computes next, shows them too
         if config.zero_stage in (1, 2):
             deepspeed.optimizer.check_overflow = lambda **_: None
         elif hasattr(deepspeed.optimizer, "overflow_checker"):  # stage 0 in 16 bits
             deepspeed.optimizer.overflow_checker.check = lambda: False
+        if hasattr(getattr(deepspeed.optimizer, "loss_scaler", None), "raise_error_at_min_scale"):
+            deepspeed.optimizer.loss_scaler.raise_error_at_min_scale = False  # ``train.skip_limit`` ends the run
+
+    @property
+    def loss_factor(self) -> float:
+        """What to multiply the loss of the next step by, because DeepSpeed will divide its gradient by it."""
+        return 1.0 if self._scales_loss else float(self._deepspeed.optimizer.loss_scale)
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -72,6 +82,7 @@ class GradientCheck:
         import torch
 
         if self._by_deepspeed:
+            self._norm_factor = self.loss_factor  # a step may change it
             yield
             self.skipped = not self._deepspeed.was_step_applied()
             return
@@ -92,7 +103,7 @@ class GradientCheck:
         """Norm of the last step's gradient over all ranks, before clipping: a scalar, which may be on the device."""
         import torch
 
-        norm = self._deepspeed.get_global_grad_norm() if self._by_deepspeed else self._norm
+        norm = self._deepspeed.get_global_grad_norm() / self._norm_factor if self._by_deepspeed else self._norm
         return norm if isinstance(norm, torch.Tensor) else torch.tensor(norm, dtype=torch.float64)
 
 

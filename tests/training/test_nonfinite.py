@@ -13,7 +13,7 @@ from brain_dist.config import Config, ModelConfig
 from brain_dist.errors import UserError
 from brain_dist.ranks.world import World
 from brain_dist.training.engine import Engine
-from brain_dist.training.fragments import local_fragments, optimizer_counters
+from brain_dist.training.fragments import local_fragments, optimizer_counters, restore_optimizer_counters
 from brain_dist.training.restoring import restore
 from brain_dist.training.saving import Saver
 
@@ -125,6 +125,39 @@ def test_fp16_loss_scale_is_halved_on_overflow_and_survives_a_resume(
     after = state(engine)
     assert all(torch.equal(value, after[name]) for name, value in state(resumed).items())
     assert any(not torch.equal(value, before[name]) for name, value in after.items())
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_fp16_updates_by_the_same_gradient_as_fp32(
+    world: World, device: torch.device, zero_stage: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adam hides a gradient of the wrong scale in the weights; its moments and the clipping do not."""
+    set_fp16_support(monkeypatch, True)
+    norms, moments = [], []
+    for precision in ("fp32", "fp16"):
+        engine = new_engine(make_config(zero_stage, precision, "test_convnext"), world, device)
+        engine.step(of_step(noise_batches(12, device), 0), lr=1e-3)
+        norms.append(engine.grad_norm.item())
+        fragments = local_fragments(engine.deepspeed)
+        moments.append(torch.cat([fragment.tensors["exp_avg"].flatten() for fragment in fragments]).norm().item())
+    assert norms[0] > CONFIG.optim.clip, "the gradient is clipped"
+    assert norms[1] == pytest.approx(norms[0], rel=0.02)
+    assert moments[1] == pytest.approx(moments[0], rel=0.02)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_an_overflow_at_the_smallest_loss_scale_is_a_skipped_step(
+    world: World, device: torch.device, zero_stage: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_fp16_support(monkeypatch, True)
+    engine = new_engine(make_config(zero_stage, "fp16", "test_convnext"), world, device)
+    smallest = {"cur_scale": 1.0, "cur_hysteresis": 1}
+    restore_optimizer_counters(engine.deepspeed, {"optimizer_steps": 0, "loss_scale": smallest})
+    hook = make_nonfinite(engine, "loss")
+    for step in range(2):
+        engine.step(of_step(noise_batches(24, device), step), lr=1e-3)
+    hook.remove()
+    assert (engine.skipped.in_a_row, engine.loss_scale) == (2, 1.0)
 
 
 def test_fp16_on_an_unsupported_device_is_rejected(
