@@ -47,8 +47,10 @@ def fit_outliers(
 
     Raises:
         UserError: an option does not fit, or the run or its shards cannot be used.
+        Fault: the memory of the device is full.
     """
     from brain_dist.ranks.device import choose_device
+    from brain_dist.ranks.group import clear_faults
     from brain_dist.ranks.world import discover
 
     if method not in ("auto", *METHODS):
@@ -66,7 +68,7 @@ def fit_outliers(
     rng = np.random.default_rng(SEED)
     train = np.sort(rng.permutation(loaded.rows("train"))[:limit])
     validation = loaded.rows("val")
-    with show_activity("measuring images"):
+    with clear_faults(f"lower --batch {micro_batch}"), show_activity("measuring images"):
         features, _ = row_outputs(loaded, train, micro_batch=micro_batch)
         label = loaded.dataset.columns["label"][train].astype(np.int64)
         own = row_outputs(loaded, validation, micro_batch=micro_batch)

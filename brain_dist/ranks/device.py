@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from brain_dist.errors import UserError
+from brain_dist.errors import Fault, UserError
 from brain_dist.ranks.world import World
 
 if TYPE_CHECKING:
     import torch
+
+# by PyTorch for the CPU and the GPU, by the libraries of CUDA, NCCL and DALI
+_MEMORY_IS_FULL = re.compile(r"out of memory|can't allocate memory|alloc(ation)?[ _]failed", re.IGNORECASE)
 
 
 def choose_device(world: World, name: str) -> torch.device:
@@ -25,6 +28,7 @@ def choose_device(world: World, name: str) -> torch.device:
 
     Raises:
         UserError: ``name`` is cuda and there is no GPU, or the node has more processes than GPUs.
+        Fault: the GPU cannot be used, for example because its driver is too old for torch.
     """
     import torch
 
@@ -37,8 +41,14 @@ def choose_device(world: World, name: str) -> torch.device:
     if world.local_size > count > 1:
         raise UserError(f"{world.local_size} processes on this node but only {count} GPUs; start one process per GPU")
     device = torch.device("cuda", 0 if count == 1 else world.local_rank)
-    torch.cuda.set_device(device)
-    torch.backends.cudnn.benchmark = True  # the shapes of a run are constant; it times the kernels of each once
+    try:
+        torch.cuda.set_device(device)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise Fault(
+            f"GPU {device.index} of {platform.node()} cannot be used: {reason}; see `nvidia-smi` and"
+            " `python -m brain_dist.ranks.gpus`, or choose the device cpu"
+        ) from error
     return device
 
 
@@ -96,10 +106,24 @@ def require_torch(task: str, instead: str) -> None:
         raise UserError(f"{task} needs torch, which cannot be imported ({error}); install it, or {instead}") from None
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an operation of torch failed because the memory of the device, or of the host, is full."""
-    torch = sys.modules.get("torch")
-    return torch is not None and (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error))
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an operation failed because the memory of the device, or of the host, is full."""
+    known = isinstance(error, RuntimeError) and _MEMORY_IS_FULL.search(str(error))
+    return isinstance(error, MemoryError) or bool(known)
+
+
+def choose_kernels(*, deterministic: bool) -> None:
+    """For training, whose shapes are constant; call before the first computation.
+
+    Otherwise cuDNN times the kernels of each new shape and keeps the fastest. Predictions do without: their batches
+    have many sizes, and the same image shall give the same bits again.
+    """
+    import torch
+
+    if deterministic:
+        enable_determinism()
+    else:
+        torch.backends.cudnn.benchmark = True
 
 
 def enable_determinism() -> None:

@@ -62,12 +62,13 @@ def process_group(
     secret = _read_secret() if world.size > 1 else b""
     start_limit = max(timeout if watch else min(timeout, LONGEST_STEP), SHORTEST_WAIT)
     patience = datetime.timedelta(seconds=1.5 * max(timeout, LONGEST_STEP) + 60)
-    with _exported_variables(world, device, patience):
+    with _exported_variables(world, device), _default_timeout(patience):
         server = None if watch else serve_store(world)  # noqa: F841 (keeps it open)
         store = dist.HashStore() if world.size == 1 else connect(world, start_limit)
         _wait_for_ranks(world, store, start_limit, watch)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=patience)
+        succeeded = False
         try:
             if world.size > 1:
                 _authenticate(world, torch.device("cpu"), secret)
@@ -76,16 +77,25 @@ def process_group(
                     refuse_shared_gpus(gather_objects(list(gpu_identity(device)), world))
                     _authenticate(world, device, secret)
             yield
+            succeeded = True
         finally:
-            deepspeed = sys.modules.get("deepspeed")
-            if deepspeed is not None and deepspeed.comm.is_initialized():
-                deepspeed.comm.destroy_process_group()  # torch's group and DeepSpeed's references to it
-            else:
-                dist.destroy_process_group()
+            # After an error, unfinished collectives with other ranks would be waited for, and the error not be printed
+            if succeeded or world.size == 1:
+                _destroy_process_group()
+
+
+def _destroy_process_group() -> None:
+    import torch.distributed as dist
+
+    deepspeed = sys.modules.get("deepspeed")
+    if deepspeed is not None and deepspeed.comm.is_initialized():
+        deepspeed.comm.destroy_process_group()  # torch's group and DeepSpeed's references to it
+    else:
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager
-def _exported_variables(world: World, device: torch.device, timeout: datetime.timedelta) -> Iterator[None]:
+def _exported_variables(world: World, device: torch.device) -> Iterator[None]:
     """Set the environment variables that DeepSpeed reads even if a process group exists; restore them at the end."""
     # DeepSpeed uses the GPU with this number, which is 0 if srun shows each task only one GPU
     local_rank = world.local_rank if device.index is None else device.index
@@ -95,7 +105,6 @@ def _exported_variables(world: World, device: torch.device, timeout: datetime.ti
         "LOCAL_RANK": str(local_rank),
         "MASTER_ADDR": world.address,
         "MASTER_PORT": str(world.port),
-        "DEEPSPEED_TIMEOUT": str(max(1, math.ceil(timeout.total_seconds() / 60))),  # minutes, for DeepSpeed's groups
     }
     previous = {name: os.environ.get(name) for name in values}
     os.environ |= values
@@ -107,6 +116,19 @@ def _exported_variables(world: World, device: torch.device, timeout: datetime.ti
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _default_timeout(timeout: datetime.timedelta) -> Iterator[None]:
+    """Let collectives of groups that are created without a timeout, as DeepSpeed's are, time out after ``timeout``."""
+    from torch.distributed import distributed_c10d
+
+    previous = distributed_c10d.default_pg_timeout
+    distributed_c10d.default_pg_timeout = timeout
+    try:
+        yield
+    finally:
+        distributed_c10d.default_pg_timeout = previous
 
 
 def _wait_for_ranks(world: World, store: Any, timeout: float, watch: Watch | None) -> None:
@@ -150,7 +172,12 @@ def _authenticate(world: World, device: torch.device, secret: bytes) -> None:
         expected = [hmac.digest(key, f"rank {rank}".encode() + challenge, "sha256") for rank in range(world.size)]
         proofs = gather(expected[world.rank])
     except RuntimeError as error:
-        raise Fault("a process that is not a rank of this run joined the rendezvous, or a rank ended") from error
+        if device.type == "cpu":
+            raise Fault("a process that is not a rank of this run joined the rendezvous, or a rank ended") from error
+        raise Fault(
+            f"NCCL cannot connect the GPUs of the ranks: {_nccl_reason(error)}; NCCL_DEBUG=INFO shows what it tries,"
+            " and NCCL_SOCKET_IFNAME names the network between the nodes"
+        ) from error
     pairs = zip(proofs, expected, strict=True)
     strangers = [str(rank) for rank, (proof, right) in enumerate(pairs) if not hmac.compare_digest(proof, right)]
     if strangers:
@@ -188,9 +215,15 @@ def is_connection_loss(error: Exception) -> bool:
     return dist is not None and (isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error))
 
 
+def _nccl_reason(error: Exception) -> str:
+    """The informative line of an error of NCCL: the one after ``Last error:``, or else the first one."""
+    before, _, last = str(error).partition("Last error:")
+    return (last.strip() or before.strip()).partition("\n")[0]
+
+
 @contextlib.contextmanager
 def clear_faults(memory_advice: str, watch: Watch | None = None) -> Iterator[None]:
-    """Turn what torch raises when another rank has ended or the memory is full into a :class:`Fault` of one line.
+    """Turn what torch raises if another rank has ended, the memory is full or the GPU fails into a :class:`Fault`.
 
     Args:
         memory_advice: what to do if the memory of the device is full.
@@ -198,14 +231,18 @@ def clear_faults(memory_advice: str, watch: Watch | None = None) -> Iterator[Non
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         doing = f" while {watch.activity}" if watch else ""
         if is_out_of_memory(error):
             raise Fault(f"the memory of the device is full{doing} ({error}); {memory_advice}") from error
+        if str(error).startswith("CUDA error"):
+            reason = str(error).partition("\n")[0]
+            raise Fault(f"the GPU failed{doing}: {reason}; if it fails again, have this machine checked") from error
         if not is_connection_loss(error):
             raise
         cause = watch.find_cause() if watch else "another rank or the network to it ended"
-        raise Fault(f"lost contact{doing}: {cause}") from error
+        reason = f" ({_nccl_reason(error)})" if "NCCL" in str(error) else ""
+        raise Fault(f"lost contact{doing}: {cause}{reason}") from error
 
 
 def gather_objects(item: Any, world: World) -> list[Any]:

@@ -14,6 +14,7 @@ import numpy as np
 from brain_dist.common.limits import allow_many_connections, forbid_core_dumps
 from brain_dist.errors import UserError
 from brain_dist.prediction.predictor import Predictor, load
+from brain_dist.ranks.group import clear_faults
 from brain_dist.ranks.threads import limit_torch
 from brain_dist.serving.maps import map_method
 from brain_dist.serving.settings import Settings, is_loopback, make_settings
@@ -35,7 +36,7 @@ def serve(model: Path, *, step: int | str | None, device: str, **options: Any) -
 
     Raises:
         UserError: an option, the model, or the address cannot be used, or a package is missing.
-        Fault: the model's weights are damaged, or its outputs are not finite.
+        Fault: the model's weights are damaged, its outputs are not finite, or the memory of the device is full.
     """
     settings = make_settings(**options)
     forbid_core_dumps()
@@ -47,8 +48,9 @@ def serve(model: Path, *, step: int | str | None, device: str, **options: Any) -
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; run `pip install 'brain_dist[serve]'`") from None
     listener = open_socket(settings)
-    predictor = open_predictor(model, step, device, settings)
-    speed = measure(predictor, settings.max_batch)
+    with clear_faults(f"lower --max-batch {settings.max_batch}"):
+        predictor = open_predictor(model, step, device, settings)
+        speed = measure(predictor, settings.max_batch)
     about = {"name": model.resolve().name, "speed": speed, "maps": map_method(predictor.model), "card": _card(model)}
     service = Service(predictor, settings)
     service.metrics.seconds_per_image = 1 / speed["images_per_second"]

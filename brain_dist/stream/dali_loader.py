@@ -17,6 +17,8 @@ import numpy as np
 
 from brain_dist.augmentation.augment import Frames, pixel_boxes
 from brain_dist.config import DataConfig
+from brain_dist.errors import Fault
+from brain_dist.ranks.device import is_out_of_memory
 from brain_dist.store.dataset import Dataset
 from brain_dist.store.reader import read_ahead
 from brain_dist.stream.batch import Batch, Job
@@ -38,7 +40,11 @@ def batches(
     micro_batch: int,
     device: torch.device,
 ) -> Iterator[Batch]:
-    """Batches of ``jobs``, prepared ``config.prefetch`` ahead by DALI's threads or on the GPU."""
+    """Batches of ``jobs``, prepared ``config.prefetch`` ahead by DALI's threads or on the GPU.
+
+    Raises:
+        Fault: a shard or one of its images is damaged, or DALI fails.
+    """
     import torch
 
     source = _JobSource(dataset, jobs, config, augmented=augmented)
@@ -49,7 +55,6 @@ def batches(
         device_id=(device.index or 0) if gpu else None,
         prefetch_queue_depth=config.prefetch,
     )
-    pipeline.build()
     try:
         while True:
             try:
@@ -57,12 +62,24 @@ def batches(
                 (output,) = pipeline.run(torch.cuda.current_stream(device)) if gpu else pipeline.run()
             except StopIteration:
                 return
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                raise Fault(
+                    f"DALI cannot prepare the images ({_reason(error)}); try data.loader=opencv, which names an image"
+                    " that it cannot decode"
+                ) from error
             # The next run may overwrite DALI's buffer, so the images are copied
             image = torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
             image = image.clone(memory_format=torch.preserve_format)
             yield source.pending.popleft().batch(image, dataset.columns["label"])
     finally:
         source.samples.close()
+
+
+def _reason(error: RuntimeError) -> str:
+    """What DALI says after the place in the graph and its traceback."""
+    return str(error).rpartition("encountered:")[2].strip().partition("\n")[0].rstrip(" :")
 
 
 class _JobSource:

@@ -19,7 +19,7 @@ from brain_dist.config import Config, ModelConfig
 from brain_dist.errors import EXIT_PREEMPTED, Fault, UserError
 from brain_dist.inference.network import write_contract
 from brain_dist.networks.create import create_network, print_ignored
-from brain_dist.ranks.device import choose_device, enable_determinism
+from brain_dist.ranks.device import choose_device, choose_kernels
 from brain_dist.ranks.group import clear_faults, gather_objects, process_group, run_on_main
 from brain_dist.ranks.rendezvous import LONGEST_STEP
 from brain_dist.ranks.stopping import StepAgreement, StopRequest
@@ -64,8 +64,7 @@ def run_training(config: Config, stop_request: StopRequest, command: Sequence[st
         device = choose_device(world, config.run.device)
         config = with_loader(config, device)
         watch.worker_processes = config.data.loader == "torch"
-        if config.run.deterministic:
-            enable_determinism()
+        choose_kernels(deterministic=config.run.deterministic)
         with process_group(world, device, timeout, watch, loading_threads=config.data.threads):
             watch.report_progress("starting", LONGEST_STEP)
             trainer = _prepare(config, dataset, world, device, watch, stop_request, command)

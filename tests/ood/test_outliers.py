@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import in_process
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,8 +16,8 @@ from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 
 import brain_dist
-from brain_dist.errors import UserError
-from brain_dist.ood.build import calibrated, fewest_groups
+from brain_dist.errors import Fault, UserError
+from brain_dist.ood.build import calibrated, fewest_groups, fit_outliers
 from brain_dist.ood.record import FILE, read_detector
 from brain_dist.ood.scores import METHODS, fit
 
@@ -155,6 +156,12 @@ def test_detector_of_other_weights_is_not_used(run_with_detector: Path, capsys: 
     with pytest.raises(UserError, match="write it again with `brain-dist outliers`"):
         brain_dist.load(run_with_detector)
     path.write_bytes(data)
+
+
+def test_full_memory_is_one_line(trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("brain_dist.ood.build.row_outputs", lambda *_, **__: torch.empty(2**55))
+    with pytest.raises(Fault, match=r"^the memory of the device is full .*; lower --batch 7"):
+        fit_outliers(trained_run, micro_batch=7, device="cpu")
 
 
 def test_mistakes_are_one_line(trained_run: Path) -> None:

@@ -1,12 +1,14 @@
-"""Which device a process takes. Stand-ins for torch's count of GPUs, as this machine may have none."""
+"""Which device a process takes, and its errors. Stand-ins for torch's count of GPUs, as this machine may have none."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
-from brain_dist.errors import UserError
-from brain_dist.ranks.device import choose_device, refuse_shared_gpus
+from brain_dist.errors import Fault, UserError
+from brain_dist.ranks.device import choose_device, choose_kernels, is_out_of_memory, refuse_shared_gpus
 from brain_dist.ranks.world import discover
 
 
@@ -15,7 +17,6 @@ def see_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> list[torch.device]:
     used: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "set_device", used.append)
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     return used
 
 
@@ -52,7 +53,6 @@ def test_a_process_takes_its_gpu_or_the_one_of_its_local_rank(
     device = torch.device("cuda", expected)
     assert choose_device(discover(variables), "auto") == choose_device(discover(variables), "cuda") == device
     assert used == [device, device]
-    assert torch.backends.cudnn.benchmark
     assert choose_device(discover(variables), "cpu") == torch.device("cpu")
 
 
@@ -67,6 +67,44 @@ def test_without_a_gpu_the_cpu_is_taken_unless_a_gpu_is_required(monkeypatch: py
     assert choose_device(discover({}), "auto") == torch.device("cpu")
     with pytest.raises(UserError, match=r"torch finds no GPU; use run\.device=auto or check CUDA_VISIBLE_DEVICES"):
         choose_device(discover({}), "cuda")
+
+
+def test_a_gpu_that_cannot_be_used_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a driver that is too old for torch: NVML counts the GPUs, CUDA refuses them."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 99)
+    with pytest.raises(Fault, match=r"^GPU 98 of \S+ cannot be used: .+; see `nvidia-smi`") as caught:
+        choose_device(discover(torchrun(98, processes=99)), "auto")
+    assert "\n" not in str(caught.value)
+
+
+def test_only_training_lets_cudnn_time_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    see_gpus(monkeypatch, 1)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    choose_device(discover({}), "auto")
+    assert not torch.backends.cudnn.benchmark
+    choose_kernels(deterministic=False)
+    assert torch.backends.cudnn.benchmark
+
+
+def test_errors_about_full_memory_are_known_by_their_texts() -> None:
+    errors: list[BaseException] = [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of"),
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError(
+            "Critical error in pipeline:\nError in MIXED operator `decoders.image_slice`\nCUDA allocation failed"
+        ),
+        dist.DistBackendError("NCCL error, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"),
+    ]
+    for allocate in (lambda: torch.empty(2**55), lambda: np.empty(2**55)):
+        with pytest.raises((RuntimeError, MemoryError)) as caught:
+            allocate()
+        errors.append(caught.value)
+    for error in errors:
+        assert is_out_of_memory(error), error
+    with pytest.raises(RuntimeError) as caught:
+        torch.ones(2, 3) @ torch.ones(2, 3)
+    assert not is_out_of_memory(caught.value)
 
 
 def test_two_ranks_on_one_gpu_are_refused() -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 from helpers import ROOT, Result, environment, free_ports
 
-from brain_dist.ranks.world import SECRET
+from brain_dist.errors import Fault
+from brain_dist.ranks.group import _authenticate, clear_faults, process_group
+from brain_dist.ranks.world import SECRET, World, discover
 
 RANK = """
 import sys
@@ -27,6 +33,23 @@ def main():
         assert gather_rows(rows, world).tolist() == [[1.0, 1.0]]
         print("joined")
     return 0
+
+leave(main)
+"""
+FAILING = """
+import sys, time
+from brain_dist.errors import Fault, leave
+from brain_dist.ranks.group import process_group
+from brain_dist.ranks.world import discover
+
+def main():
+    world = discover()
+    import torch
+    with process_group(world, torch.device("cpu"), timeout=60):
+        if world.is_main:
+            time.sleep(60)  # busy: it does not join the sum
+        torch.distributed.all_reduce(torch.ones(1), async_op=True)
+        raise Fault("the memory of the device is full")
 
 leave(main)
 """
@@ -76,6 +99,68 @@ def test_a_rank_with_another_secret_is_refused_by_all_ranks() -> None:
         assert result.code == 1
         assert f"does not know the secret of this run: a stranger, or started with another {SECRET}" in result.err
         assert result.err.count("\n") == 1
+
+
+def test_an_error_is_printed_although_a_collective_is_not_finished() -> None:
+    (port,) = free_ports(1)
+    others, failing = (start(FAILING, rank, port, **{SECRET: "right"}) for rank in (0, 1))
+    result = end(failing)
+    assert others.poll() is None, "the other rank still lives: nothing else ended the collective"
+    others.kill()
+    end(others)
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert result.err.startswith("brain-dist: error on rank 1 (")
+    assert result.err.endswith("): the memory of the device is full\n")
+
+
+def timeouts() -> list[datetime.timedelta]:
+    """Of the process group, and of another one that is created as DeepSpeed does, without a timeout."""
+    groups: list[Any] = [dist.group.WORLD, dist.new_group([0])]
+    return [group._get_backend(torch.device("cpu")).options._timeout for group in groups]
+
+
+def test_groups_of_deepspeed_wait_as_long_as_the_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself torch would end them after 30 minutes, also if `train.timeout` is longer."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for timeout, longest in ((3600.0, 1.5 * 3600 + 60), (60.0, 1.5 * 600 + 60)):
+        with process_group(discover({}), torch.device("cpu"), timeout=timeout):
+            assert timeouts() == 2 * [datetime.timedelta(seconds=longest)]
+
+
+def test_gpus_that_cannot_be_connected_are_not_called_strangers() -> None:
+    world = World(0, 2, 0, 2, "localhost", 1, "environment")
+    with pytest.raises(Fault, match=r"^NCCL cannot connect the GPUs of the ranks: .*; NCCL_DEBUG=INFO") as caught:
+        _authenticate(world, torch.device("cuda", 99), b"")  # no machine has this one
+    assert "stranger" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            dist.DistBackendError(
+                "NCCL error in: NCCLUtils.cpp:77, unhandled system error (run with NCCL_DEBUG=INFO for details), NCCL"
+                " version 2.29.7\nncclSystemError: System call failed.\nLast error:\nsocketStartConnect: Connect to"
+                " 10.0.0.2<41234> failed : No route to host\n"
+            ),
+            "lost contact: another rank or the network to it ended (socketStartConnect: Connect to 10.0.0.2<41234>"
+            " failed : No route to host)",
+        ),
+        (
+            torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be …"),
+            "the GPU failed: CUDA error: uncorrectable ECC error encountered; if it fails again, have this machine",
+        ),
+        (
+            MemoryError("Unable to allocate 256. PiB"),
+            "the memory of the device is full (Unable to allocate 256. PiB); x",
+        ),
+    ],
+)
+def test_what_a_library_raises_becomes_one_line_with_its_reason(error: Exception, message: str) -> None:
+    with pytest.raises(Fault) as caught, clear_faults("x"):
+        raise error
+    assert str(caught.value).startswith(message)
 
 
 def test_without_a_secret_a_file_of_this_user_is_used(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import itertools
 import multiprocessing
 import shutil
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -258,6 +259,29 @@ def test_a_corrupt_image_is_reported_with_its_shard_and_key(
         file.write(bytes([byte[0] ^ 0x10]))
     with pytest.raises(Fault, match=rf"{dataset.columns['shard'][row]}.*{dataset.columns['key'][row]}.*crc32"):
         batches(dataset, DataConfig(size=32, threads=1, loader=loader), device, train=True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("loader", "message"), [("opencv", "OpenCV cannot decode"), ("dali", "DALI cannot")])
+def test_an_image_that_cannot_be_decoded_is_one_line(
+    mixed_shards: Path, tmp_path: Path, loader: str, message: str, device: torch.device
+) -> None:
+    """Its checksum is right: it was stored so."""
+    shutil.copytree(mixed_shards, tmp_path / "shards")
+    dataset = open_dataset(tmp_path / "shards")
+    columns = dict(dataset.columns)
+    row = next(row for row in dataset.rows("train") if ".jpg" in columns["source"][row])
+    offset, size = int(columns["offset"][row]), int(columns["size"][row])
+    with (tmp_path / "shards" / columns["shard"][row]).open("r+b") as file:
+        file.seek(offset)
+        without_tables = file.read(size).replace(b"\xff\xdb", b"\xff\xfe")  # these tables become comments
+        file.seek(offset)
+        file.write(without_tables)
+    columns["crc32"] = columns["crc32"].copy()
+    columns["crc32"][row] = zlib.crc32(without_tables)
+    dataset = dataclasses.replace(dataset, columns=columns)
+    with pytest.raises(Fault, match=message) as caught:
+        batches(dataset, DataConfig(size=32, threads=1, loader=loader), device, train=True)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
 
 
 def test_a_loading_process_that_is_killed_ends_the_run_with_one_line(phantom_shards: Path) -> None:
