@@ -16,11 +16,10 @@ from brain_dist.errors import UserError
 from brain_dist.profiling.calibration import calibrate
 from brain_dist.profiling.isolated_stages import measure_isolated_stages, measure_loader
 from brain_dist.profiling.memory import measure_memory
-from brain_dist.profiling.power import measure_power
 from brain_dist.profiling.profile import Profile, combine
 from brain_dist.profiling.report import report_profile
 from brain_dist.profiling.training_steps import measure_training_steps, total_steps
-from brain_dist.ranks.device import choose_device
+from brain_dist.ranks.device import choose_device, choose_kernels
 from brain_dist.ranks.group import clear_faults, gather_objects, process_group, run_on_main
 from brain_dist.ranks.world import World, discover
 from brain_dist.store.access import check_shards, open_data
@@ -57,6 +56,7 @@ def run_profile(config: Config, *, steps: int, out: Path, trace: Path | None, co
     if not len(rows):
         raise UserError(f"{dataset.root} has no training split; rebuild it with other --fractions")
     device = choose_device(world, config.run.device)
+    choose_kernels(deterministic=config.run.deterministic)
     config = with_loader(config, device)
     advice = f"lower train.micro_batch={config.train.micro_batch} or data.size={config.data.size}"
     with clear_faults(advice), process_group(world, device, loading_threads=config.data.threads):
@@ -85,8 +85,7 @@ def measure_profile(
     config = replace(config, train=replace(config.train, epochs=ENDLESS))
     model = create_network(config.model, len(dataset.classes), seed=config.run.seed, load_weights=False)
     engine = Engine(config, model, world, device)
-    with measure_power(device) as power:
-        training = measure_training_steps(engine, dataset, steps, trace)
+    training = measure_training_steps(engine, dataset, steps, trace)
     memory = {**measure_memory(engine), **{kind: training[kind] for kind in ("gradients", "buckets", "peak")}}
     engine.deepspeed.destroy()
     del engine, model
@@ -102,7 +101,7 @@ def measure_profile(
         "host": platform.node(), "cores": sorted(os.sched_getaffinity(0)), "quota": core_limits().get("cgroup quota"),
         "threads": torch.get_num_threads(),
     }  # fmt: skip
-    ranks = gather_objects({**isolated, **training, **calibration, **place, "memory": memory, "power": power}, world)
+    ranks = gather_objects({**isolated, **training, **calibration, **place, "memory": memory}, world)
     return combine(ranks, config, device.type, steps)
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brain_dist.profiling.memory import measure_gradients
+from brain_dist.profiling.power import measure_power
 from brain_dist.profiling.stopwatch import Stopwatch, replaced
 from brain_dist.ranks.device import peak_memory
 
 if TYPE_CHECKING:
     from brain_dist.store.dataset import Dataset
+    from brain_dist.stream.batch import Batch
     from brain_dist.training.engine import Engine
 
 WARMUP_STEPS = 2
@@ -36,6 +38,7 @@ def measure_training_steps(engine: Engine, dataset: Dataset, steps: int, trace: 
         ``measured_step``; "other" is the rest. ``collectives``: collective → [calls, bytes of their messages].
         ``gradients`` and ``buckets``: see :func:`~brain_dist.profiling.memory.measure_gradients`. ``peak``: bytes, see
         :func:`~brain_dist.ranks.device.peak_memory`, after the undisturbed steps, before anything else is measured.
+        ``power``: see :func:`~brain_dist.profiling.power.measure_power`, in the undisturbed steps.
     """
     from torch.profiler import profile
 
@@ -45,19 +48,25 @@ def measure_training_steps(engine: Engine, dataset: Dataset, steps: int, trace: 
     watch = Stopwatch(engine.device)
     collectives: dict[str, list[float]] = {}
 
-    def take_step() -> None:
+    def load() -> list[Batch]:
+        return [next(batches) for _ in range(engine.accumulation_steps)]
+
+    def take_step() -> None:  # as in training, which does not wait for the loss
+        engine.step(load(), lr=1e-6)
+
+    def take_timed_step() -> None:
         with watch.stage("waiting for data"):
-            micro_batches = [next(batches) for _ in range(engine.accumulation_steps)]
+            micro_batches = load()
         float(engine.step(micro_batches, lr=1e-6))
 
     for _ in range(WARMUP_STEPS):
         take_step()
-    step = watch.mean(take_step, steps)
+    with measure_power(engine.device) as power:  # the steps before may compile, and the others wait for the device
+        step = watch.mean(take_step, steps)
     peak = int(peak_memory(engine.device) * 2**30)
-    watch.seconds.clear()
     tracing: Any = profile() if trace and engine.world.is_main else nullcontext()
     with _stages_timed(engine, watch, collectives), tracing as profiler:
-        measured_step = watch.mean(take_step, steps)
+        measured_step = watch.mean(take_timed_step, steps)
     if trace and profiler:
         trace.parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(trace))
@@ -71,6 +80,7 @@ def measure_training_steps(engine: Engine, dataset: Dataset, steps: int, trace: 
         "gradients": gradients,
         "buckets": buckets,
         "peak": peak,
+        "power": power,
     }
 
 

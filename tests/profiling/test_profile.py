@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from brain_dist.ranks.device import peak_memory
 from brain_dist.ranks.world import World
 from brain_dist.store.dataset import open_dataset
 from brain_dist.store.reader import READING_THREADS, ShardReader
+from brain_dist.training.engine import Engine
 
 KEYS = [
     "model", "size", "precision", "zero_stage", "loader", "device", "world", "global_batch", "micros", "steps",
@@ -223,6 +226,39 @@ def test_peak_memory_leaves_out_what_only_the_profiler_allocates(
     )
     profile = measure_profile(config, open_dataset(phantom_shards), world, device, steps=1)
     assert profile["memory"]["peak"] < peak_memory(device) * 2**30 - size / 2
+
+
+def test_undisturbed_steps_do_not_wait_for_the_device_and_power_is_that_of_them(
+    world: World, device: torch.device, phantom_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events, now, take_step = list[str](), Stopwatch.now, Engine.step
+
+    def recorded_now(self: Stopwatch) -> float:
+        events.append("wait")
+        return now(self)
+
+    def recorded_step(self: Engine, *arguments: Any, **options: Any) -> torch.Tensor:
+        events.append("step")
+        return take_step(self, *arguments, **options)
+
+    @contextmanager
+    def recorded_power(device: torch.device) -> Iterator[dict[str, float]]:
+        events.append("power")
+        with measure_power(device) as power:
+            yield power
+        events.append("end")
+
+    monkeypatch.setattr(Stopwatch, "now", recorded_now)
+    monkeypatch.setattr(Engine, "step", recorded_step)
+    monkeypatch.setattr("brain_dist.profiling.training_steps.measure_power", recorded_power)
+    config = Config(
+        data=DataConfig(shards=str(phantom_shards), size=32, threads=1, loader="synthetic"),
+        model=ModelConfig(name="test_convnext"),
+        train=TrainConfig(global_batch=8, micro_batch=8, precision="fp32", zero_stage=0),
+    )
+    measure_profile(config, open_dataset(phantom_shards), world, device, steps=3)
+    warmup = ["step", "step"]
+    assert events[:9] == [*warmup, "power", "wait", "step", "step", "step", "wait", "end"]
 
 
 def test_a_gpu_that_nvml_does_not_know_has_no_power() -> None:
