@@ -9,6 +9,8 @@ pictures lose their contrast or keep edges only. The mixture has the image's mea
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -89,10 +91,24 @@ def apply_networks(networks: Floats, image: torch.Tensor) -> torch.Tensor:
         weights = numbers[:, start:stop].reshape(groups * after, before, 3, 3)
         bias = numbers[:, stop : stop + after].reshape(-1)
         values = pad(values if layer == 0 else leaky_relu(values), (1, 1, 1, 1), mode="replicate")
-        values = conv2d(values, weights, bias, groups=groups)
+        with _kernels_not_timed():
+            values = conv2d(values, weights, bias, groups=groups)
         start = stop + after
     mixed = _standardised(share * standard + (1 - share) * _standardised(values.reshape(standard.shape)))
     return (mean + deviation * mixed).round().clamp(0, 255).to(torch.uint8)
+
+
+@contextmanager
+def _kernels_not_timed() -> Iterator[None]:
+    """How many images have a network differs between batches, and cuDNN would time its kernels for each number."""
+    from torch.backends import cudnn
+
+    benchmark = cudnn.benchmark
+    cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        cudnn.benchmark = benchmark
 
 
 def _standardised(values: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from brain_dist.augmentation import augment
+from brain_dist.augmentation.upload import on_device
 from brain_dist.config import Config
 from brain_dist.stream.batch import Batch
 from brain_dist.stream.normalize import Normalize
@@ -31,8 +32,7 @@ def weighted_losses(network: torch.nn.Module, normalize: Normalize, batch: Batch
     if mix is None:
         return losses(network(image).float(), label) * batch.weight
     partner = torch.arange(len(label), device=image.device) ^ 1  # positions 2k and 2k + 1 are a pair
-    mix_weight = torch.from_numpy(mix.weight).to(image.device, non_blocking=True)
-    image, mix_weight = mix_images(image, image[partner], mix_weight, mix)
+    image, mix_weight = mix_images(image, image[partner], on_device(mix.weight, image.device), mix)
     logits = network(image).float()
     own = mix_weight * losses(logits, label) * batch.weight
     return own + (1 - mix_weight) * losses(logits, label[partner]) * batch.weight[partner]
@@ -56,11 +56,10 @@ def mix_images(
     import torch
 
     size = image.shape[-1]
-    blend = torch.from_numpy(mix.blend).to(image.device, non_blocking=True)
+    blend = on_device(mix.blend, image.device)
     image_share = torch.where(blend, weight, 1.0).to(image.dtype).reshape(-1, 1, 1, 1)
     image = image * image_share + partner * (1 - image_share)
-    boxes = torch.from_numpy(augment.pixel_boxes(mix.box, size))
-    x0, y0, x1, y1 = boxes.to(image.device, non_blocking=True).T
+    x0, y0, x1, y1 = on_device(augment.pixel_boxes(mix.box, size), image.device).T
     index = torch.arange(size, device=image.device)
     inside_x = (index >= x0[:, None]) & (index < x1[:, None])
     inside_y = (index >= y0[:, None]) & (index < y1[:, None])

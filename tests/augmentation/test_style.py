@@ -6,6 +6,7 @@ import io
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from brain_dist.augmentation.random_network import apply_networks
 from brain_dist.augmentation.skull import remove_rim
@@ -138,6 +140,27 @@ def test_a_crop_inside_the_head_and_a_black_image_lose_nothing() -> None:
     inside = heads(0.45, 0.45)[:, :, 20:44, 20:44]
     black = torch.zeros_like(inside)
     assert torch.equal(remove_rim(np.array([0.08, 0.08]), torch.cat([inside, black])), torch.cat([inside, black]))
+
+
+class Convolutions(TorchDispatchMode):
+    """Records for each convolution whether cuDNN would time its kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.timed: list[bool] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        if function is torch.ops.aten.convolution.default:
+            self.timed.append(torch.backends.cudnn.benchmark)
+        return function(*arguments, **(keywords or {}))
+
+
+def test_cudnn_does_not_time_kernels_for_each_number_of_random_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)  # as training sets it
+    with Convolutions() as convolutions:
+        apply_style(drawn(AugmentConfig(network=1.0), ROWS[:4]), pictures(4))
+    assert convolutions.timed == [False] * 4
+    assert torch.backends.cudnn.benchmark
 
 
 def test_a_random_network_keeps_mean_deviation_and_gray() -> None:
