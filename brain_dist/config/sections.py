@@ -148,7 +148,8 @@ class ModelConfig(Section):
         grad_checkpointing: Recompute activations in the backward pass: less memory, more time.
         sync_batchnorm: Compute BatchNorm statistics over the micro-batches of all ranks instead of each rank alone.
         compile: Compile the network with torch.compile for training; evaluations are not compiled. The first step takes
-            minutes, and on the CPU needs a C++ compiler; later steps are faster. Not with `train.zero_stage: 3`.
+            minutes; later steps are faster. It needs a C compiler and Python's headers on a GPU, a C++ compiler on the
+            CPU. Not with `train.zero_stage: 3`.
         options: Further arguments of the timm model, such as `{ls_init_value: 0.1}`. timm ignores those that are null.
     """
 

@@ -72,6 +72,13 @@ def test_instructions_are_complete_and_closed(path: Path) -> None:
     assert not [step for step in own[last:] if step.name in ("RUN", "COPY")]
 
 
+def test_training_image_has_what_compiled_networks_need() -> None:
+    """Triton compiles its driver in C against Python.h."""
+    own = steps(ROOT / "containers" / "Containerfile.train")
+    (packages,) = [step.text.split() for step in own if step.name == "RUN" and "apt-get" in step.text]
+    assert {"gcc", "libc6-dev", "python3-dev"} <= set(packages)
+
+
 def test_serving_image_has_the_versions_of_the_tests() -> None:
     assert pins(ROOT / "containers" / "serve.lock") <= pins(ROOT / "requirements.lock")
     assert not [pin for pin in pins(ROOT / "containers" / "serve.lock") if pin.startswith(("torch", "nvidia"))]
