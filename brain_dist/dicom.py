@@ -31,7 +31,7 @@ class Listen:
         to: the peer that gets the reports, HOST:PORT:AET (default: they stay in the folder reports of --store)
         sender: title of an entity that may send; may be repeated (default: all may)
         queue: images that may wait; further ones are refused with status 0xA700 until there is room
-        max_mb: size of an image in MB; a larger one is refused
+        max_mb: size of an image in MB; a larger one is refused. Each of 16 associations may need twice that in memory
         batch: images per forward pass
         step: step of the run's checkpoint, best or newest (default: best if the run sets train.best, else newest)
         device: auto, cpu or cuda

@@ -60,6 +60,9 @@ _.file_meta
 # pydicom
 _.is_undefined_length
 # pynetdicom
+_.AffectedSOPClassUID
+_.MessageID
+_.Priority
 _.acse_timeout
 _.connection_timeout
 _.dimse_timeout

@@ -55,7 +55,7 @@ def listen(
         to: the peer that gets the reports, ``HOST:PORT:AET``; None keeps them in ``store``.
         senders: titles of the entities that may send; empty allows all.
         queue: images that may wait; a further one is refused with status 0xA700.
-        max_mb: size of an image in MB; a larger one is refused.
+        max_mb: size of an image in MB; a larger one is refused. Each of 16 associations may need twice that in memory.
         batch: images per forward pass.
         step: see :func:`brain_dist.prediction.predictor.load`.
         device: auto, cpu or cuda.
@@ -75,6 +75,8 @@ def listen(
     for name, value in (("--queue", queue), ("--max-mb", max_mb), ("--batch", batch)):
         if value < 1:
             raise UserError(f"{name} {value}: must be ≥ 1")
+    if not 1 <= port <= 65535:
+        raise UserError(f"--port {port}: must be between 1 and 65535")
     silence()
     forbid_core_dumps()
     check_writable(store, "choose another --store")

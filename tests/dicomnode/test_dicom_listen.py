@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from fork_server import Ranks
 from helpers import fork_server, free_ports, in_process
 from pydicom.uid import ComprehensiveSRStorage, ExplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE, evt
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dsutils import encode
 
 from brain_dist.collection.decoding import BadImage
 from brain_dist.dicomnode.header import read_header
@@ -198,6 +202,46 @@ def test_what_was_accepted_survives_stops_crashes_and_an_absent_peer(trained_run
         assert listener.stop() == 0
 
 
+def test_no_sender_fills_the_memory(trained_run: Path, tmp_path: Path) -> None:
+    (path,) = write_series(tmp_path, 1, 1)
+    small, large = pydicom.dcmread(path), pydicom.dcmread(path)
+    large.PixelData = bytes(64 * 2**20)
+    client = AE(ae_title="SCANNER")
+    client.add_requested_context(MRImageStorage, ExplicitVRLittleEndian)
+    with node(trained_run, tmp_path, "--max-mb", "1") as listener:
+        association = client.associate("127.0.0.1", listener.port, ae_title="BRAIN_DIST")
+        assert association.send_c_store(small).Status == 0
+        before = peak_memory(listener)
+        assert association.send_c_store(large).Status == 0xC000
+        assert peak_memory(listener) < before + 16  # MB; pynetdicom alone would collect the 64 MB
+        assert association.send_c_store(small).Status == 0
+        association.release()
+        with socket.create_connection(("127.0.0.1", listener.port), 20) as connection:
+            connection.sendall(struct.pack(">BBL", 1, 0, 2**31))  # a request for an association of 2 GB
+            assert connection.recv(1) == b""
+        hasty = client.associate("127.0.0.1", listener.port, ae_title="BRAIN_DIST")
+        with suppress(OSError, AttributeError):  # the connection may end while it sends
+            for number in range(300):
+                hasty.dimse.send_msg(request(small, number), hasty.accepted_contexts[0].context_id)
+        wait_for(lambda: hasty.is_aborted)
+        assert listener.stop() == 0
+
+
+def peak_memory(listener: Node) -> float:
+    """The most memory that a node has had so far, in MB."""
+    status = Path(f"/proc/{listener.process.pids[0]}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def request(image: pydicom.Dataset, number: int) -> C_STORE:
+    """A request to store an image."""
+    message = C_STORE()
+    message.MessageID, message.Priority = number + 1, 2
+    message.AffectedSOPClassUID, message.AffectedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
+    message.DataSet = BytesIO(encode(image, False, True) or b"")
+    return message
+
+
 def test_a_report_that_the_peer_refuses_does_not_hold_up_the_others(tmp_path: Path) -> None:
     def write(name: str) -> None:
         data = pydicom.Dataset()
@@ -277,6 +321,7 @@ def test_inbox_closes_quiet_series_and_gives_up_on_deadly_ones(tmp_path: Path) -
         (["--to", "pacs:104"], "--to pacs:104: must be HOST:PORT:AET, such as pacs.example:104:PACS"),
         (["--aet", "A_TITLE_THAT_IS_TOO_LONG"], "--aet A_TITLE_THAT_IS_TOO_LONG: a title of 1 to 16 ASCII characters"),
         (["--queue", "0"], "--queue 0: must be ≥ 1"),
+        (["--port", "99999"], "--port 99999: must be between 1 and 65535"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, options: list[str], error: str) -> None:
