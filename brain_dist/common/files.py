@@ -181,6 +181,15 @@ def check_writable(folder: Path, advice: str) -> None:
         raise UserError(f"{folder} cannot be written ({error.strerror or error}); {advice}") from None
 
 
+@contextmanager
+def writing(place: Path, advice: str = "free some space") -> Iterator[None]:
+    """Turn an error of the ``with`` block, which writes ``place``, into a :class:`Fault` that ends with ``advice``."""
+    try:
+        yield
+    except OSError as error:
+        raise Fault(f"{place} cannot be written ({error.strerror or error}); {advice}") from None
+
+
 def crc32_file(path: Path) -> int | None:
     """CRC-32 of a file, None if it cannot be read; faster than sha256, for changes that nobody hides."""
     checksum = 0

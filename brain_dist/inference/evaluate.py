@@ -59,15 +59,14 @@ def evaluate(
     from brain_dist.ranks.device import choose_device
     from brain_dist.ranks.group import clear_faults, process_group, run_on_main
     from brain_dist.ranks.rendezvous import LONGEST_STEP
-    from brain_dist.ranks.watch import watch_ranks
+    from brain_dist.ranks.watch import check_timeout, watch_ranks
     from brain_dist.ranks.world import discover
 
     if name in SPLITS and name != split:
         raise UserError(f"--name {name}: these are the predictions of split {name}; choose another --name")
     if micro_batch < 1:
         raise UserError(f"--batch {micro_batch}: must be ≥ 1")
-    if not 1 <= timeout <= 1_000_000:
-        raise UserError(f"--timeout {timeout:g}: must be a number of seconds between 1 and 1000000")
+    check_timeout(timeout)
     path = predictions_file(out or run / "predictions", split if name is None else name)
     world = discover()
     torch_device = choose_device(world, device)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from brain_dist.common.files import check_writable, sha256_bytes, sha256_file, write_atomically
+from brain_dist.common.files import check_writable, sha256_bytes, sha256_file, write_atomically, writing
 from brain_dist.common.progress import Progress, no_progress, show_progress
 from brain_dist.common.records import read_record
 from brain_dist.common.text import print_list
@@ -34,7 +34,7 @@ from brain_dist.prediction.sources import Source, find_sources
 from brain_dist.ranks.device import choose_device, require_torch
 from brain_dist.ranks.group import clear_faults, gather_objects, process_group, run_on_main
 from brain_dist.ranks.threads import choose_threads, limit_torch
-from brain_dist.ranks.watch import Watch, watch_ranks
+from brain_dist.ranks.watch import Watch, check_timeout, watch_ranks
 from brain_dist.ranks.world import World, discover
 from brain_dist.stream.contract import Contract
 
@@ -71,7 +71,8 @@ class _Task:
         files = ((self.sources[n].name, file_load(self.sources[n], contract, self.choose)) for n in part)
         for prediction in self.predictor.stream(files, batch=self.batch):
             if self.explain is not None and prediction.image is not None:
-                write_map(self.explain, prediction, self.predictor.model)
+                with writing(self.explain):
+                    write_map(self.explain, prediction, self.predictor.model)
             yield prediction
 
 
@@ -116,6 +117,7 @@ def predict(
     choose = parse_slices(slices)
     if micro_batch < 1:
         raise UserError(f"--batch {micro_batch}: must be ≥ 1")
+    check_timeout(timeout)
     world = discover()
     _check_options(out, paths, resume, world)
     with (
@@ -127,9 +129,12 @@ def predict(
         listed: list[Source] = []
 
         def prepare() -> None:
-            for place in (out, explain):
-                if place is not None:
-                    check_writable(place.parent, "choose another place")
+            if out is not None:
+                if out.is_dir():
+                    raise UserError(f"--out {out}: is a folder; give the name of a file")
+                check_writable(out.parent, "choose another place")
+            if explain is not None:
+                check_writable(explain, "choose another folder with --explain")
             listed.extend(find_sources(_words(paths)))
             if not listed:
                 raise UserError("standard input lists no files")
@@ -186,7 +191,7 @@ def _words(paths: Sequence[str]) -> Iterable[str]:
 
 
 def _request(task: _Task, model: Path, slices: str) -> dict[str, Any]:
-    """What decides the table: an interrupted prediction can only be resumed with the same."""
+    """What decides the table and the pictures: an interrupted prediction can only be resumed with the same."""
     contract = task.predictor.contract
     weights = contract.weights
     names = json.dumps([[each.path, each.member] for each in task.sources])
@@ -199,6 +204,7 @@ def _request(task: _Task, model: Path, slices: str) -> dict[str, Any]:
         "detector": None if task.predictor.model.detector is None else sha256_file(model_folder(model) / FILE),
         "slices": slices,
         "batch": task.batch,
+        "explain": None if task.explain is None else str(task.explain),
         "files": len(task.sources),
         "list": sha256_bytes(names.encode()),
     }
@@ -221,9 +227,10 @@ def _begin(folder: Path, request: dict[str, Any], resume: bool) -> None:
         return
     if folder.is_symlink():
         raise UserError(f"{folder} is a symbolic link; remove it")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    write_atomically(file, json.dumps(request, indent=1) + "\n")
+    with writing(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_atomically(file, json.dumps(request, indent=1) + "\n")
 
 
 def _part_file(folder: Path, number: int) -> Path:
@@ -246,7 +253,8 @@ def _predict_parts(
                 if fail_fast and prediction.error is not None:
                     return str(prediction)
                 rows.append(table.row(prediction, classes))
-            write_atomically(_part_file(folder, number), json.dumps(rows, allow_nan=False))
+            with writing(folder, "free some space, and run again with --resume"):
+                write_atomically(_part_file(folder, number), json.dumps(rows, allow_nan=False))
         done += len(parts[number])
         progress("predicting", done, total)
     return None
@@ -271,7 +279,8 @@ def _finish(task: _Task, folder: Path, out: Path, request: dict[str, Any], repor
         rows += own
     about = {name: request[name] for name in ("model", "step", "weights")}
     classes = task.predictor.contract.classes
-    write_atomically(out, table.encode(out, rows, classes, about))
+    with writing(out, "free some space, and run again with --resume"):
+        write_atomically(out, table.encode(out, rows, classes, about))
     shutil.rmtree(folder, ignore_errors=True)
     predictions = [table.prediction_of(row, classes) for row in rows]
     good = sum(each.error is None for each in predictions)

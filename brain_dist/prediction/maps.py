@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,13 @@ from brain_dist.prediction.outputs import Model, stack_pixels
 from brain_dist.prediction.torch_model import TorchModel
 
 METHOD = "layercam"  # needs no images of the training
+_LONGEST = 180  # characters of a path in the name of its picture
 
 
 def write_map(folder: Path, prediction: Prediction, model: Model) -> Path:
     """Write a PNG with the network's input and, beside it, the map of the predicted class over it.
 
-    Its name is the prediction's path and frame, with other characters than letters, digits, ``.`` and ``-`` as ``_``.
+    :func:`map_name` names it.
 
     Args:
         folder: where the picture is written.
@@ -41,11 +43,24 @@ def write_map(folder: Path, prediction: Prediction, model: Model) -> Path:
         prediction.image if prediction.image.ndim == 2 else np.asarray(Image.fromarray(prediction.image).convert("L"))
     )
     sides = [outlined(gray, None), outlined(overlay(gray, heat), None)]
-    frame = "" if prediction.frame is None else f"-{prediction.frame}"
-    path = folder / f"{re.sub(r'[^A-Za-z0-9.-]', '_', prediction.path.lstrip('./'))[-180:]}{frame}.png"
+    path = folder / map_name(prediction)
     folder.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(sides, axis=1)).save(path)
     return path
+
+
+def map_name(prediction: Prediction) -> str:
+    """The file name of a prediction's picture, which no other path or frame has: its path and frame.
+
+    Other characters than letters, digits, ``_``, ``.`` and ``-`` become ``_``, and only the end of a long path is kept.
+    Where that changes the path, eight hex digits of its sha256 follow, because another path could become the same. They
+    also follow a path that ends as if it had a frame.
+    """
+    path = prediction.path
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", path)[-_LONGEST:].lstrip(".")
+    if name != path or (prediction.frame is None and re.search(r"-\d+$", name)):
+        name += f"-{sha256(path.encode()).hexdigest()[:8]}"
+    return f"{name}.png" if prediction.frame is None else f"{name}-{prediction.frame}.png"
 
 
 def class_heat(cells: np.ndarray, size: int) -> np.ndarray:

@@ -147,13 +147,19 @@ def _is_wanted(archive: str, name: str) -> bool:
         return False
 
 
+def _archive(path: str) -> tarfile.TarFile | zipfile.ZipFile:
+    """An archive, opened again if another file has its path since."""
+    status = os.stat(path)  # noqa: PTH116
+    return _open_archive(path, (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
 @lru_cache(maxsize=4)
-def _open_archive(path: str) -> tarfile.TarFile | zipfile.ZipFile:
+def _open_archive(path: str, _version: tuple[int, ...]) -> tarfile.TarFile | zipfile.ZipFile:
     return tarfile.open(path) if path.lower().endswith(TAR_SUFFIXES) else zipfile.ZipFile(path)
 
 
 def _members(path: str) -> Sequence[str]:
-    archive = _open_archive(path)
+    archive = _archive(path)
     if isinstance(archive, zipfile.ZipFile):
         return [info.filename for info in archive.infolist() if not info.is_dir()]
     return [info.name for info in archive.getmembers() if info.isfile()]
@@ -166,7 +172,7 @@ def _read_member(path: str, member: str, count: int = MAX_BYTES) -> bytes:
         BadImage: the archive is damaged there, or the member is encrypted or too large.
     """
     try:
-        archive = _open_archive(path)
+        archive = _archive(path)
         stream: IO[bytes] | None
         stream = archive.open(member) if isinstance(archive, zipfile.ZipFile) else archive.extractfile(member)
         if stream is None:

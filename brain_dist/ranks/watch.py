@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from brain_dist.errors import EXIT_FAULT, Fault
+from brain_dist.errors import EXIT_FAULT, Fault, UserError
 from brain_dist.ranks.rendezvous import LONGEST_STEP, SHORTEST_WAIT, connect, serve_store
 
 if TYPE_CHECKING:
@@ -181,6 +181,16 @@ def _describe(rank: int, heartbeat: Heartbeat | None) -> str:
     if heartbeat is None:
         return f"rank {rank} (not started)"
     return f"rank {rank} on {heartbeat.host} ({heartbeat.activity})"
+
+
+def check_timeout(timeout: float) -> None:
+    """Check the seconds without progress that an option ``--timeout`` allows.
+
+    Raises:
+        UserError: they are not between 1 and 1,000,000.
+    """
+    if not 1 <= timeout <= 1_000_000:
+        raise UserError(f"--timeout {timeout:g}: must be a number of seconds between 1 and 1000000")
 
 
 @contextlib.contextmanager

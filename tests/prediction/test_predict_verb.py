@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import pandas as pd
 import pydicom
 import pytest
 from formats import write_formats
-from helpers import in_process, launch
+from helpers import in_process, largest_file, launch
 from pictures import draw
 from PIL import Image
 from pydicom.uid import JPEGLosslessSV1, RLELossless
@@ -21,6 +23,9 @@ from scans import write_dicom, write_nifti
 
 import brain_dist
 from brain_dist.errors import UserError
+from brain_dist.prediction.answers import Prediction
+from brain_dist.prediction.maps import map_name
+from brain_dist.prediction.sources import find_sources
 
 CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
 COLUMNS = [
@@ -264,12 +269,68 @@ def test_explanations_are_written(trained_run: Path, tmp_path: Path) -> None:
     result = in_process("predict", str(trained_run), str(tmp_path / "one image.png"), "--explain", str(maps))
     assert result.out.count("\n") == 1
     (file,) = maps.iterdir()
-    assert file.name.endswith("one_image.png.png")
+    assert re.fullmatch(r".*_one_image\.png-[0-9a-f]{8}\.png", file.name)
     with Image.open(file) as picture:
         assert picture.size == (512, 256)
         pixels = np.asarray(picture)
     assert np.ptp(pixels[:, :256], axis=2).max() == 0
     assert np.ptp(pixels[:, 256:], axis=2).max() > 20
+
+
+def test_an_archive_that_was_replaced_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "slices.zip"
+    for name, content in (("first.png", b"1"), ("another.png", b"2")):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(name, content)
+        (source,) = find_sources([str(path)])
+        assert (source.member, source.read()) == (name, content)
+
+
+def test_every_explanation_has_a_file_of_its_own(trained_run: Path, tmp_path: Path) -> None:
+    """Paths that differ in a character that a file name does not keep, and slices beside files called like them."""
+    for name in ("a b.png", "a_b.png", "a/b.png", "x-1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        draw(1).save(tmp_path / name)
+    write_nifti(tmp_path / "v.nii", np.stack([np.asarray(draw(n)).T for n in range(3)], axis=2).astype(np.int16))
+    maps = tmp_path / "maps"
+    result = in_process("predict", str(trained_run), str(tmp_path), "--explain", str(maps))
+    assert result.out.count("\n") == 4 + 3 + 1  # the last is the mean of the slices
+    assert len(list(maps.iterdir())) == 4 + 3
+    places = (("a b", None), ("a_b", None), ("a", 1), ("a-1", None), ("a-1", 1))
+    names = {map_name(Prediction(*place)) for place in places}
+    assert {"a_b.png", "a-1.png", "a-1-1.png"} < names
+    assert len(names) == 5
+    assert len(map_name(Prediction("long/" * 100 + "name.png", 7))) < 200
+
+
+def test_what_cannot_be_written_is_one_line(trained_run: Path, tmp_path: Path) -> None:
+    draw(1).save(tmp_path / "a.png")
+    (tmp_path / "table.csv").mkdir()
+    arguments = [str(trained_run), str(tmp_path / "a.png")]
+    for options, message in (
+        (["--explain", str(tmp_path / "a.png")], "a.png cannot be written (Not a directory); choose another folder"),
+        (["--out", str(tmp_path / "table.csv")], "table.csv: is a folder; give the name of a file"),
+        (["--timeout", "nan"], "--timeout nan: must be a number of seconds between 1 and 1000000"),
+    ):
+        error = in_process("predict", *arguments, *options, expect=2).err
+        assert message in error
+        assert error.count("\n") == 1
+    noise = np.random.default_rng(0).integers(0, 99, (24, 24, 500), dtype=np.int16)
+    write_nifti(tmp_path / "long.nii", noise)
+    arguments = [str(trained_run), str(tmp_path / "long.nii"), "--out", str(tmp_path / "t.csv")]
+    with largest_file(70_000):  # more than what is tried before, and less than the rows of 500 slices
+        done = in_process("predict", *arguments, expect=1)
+    assert "t.csv.parts cannot be written (File too large); free some space, and run again with --resume" in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_a_prediction_is_not_resumed_with_pictures_that_its_parts_lack(trained_run: Path, tmp_path: Path) -> None:
+    draw(1).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"")
+    arguments = [str(trained_run), str(tmp_path), "--out", str(tmp_path / "table.csv"), "--batch", "1"]
+    in_process("predict", *arguments, "--fail-fast", expect=3)  # the first part is written
+    more = ["--explain", str(tmp_path / "maps"), "--resume"]
+    assert "is of a prediction with another explain" in in_process("predict", *arguments, *more, expect=2).err
 
 
 def test_predicting_needs_no_shards(trained_run: Path, tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ import json
 import os
 import random
 import re
+import resource
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,17 @@ def in_process(name: str, *arguments: str, expect: int = 0) -> Result:
             code = int(exit_.code or 0)
     assert code == expect, f"{name} {' '.join(arguments)}\nexit {code}\n{out.getvalue()}\n{err.getvalue()}"
     return Result(code, out.getvalue(), without_progress(err.getvalue()))
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file of this process may become larger than so many bytes, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def verb(name: str, *arguments: str, expect: int | None = 0, **variables: str) -> Result:
