@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hmac
-import sys
 import time
-import traceback
 from typing import TYPE_CHECKING, Any
 
-from brain_dist.serving.problems import Problem
+from brain_dist.serving.problems import Problem, internal_problem
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -66,10 +64,10 @@ class Gate:
             await self._app(scope, receive, guarded_send)
         except Problem as problem:
             await problem.response()(scope, receive, guarded_send)
-        except Exception as error:  # its text could contain what a client sent
-            _print_place(error)
+        except Exception as error:
+            response = internal_problem(error).response()
             if not status:
-                await Problem("internal", "see the service's log").response()(scope, receive, guarded_send)
+                await response(scope, receive, guarded_send)
         finally:
             route: Any = scope.get("route")
             path = getattr(route, "path", scope["path"] if scope["path"] in WORK else "other")
@@ -86,8 +84,3 @@ class Gate:
             raise Problem(
                 "unauthorized", "send the header `Authorization: Bearer TOKEN`", {"WWW-Authenticate": "Bearer"}
             )
-
-
-def _print_place(error: BaseException) -> None:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    print(f"brain-dist: error: {type(error).__name__} at {frame.filename}:{frame.lineno}", file=sys.stderr, flush=True)

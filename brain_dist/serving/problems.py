@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -49,6 +51,13 @@ class Problem(Exception):
     def response(self) -> JSONResponse:
         """The response."""
         return JSONResponse(self.document(), self.status, {**self.headers}, MEDIA_TYPE)
+
+
+def internal_problem(error: Exception) -> Problem:
+    """The problem that stands for a fault of the service. Only its place is printed: its text could quote a client."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    print(f"brain-dist: error: {type(error).__name__} at {frame.filename}:{frame.lineno}", file=sys.stderr, flush=True)
+    return Problem("internal", "see the service's log")
 
 
 def documented(*kinds: str) -> dict[int | str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from brain_dist.serving.decoding import slices_of
 from brain_dist.serving.documents import explanation, prediction_document
 from brain_dist.serving.maps import load_libraries
 from brain_dist.serving.metrics import Metrics
-from brain_dist.serving.problems import Problem
+from brain_dist.serving.problems import Problem, internal_problem
 from brain_dist.serving.settings import Settings
 from brain_dist.serving.uploads import Upload
 
@@ -94,7 +94,7 @@ class Service:
         return [prediction_document(each, self.predictor.contract.classes) for each in predictions]
 
     async def predict_each(self, uploads: list[Upload], choose: Choose) -> list[dict[str, Any]]:
-        """For each file its predictions, or the problem with it."""
+        """For each file its predictions, or the problem with it, which can be a fault of the service."""
         places = asyncio.Semaphore(FILES_AT_ONCE)
 
         async def item(upload: Upload) -> dict[str, Any]:
@@ -106,11 +106,13 @@ class Service:
                 async with places:
                     predictions = await self.predict(bytes(upload.data), choose)
                 return {"name": upload.name, "status": 200, "predictions": predictions, "problem": None}
-            except Problem as problem:
-                document = problem.document()
-                return {"name": upload.name, "status": problem.status, "predictions": [], "problem": document}
+            except Problem as error:
+                problem = error
+            except Exception as error:  # the other files still get their answers
+                problem = internal_problem(error)
             finally:
                 upload.data = bytearray()
+            return {"name": upload.name, "status": problem.status, "predictions": [], "problem": problem.document()}
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(item(upload)) for upload in uploads]

@@ -1,17 +1,27 @@
-"""Batches: who shares one, who waits, and that one failure or withdrawal stays one."""
+"""Batches: who shares one, who waits, and that one failure or withdrawal stays one, also of the files of a request."""
 
 from __future__ import annotations
 
 import asyncio
+import io
+import re
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pictures import draw
+from PIL import Image
 
+import brain_dist
+from brain_dist.prediction.predictor import Output, Predictor
 from brain_dist.serving.batcher import Batcher
 from brain_dist.serving.metrics import Metrics
+from brain_dist.serving.service import Service
+from brain_dist.serving.settings import Settings
+from brain_dist.serving.uploads import Upload
 
 
 def image(number: int) -> np.ndarray:
@@ -84,6 +94,50 @@ def test_a_failing_image_fails_its_own_request_only() -> None:
     first, second, third = in_batcher(compute, work, max_batch=8)
     assert (first, third) == ([1, 2], [5, 6])
     assert isinstance(second, ValueError)
+
+
+class FailsForDots(Predictor):
+    """A model that fails for images with a single bright pixel, as a library may for some."""
+
+    def outputs(self, images: list[np.ndarray]) -> list[Output]:
+        if any((each > each.mean() + 10).sum() < 9 for each in images):
+            raise ValueError("Zebediah Quux")
+        return super().outputs(images)
+
+
+def test_a_fault_of_the_service_in_one_file_is_reported_for_that_file(
+    trained_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings(
+        "127.0.0.1", 0, reuse_port=False, token=None, threads=1, max_batch=8, max_wait=0, queue=8, max_bytes=10**6,
+        max_pixels=10**6, max_frames=10, deadline=30, grace=1, linger=0,
+    )  # fmt: skip
+    service = Service(FailsForDots(brain_dist.load(trained_run, device="cpu").model), settings)
+    good, bad = draw(3, 96), Image.new("L", (96, 96))
+    bad.putpixel((48, 48), 255)
+    uploads = []
+    for name, picture in (("a.png", good), ("b.png", bad), ("c.png", good)):
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        uploads.append(Upload(name, bytearray(buffer.getvalue())))
+
+    async def main() -> list[dict[str, Any]]:
+        running = asyncio.create_task(service.batcher.run())
+        try:
+            return await service.predict_each(uploads, list)
+        finally:
+            running.cancel()
+
+    items = asyncio.run(main())
+    assert [(item["name"], item["status"], len(item["predictions"])) for item in items] == [
+        ("a.png", 200, 1), ("b.png", 500, 0), ("c.png", 200, 1)
+    ]  # fmt: skip
+    assert items[1]["problem"] == {
+        "type": "urn:brain-dist:internal", "title": "The service failed", "status": 500,
+        "detail": "see the service's log",
+    }  # fmt: skip
+    log = capsys.readouterr().err
+    assert re.fullmatch(r"brain-dist: error: ValueError at .*test_batcher\.py:\d+\n", log)
 
 
 def test_withdrawn_images_are_not_computed() -> None:

@@ -250,12 +250,54 @@ def test_a_slice_without_an_answer_shows_no_picture_of_another(visit: Visit, tmp
     assert page.evaluate("document.querySelector('canvas').width") > 8
     page.locator(".slider input").fill("2")
     page.locator(".slider input").dispatch_event("change")
-    page.wait_for_selector("figcaption:has-text('There is no picture of this slice.')")
+    page.wait_for_selector("figcaption:has-text('This slice could not be read, so it has no picture.')")
     assert page.evaluate("document.querySelector('canvas').width") == 8
     assert page.inner_text(".answers") == "This slice contains values that are not finite."
     page.locator(".slider input").fill("0")
     page.locator(".slider input").dispatch_event("change")
     page.wait_for_selector("figcaption:has-text('What the network saw.')")
+
+
+@pytest.mark.slow
+def test_a_late_refusal_of_a_picture_does_not_replace_the_one_of_another_slice(visit: Visit, files: Path) -> None:
+    page, held = visit.page, list[Route]()
+    page.set_input_files("#files", files / "volume.nii.gz")
+    page.wait_for_selector("figcaption:has-text('What the network saw.')")
+    page.route("**/v1/explain?frame=1", lambda route: held.append(route))
+    for frame in ("1", "3"):
+        with page.expect_request(f"**/v1/explain?frame={frame}"):
+            page.locator(".slider input").fill(frame)
+            page.locator(".slider input").dispatch_event("change")
+    page.wait_for_selector(".frame:not([data-loading])")
+    assert held
+    with page.expect_response("**/v1/explain?frame=1"):
+        for late in held:
+            late.fulfill(status=422, content_type="application/problem+json", body='{"detail": "no"}')
+    page.wait_for_timeout(200)
+    assert page.inner_text("figcaption").startswith("What the network saw.")
+
+
+@pytest.mark.slow
+def test_a_file_that_waits_while_another_one_needs_a_token_waits_for_it_too(visit: Visit, files: Path) -> None:
+    """One file is told to come again in a second; then the other is told that a token is needed."""
+    page, statuses = visit.page, iter([503, 401])
+
+    def refuse(route: Route) -> None:
+        route.fulfill(
+            status=next(statuses), headers={"Retry-After": "1"}, content_type="application/problem+json", body="{}"
+        )
+
+    page.route("**/v1/predict", refuse)
+    page.route("**/v1/model", lambda route: route.fulfill(status=401, body="{}"))
+    page.set_input_files("#files", [files / "slice.png", files / "IM0001"])
+    text = "Waiting for the access token…"
+    page.wait_for_function("text => document.body.innerText.split(text).length === 3", arg=text)
+    assert page.locator(f"article[data-state='waiting'] >> text={text}").count() == 2
+    page.unroute("**/v1/predict")
+    page.unroute("**/v1/model")
+    page.fill("#token", "any")
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.querySelectorAll('[data-state=answered]').length === 2")
 
 
 @pytest.mark.slow

@@ -144,7 +144,7 @@ export class Card {
       this.viewer.clear();
       if (this.controls) this.controls.hidden = true;
       this.canvas.setAttribute("aria-label", "No picture");
-      this.caption.textContent = "There is no picture of this slice.";
+      this.caption.textContent = "This slice could not be read, so it has no picture.";
       return;
     }
     this.canvas.parentElement.dataset.loading = "";
@@ -156,8 +156,10 @@ export class Card {
       if (this.controls) this.controls.hidden = false;
       this.#draw();
     } catch (error) {
-      const again = element("button", { type: "button", class: "plain", onclick: () => { this.explained = this.#explain(); } }, "Load the picture");
-      this.caption.replaceChildren(`The picture was not loaded: ${error.kind === "busy" ? "the service is busy." : error.message} `, again);
+      if (this.slices[this.current] === slice) { // not after the user has moved on to another slice, which has its picture
+        const again = element("button", { type: "button", class: "plain", onclick: () => { this.explained = this.#explain(); } }, "Load the picture");
+        this.caption.replaceChildren(`The picture was not loaded: ${error.kind === "busy" ? "the service is busy." : error.message} `, again);
+      }
       if (!error.kind) throw error;
     } finally {
       delete this.canvas.parentElement.dataset.loading;

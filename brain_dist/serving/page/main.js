@@ -7,6 +7,7 @@ import { className, percent } from "./words.js";
 
 const AT_ONCE = 2; // files that are asked about at the same time
 const TRIES = 20; // while the service is busy
+const WANTS_TOKEN = "Waiting for the access token…";
 
 const $ = (id) => document.getElementById(id);
 const source = new Server();
@@ -80,6 +81,11 @@ function next() {
 async function ask(card) {
   card.model = model;
   for (let attempt = 1; cards.includes(card); attempt++) {
+    if (!model) { // the answer to another file was that a token is needed
+      queue.unshift(card);
+      card.wait(WANTS_TOKEN);
+      break;
+    }
     card.wait("Predicting…");
     try {
       if (card.file.size > model.limits.bytes) {
@@ -106,7 +112,7 @@ async function ask(card) {
       if (error.kind === "unauthorized") {
         queue.unshift(card);
         model = null;
-        card.wait("Waiting for the access token…");
+        card.wait(WANTS_TOKEN);
         start();
         break;
       }
