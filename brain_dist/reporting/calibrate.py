@@ -14,6 +14,7 @@ from brain_dist.calibration.words import coverage_sentence, error_sentence, refu
 from brain_dist.common.files import check_writable, write_together
 from brain_dist.errors import Fault, UserError
 from brain_dist.inference.network import write_contract
+from brain_dist.inference.run import read_environment
 from brain_dist.judging.predictions import Predictions
 from brain_dist.reporting.calibration import render_calibration
 from brain_dist.store.dataset import Dataset, open_dataset
@@ -30,7 +31,7 @@ def calibrate(run: Path, *, fit: str, judge: list[str] | None, alpha: float, by:
         by: columns of the index or keys of its attributes whose values are subgroups.
 
     Raises:
-        UserError: a table does not exist or does not fit, or the folder is not writable.
+        UserError: a table does not exist or does not fit the others or the network, or the folder is not writable.
         Fault: the disk is full.
     """
     if not 0 < alpha < 0.5:
@@ -39,6 +40,7 @@ def calibrate(run: Path, *, fit: str, judge: list[str] | None, alpha: float, by:
     if page.parent.is_symlink():  # a run from someone else could lead to any folder
         raise UserError(f"{page.parent} is a symbolic link; remove it")
     table = read_fit_table(run, fit)
+    _require_own_classes(run, fit, table)
     tables, left_out = read_judged_tables(run, table, fit, judge)
     check_writable(run, "make it writable")
     calibration = fit_calibration(table, alpha)
@@ -59,6 +61,23 @@ def calibrate(run: Path, *, fit: str, judge: list[str] | None, alpha: float, by:
         raise Fault(f"{run} cannot be written ({error.strerror}); free some space") from None
     _print(fit, calibration, judged, left_out)
     print(f"calibration: {run / FILE}\npage: {page}")
+
+
+def _require_own_classes(run: Path, fit: str, table: Predictions) -> None:
+    """Check that a table has the classes of the run's network, to whose logits the calibration is applied.
+
+    Raises:
+        UserError: it has others, as that of shards with two classes has.
+    """
+    if not (run / "environment.json").is_file():  # adopted predictions
+        return
+    classes = tuple(read_environment(run)["classes"])
+    if table.classes != classes:
+        raise UserError(
+            f"--fit {fit}: these predictions are of the classes {', '.join(table.classes)}, and the network has"
+            f" {', '.join(classes)}; what is fitted on them does not fit its outputs: calibrate on validation images of"
+            " its own classes, such as --fit val"
+        )
 
 
 def _open_shards(predictions: Predictions, name: str) -> Dataset:
