@@ -11,7 +11,7 @@ from brain_dist.benchmarking.grid import PUBLISHED
 from brain_dist.benchmarking.matrix import classes_of, read_matrix, read_plan, tables_of
 from brain_dist.benchmarking.matrix_text import KINDS, shown, with_seeds, worst_class
 from brain_dist.benchmarking.probe import read_probe
-from brain_dist.common.files import write_atomically
+from brain_dist.common.files import write_atomically, writing
 from brain_dist.comparison.crossing import HEADLINE, Judged, gain, select, tumour_auc
 from brain_dist.errors import UserError
 
@@ -24,6 +24,7 @@ def write_ablation(folder: Folder) -> None:
 
     Raises:
         UserError: a table is damaged.
+        Fault: the disk is full.
     """
     record = folder.record()
     if "methods" not in record or not (folder.out / PLAN).is_file():
@@ -32,7 +33,8 @@ def write_ablation(folder: Folder) -> None:
 
     with show_activity("comparing methods"):
         text = markdown(record, ablation(folder, record), read_probe(folder))
-    write_atomically(folder.out / ABLATION, text)
+    with writing(folder.out):
+        write_atomically(folder.out / ABLATION, text)
     print(text)
     print(folder.out / ABLATION)
 

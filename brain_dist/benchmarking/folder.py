@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from brain_dist.benchmarking.grid import Cell, Grid
-from brain_dist.common.files import check_writable, write_together
+from brain_dist.common.files import check_writable, write_atomically, write_together, writing
 from brain_dist.common.locks import Busy, take_lock
 from brain_dist.common.records import read_record
 from brain_dist.config import dump
@@ -112,16 +112,18 @@ class Folder:
 
         Raises:
             UserError: the folder holds cells of other shards or conditions, or is not writable.
+            Fault: the disk is full.
         """
         record = json.loads(json.dumps({"command": command, **grid.record()}))
         if (self.out / self.record_file).is_file():
             _require_same(self.record(), record, self.out)
         check_writable(self.out, "choose another folder")
-        self.cells.mkdir(parents=True, exist_ok=True)
         plans = {} if plan is None else {self.out / PLAN: plan}
-        write_together({**plans, self.out / self.record_file: json.dumps(record, indent=1) + "\n"})
-        for cell in grid.cells:
-            self.settings(cell.key).write_text(dump(cell.config), encoding="utf-8")
+        with writing(self.out):
+            self.cells.mkdir(parents=True, exist_ok=True)
+            write_together({**plans, self.out / self.record_file: json.dumps(record, indent=1) + "\n"})
+            for cell in grid.cells:
+                write_atomically(self.settings(cell.key), dump(cell.config))
 
     @contextmanager
     def locked(self) -> Iterator[int]:

@@ -11,7 +11,7 @@ from typing import Any
 from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.trainings import Commands
 from brain_dist.common.commands import ArgumentParser
-from brain_dist.common.files import write_atomically
+from brain_dist.common.files import check_writable, write_atomically, writing
 from brain_dist.common.records import Kind, read_record
 from brain_dist.common.text import nearest
 from brain_dist.errors import Fault, UserError
@@ -104,8 +104,8 @@ def measure_model(record: Mapping[str, Any], model: str, folder: Folder) -> None
     """Measure a model of a benchmark on this machine, and write its costs.
 
     Raises:
-        UserError: the benchmark is of a version that did not name costs by what they depend on.
-        Fault: the memory of the device is full.
+        UserError: the benchmark is of a version that did not name costs by what they depend on, or is not writable.
+        Fault: the memory of the device or the disk is full.
     """
     import torch
 
@@ -117,6 +117,7 @@ def measure_model(record: Mapping[str, Any], model: str, folder: Folder) -> None
     from brain_dist.ranks.world import discover
 
     file = _file(record, model, folder)
+    check_writable(file.parent, "make it writable")
     cell = next(cell for cell in record["cells"] if cell["model"] == model)
     source = next(source for source in record["sources"] if source["name"] == cell["source"])
     config = read(folder.settings(cell["cell"]))
@@ -125,8 +126,9 @@ def measure_model(record: Mapping[str, Any], model: str, folder: Folder) -> None
     torch.set_num_threads(choose_threads(world).count)
     with clear_faults(f"lower data.size={config.data.size}"):
         costs = measure_costs(config, len(source["classes"]), device)
-    file.parent.mkdir(exist_ok=True)
-    write_atomically(file, json.dumps(costs, indent=1) + "\n")
+    with writing(file):
+        file.parent.mkdir(exist_ok=True)
+        write_atomically(file, json.dumps(costs, indent=1) + "\n")
 
 
 def _file(record: Mapping[str, Any], model: str, folder: Folder) -> Path:

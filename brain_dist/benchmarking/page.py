@@ -28,7 +28,7 @@ from brain_dist.benchmarking.wording import (
 )
 from brain_dist.calibration.measures import null_errors, verdict
 from brain_dist.common.commands import ArgumentParser
-from brain_dist.common.files import write_atomically
+from brain_dist.common.files import check_writable, write_atomically
 from brain_dist.comparison.crossing import HEADLINE as CROSS_HEADLINE
 from brain_dist.config import read_sections
 from brain_dist.errors import Fault, UserError
@@ -66,11 +66,12 @@ def write_page(folder: Folder, audit: Path | None = None) -> Path:
     """Write the page of a benchmark from its cells, its matrix if there is one, and an audit.
 
     Raises:
-        UserError: the folder has no benchmark, no cell is finished, or the audit cannot be read.
+        UserError: the folder has no benchmark or is not writable, no cell is finished, or the audit cannot be read.
         Fault: the disk is full.
     """
     findings = read_audit(audit) if audit else None
     benchmark = read_benchmark(folder)
+    check_writable(folder.out, "make it writable")
     path = folder.out / PAGE
     text = render(benchmark, folder, findings)
     try:

@@ -31,8 +31,11 @@ def shortcuts(source: Mapping[str, Any], folder: Folder) -> dict[str, Any]:
 
     Returns:
         As :func:`~brain_dist.judging.shortcuts.shortcut_baselines`, or why they were not measured as ``refused``.
+
+    Raises:
+        Fault: they cannot be written.
     """
-    from brain_dist.common.files import write_atomically
+    from brain_dist.common.files import write_atomically, writing
     from brain_dist.judging.shortcuts import shortcut_baselines
     from brain_dist.store.dataset import open_dataset
 
@@ -50,8 +53,9 @@ def shortcuts(source: Mapping[str, Any], folder: Folder) -> dict[str, Any]:
         result = shortcut_baselines(dataset)
     except (UserError, Fault) as error:
         return {"refused": str(error)}
-    file.parent.mkdir(exist_ok=True)
-    write_atomically(file, json.dumps(result, indent=1) + "\n")
+    with writing(file):
+        file.parent.mkdir(exist_ok=True)
+        write_atomically(file, json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -119,14 +123,7 @@ def limits(
             f"{name}: “{BASELINES[best]}” alone reaches {percent(scores[best]['accuracy'])} on the same images. Only"
             " what a model adds to that is evidence that it recognises disease."
         )
-    wrong = [
-        model for table in calibration.values() for model, each in table.items() if each["verdict"] != "calibrated"
-    ]
-    if wrong:
-        lines.append(
-            f"The probabilities of {listing(list(dict.fromkeys(wrong)))} are not right as they are;"
-            " brain-dist calibrate says more."
-        )
+    lines += _calibration(calibration)
     lines.append(_elsewhere(matrix))
     if noun(record) == "method":
         lines.append(
@@ -141,6 +138,28 @@ def limits(
     lines.append(
         "Single slices that someone chose, not patients: nothing here says what the networks would do in a clinic."
     )
+    return lines
+
+
+def _calibration(calibration: Mapping[Any, Mapping[str, Any]]) -> list[str]:
+    """Which models have probabilities that are not right, and of which that is open; each is named once."""
+
+    def models(verdict: str) -> list[str]:
+        names = [name for table in calibration.values() for name, each in table.items() if each["verdict"] == verdict]
+        return list(dict.fromkeys(names))
+
+    wrong = models("miscalibrated")
+    unclear = [name for name in models("undecided") if name not in wrong]
+    lines = []
+    if wrong:
+        lines.append(
+            f"The probabilities of {listing(wrong)} are not right as they are; brain-dist calibrate says more."
+        )
+    if unclear:
+        lines.append(
+            f"Whether the probabilities of {listing(unclear)} are right is open: their calibration error is larger than"
+            " that of right ones would be, unless the images of a patient err together."
+        )
     return lines
 
 

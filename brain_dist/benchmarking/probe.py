@@ -12,7 +12,7 @@ import numpy as np
 from brain_dist.benchmarking.folder import Folder
 from brain_dist.benchmarking.matrix import read_plan
 from brain_dist.common.commands import ArgumentParser
-from brain_dist.common.files import write_atomically
+from brain_dist.common.files import check_writable, write_atomically, writing
 from brain_dist.common.records import read_record
 from brain_dist.errors import UserError
 
@@ -28,8 +28,8 @@ def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit code.
 
     Raises:
-        UserError: the folder has no cross benchmark, or the shards are gone.
-        Fault: weights or shards are damaged.
+        UserError: the folder has no cross benchmark or is not writable, or the shards are gone.
+        Fault: weights or shards are damaged, or the disk is full.
     """
     parser = ArgumentParser("brain-dist benchmark probe", description=DESCRIPTION)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the benchmark")
@@ -40,9 +40,12 @@ def main(argv: Sequence[str]) -> int:
     from brain_dist.common.progress import show_progress
 
     folder = Folder(arguments.out)
+    read_plan(folder)
+    check_writable(folder.out, "make it writable")
     with show_progress() as progress:
         rows = probe(folder, arguments.limit, progress)
-    write_atomically(folder.out / PROBE, json.dumps({"limit": arguments.limit, "rows": rows}, indent=1) + "\n")
+    with writing(folder.out):
+        write_atomically(folder.out / PROBE, json.dumps({"limit": arguments.limit, "rows": rows}, indent=1) + "\n")
     print(markdown(rows))
     print(folder.out / PROBE)
     return 0

@@ -56,8 +56,13 @@ class Summary:
             UserError: as :func:`~brain_dist.comparison.tables.read_tables`.
         """
         tables = self.tables = read_tables(runs, [test], fewest=1)
+        # the scores of the networks of joined folds cannot be ranked together
+        undefined = dict.fromkeys(RANKING) if tables.networks() > 1 else {}
         self.values = {
-            model.name: [metric_values(evaluate_predictions(tables.label, prob, tables.classes)) for prob in model.prob]
+            model.name: [
+                metric_values(evaluate_predictions(tables.label, prob, tables.classes)) | undefined
+                for prob in model.prob
+            ]
             for model in tables.models
         }
         columns = [f"{name}:{c}" for c in range(len(tables.classes)) for name in CLASS_METRICS]

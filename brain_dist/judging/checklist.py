@@ -143,7 +143,14 @@ _ITEMS: tuple[tuple[str, str, str, Rule], ...] = (
             PARTLY,
         ),
     ),
-    ("32", "12g", "test on internal data", answered("test part of the training collection")),
+    (
+        "32",
+        "12g",
+        "test on internal data",
+        answered_if(
+            "internal", "test part of the training collection", "no test images known to be of that collection"
+        ),
+    ),
     ("33", "12g, 16", "test on external data, and how it differs", external_test),
     (
         "34",

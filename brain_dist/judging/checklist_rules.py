@@ -26,6 +26,8 @@ class Facts:
         pretrained: whether training began with other weights; None if unknown.
         explained: whether maps of what the network looked at were measured against outlines of tumours.
         shared: whether results count test images that share a patient or a copy with the training images.
+        internal: whether the results are known to include test images of the training collection.
+        external_compared: whether images from another collection were compared with the training images.
     """
 
     trained_here: bool = True
@@ -40,6 +42,8 @@ class Facts:
     pretrained: bool | None = None
     explained: bool = False
     shared: bool = False
+    internal: bool = True
+    external_compared: bool = True
 
 
 Rule = Callable[[Facts], tuple[str, str]]
@@ -125,6 +129,8 @@ def numbers(facts: Facts) -> tuple[str, str]:
 
 def external_test(facts: Facts) -> tuple[str, str]:
     """Whether other collections were tested."""
-    if facts.external:
-        return ANSWERED, "other collections; images and patients that training knew are left out and counted"
-    return UNKNOWN, "no test images of another collection"
+    if not facts.external:
+        return UNKNOWN, "no test images of another collection"
+    if not facts.external_compared:
+        return PARTLY, "other collections; whether training knew some of their images was not checked"
+    return ANSWERED, "other collections; images and patients that training knew are counted"

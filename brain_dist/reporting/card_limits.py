@@ -71,9 +71,10 @@ def _of_table(files: RunFiles) -> list[str]:
             f" only the difference to {percent(metrics['accuracy'])} is evidence that disease is recognised."
         )
     null = null_errors(predictions.prob, number_clusters(predictions.group))["ece"]
-    if verdict(metrics["ece"], null) != "calibrated":
-        lines.append(
-            f"the probabilities are not calibrated: ECE {number(metrics['ece'])}, where right ones would show up to"
-            f" {number(null['p95'])}."
-        )
+    finding = verdict(metrics["ece"], null)
+    if finding != "calibrated":
+        words = "the probabilities are not calibrated"
+        if finding == "undecided":
+            words += ", or the images of a patient err together"
+        lines.append(f"{words}: ECE {number(metrics['ece'])}, where right ones would show up to {number(null['p95'])}.")
     return lines

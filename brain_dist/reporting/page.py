@@ -140,10 +140,17 @@ def answered_checklist(files: RunFiles) -> dict[str, Any]:
     predictions, shared = files.predictions, separation(files)
     model = None if files.settings is None else files.settings["model"]
     trained_on = (files.environment or {}).get("dataset_version", predictions.dataset_version)
+    tables = (predictions, *files.others.values())
+    elsewhere = [table for table in tables if table.dataset_version != trained_on]
     items = checklist(
         Facts(
             trained_here=model is not None and predictions.adopted is None,
-            external=any(other.dataset_version != trained_on for other in (predictions, *files.others.values())),
+            internal=any(
+                table.dataset_version == trained_on and table.adopted is None and "test" in table.split
+                for table in tables
+            ),
+            external=bool(elsewhere),
+            external_compared=all(table.known is not None for table in elsewhere),
             patients=known_patients(predictions.patient),
             shared=shared["n"] > 0 and (shared["kind"] == "leaking" or predictions.allow_known),
             audit=files.dataset is not None,

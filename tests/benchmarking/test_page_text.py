@@ -63,6 +63,19 @@ def test_the_sentence_about_other_collections_follows_sign_and_interval() -> Non
     assert elsewhere(-0.031, (-0.1, 0.02)) == "How accurate the models are on other collections than t is not known."
 
 
+def test_probabilities_that_may_be_right_are_not_called_wrong() -> None:
+    table = {name: {"verdict": verdict} for name, verdict in (
+        ("a", "miscalibrated"), ("b", "undecided"), ("c", "calibrated"), ("d", "undecided")
+    )}  # fmt: skip
+    tables = {("s", "test"): table, ("t", "test"): {"a": {"verdict": "undecided"}, "d": {"verdict": "miscalibrated"}}}
+    lines = limits(Benchmark(RECORD, [], [], []), [], None, {}, tables, PATIENTS)
+    assert [line.partition(";")[0] for line in lines if "probabilities" in line] == [
+        "The probabilities of a and d are not right as they are",
+        "Whether the probabilities of b are right is open: their calibration error is larger than that of right ones"
+        " would be, unless the images of a patient err together.",
+    ]
+
+
 def test_a_benchmark_of_methods_speaks_of_methods() -> None:
     methods = RECORD | {"methods": {"a": {}, "b": {}}, "differ": ["augment.*", "data.stretch"]}
     assert differing_settings(methods) == "`augment.*` and `data.stretch`"

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from damage import DAMAGES, damage
-from helpers import in_process
+from helpers import in_process, largest_file
 
 from brain_dist.benchmarking.conditions import require_same_conditions
 from brain_dist.benchmarking.folder import Folder
@@ -206,6 +206,9 @@ def test_a_seed_counts_when_all_its_folds_are_there(dataset: Dataset, tmp_path: 
     (part,) = read_benchmark(folder).parts
     assert part.summary is not None
     assert part.summary.values["good"][0]["accuracy"] == pooled["accuracy"]
+    for row in table.values():  # each fold has a network of its own, and an AUC would rank their scores together
+        assert row["auc_macro_mean"] is row["auc_macro_sd"] is row["auc_macro_low"] is None
+        assert row["auc_macro_refused"].startswith("the scores are those of 3 networks, one for each fold")
 
 
 @pytest.mark.parametrize(
@@ -350,6 +353,15 @@ def test_damaged_costs_are_named(benchmark: tuple[Grid, Folder], content: str) -
     error = in_process("benchmark", "table", str(folder.out), expect=2).err
     assert f"{file} is damaged (" in error
     assert error.endswith(f"; measure it again with `brain-dist benchmark costs {folder.out}`\n")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(benchmark: tuple[Grid, Folder]) -> None:
+    _, folder = benchmark
+    for arguments in (["page", str(folder.out)], ["costs", str(folder.out), "--model", "good"]):
+        with largest_file(1000):
+            error = in_process("benchmark", *arguments, expect=2).err
+        assert "cannot be written (File too large); make it writable" in error
+        assert error.count("\n") == 1
 
 
 def test_one_model_has_no_rank(dataset: Dataset, tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ def test_every_item_of_both_checklists_occurs() -> None:
 def test_answers_follow_what_is_at_hand() -> None:
     assert answer_of(Facts(), "33") == UNKNOWN
     assert answer_of(Facts(external=True), "33") == ANSWERED
+    assert answer_of(Facts(external=True, external_compared=False), "33") == PARTLY
+    assert answer_of(Facts(), "32") == ANSWERED
+    assert answer_of(Facts(internal=False, external=True), "32") == UNKNOWN
     assert answer_of(Facts(), "29") == PARTLY
     assert answer_of(Facts(seeds=3), "29") == PARTLY
     assert answer_of(Facts(seeds=3, compared=True), "29") == ANSWERED

@@ -42,6 +42,7 @@ from brain_dist.ranks.threads import choose_threads
 from brain_dist.ranks.world import discover
 from brain_dist.reporting.build import make_slices, worst_mistakes
 from brain_dist.reporting.card import render_card
+from brain_dist.reporting.card_limits import limitations
 from brain_dist.reporting.page import calibration, render, separation
 from brain_dist.reporting.run_files import read_run_files
 from brain_dist.store.dataset import open_dataset
@@ -541,6 +542,24 @@ def test_the_card_says_what_is_not_known_and_has_its_limits(finished_run: Path) 
     assert "7 of " in text.split("## Training")[1]
 
 
+def test_the_card_does_not_call_probabilities_wrong_that_may_be_right(run: Path) -> None:
+    """12 patients of 40 images that err together: 8 of them are right, with a confidence of 80 %."""
+    files = read_run_files(run, "test")
+    patient = np.repeat(np.arange(12), 40)
+    table = files.predictions.take(np.zeros(480, dtype=np.int64))
+
+    def limits(wrong: np.ndarray) -> str:
+        label = np.where(wrong, 1, 0)
+        prob = np.tile(np.array([0.8, 0.1, 0.06, 0.04], dtype=np.float32), (480, 1))
+        changed = replace(table, label=label, prob=prob, group=np.array([f"p{n}" for n in patient], dtype=object))
+        return " ".join(limitations(files, [replace(files, predictions=changed)]))
+
+    open_question = "the probabilities are not calibrated, or the images of a patient err together: ECE 0.133, where"
+    assert open_question in limits(patient >= 8)
+    assert "the probabilities are not calibrated: ECE 0.800, where right ones" in limits(patient >= 0)
+    assert "calibrated" not in limits(np.arange(480) % 5 == 0)
+
+
 def test_the_card_keeps_the_tables_of_one_dataset_apart(run: Path) -> None:
     """Results that count what training knew are in its text, not in the metadata that other programs rank by."""
     predictions = run / "predictions"
@@ -612,6 +631,13 @@ def test_the_page_answers_the_checklists(run: Path) -> None:
     predictions = read_predictions(run / "predictions" / "test.parquet")
     changed = with_predictions(run, replace(predictions, adopted="x.csv")).by_id["checklist"]
     assert "predictions adopted from a file, which says nothing of their model" in changed
+    assert "no test images known to be of that collection" in changed
+    for path in (run / "predictions").glob("*.parquet"):
+        path.unlink()
+    elsewhere = replace(predictions, dataset_version="0" * 64, not_compared="the training's shards are gone")
+    text = with_predictions(run, elsewhere).by_id["checklist"]
+    assert "no test images known to be of that collection" in text
+    assert "other collections; whether training knew some of their images was not checked" in text
 
 
 def test_the_card_is_about_one_checkpoint(run: Path) -> None:
