@@ -69,6 +69,8 @@ def explain(
     for option, number in (("--batch", micro_batch), ("--samples", samples)):
         if number < 1:
             raise UserError(f"{option} {number}: must be ≥ 1")
+    if seed < 0:
+        raise UserError(f"--seed {seed}: must be ≥ 0")
     places = _places(runs, out)
     target = choose_device(discover({}), device)
     if target.type == "cuda":  # the same command gives the same bytes

@@ -3,7 +3,8 @@
 It is the mean of (x − b) · ∇f(b + α (x − b)) over training images b and α in 0..1, also known as expected gradients
 (Erion et al. 2021). By the fundamental theorem of calculus the sum over all pixels is f(x) − mean f(b). The difference
 that is left, the completeness error, tells whether the samples suffice. Two things keep it small: α is stratified, one
-draw in each of as many equal parts of 0..1 as there are samples, and each training image is drawn equally often.
+draw in each of as many equal parts of 0..1 as there are samples, and each training image is drawn equally often (once
+at most if there are more of them than samples).
 Captum's GradientShap does neither, draws from the global generators of NumPy and torch, and needs the memory of all
 samples at once.
 """
@@ -86,7 +87,9 @@ def gradient_shap(
     values, errors, differences = [], [], []
     for image, target, name, score in zip(images, targets, names, of_images, strict=True):
         rng = np.random.default_rng([seed, name])
-        chosen = torch.from_numpy(rng.permutation(np.arange(samples) % len(baselines))).to(images.device)
+        # any of them, if there are more than samples: in the order of an index, the first are of one collection
+        drawn = rng.permutation(np.arange(max(samples, len(baselines))) % len(baselines))[:samples]
+        chosen = torch.from_numpy(drawn).to(images.device)
         alpha = torch.from_numpy((np.arange(samples) + rng.random(samples)) / samples)
         alpha = alpha.to(images)[:, None, None, None]
         total = torch.zeros(image.shape[1:], dtype=torch.float64, device=images.device)

@@ -10,7 +10,14 @@ from brain_dist.explaining import perturbation, sanity
 from brain_dist.explaining.measure import UNTRAINED, Measured
 from brain_dist.explaining.methods import TITLES
 from brain_dist.explaining.record import SCHEMA
-from brain_dist.judging.clusters import FEWEST_CLUSTERS, Resampled, number_clusters, resample, share_interval
+from brain_dist.judging.clusters import (
+    FEWEST_CLUSTERS,
+    Resampled,
+    number_clusters,
+    resample,
+    share_interval,
+    wilson_interval,
+)
 from brain_dist.judging.refusal import Refusal
 
 RESAMPLES = 2000
@@ -20,7 +27,7 @@ def summarise(measured: Measured) -> dict[str, Any]:
     """All numbers about the maps of a run, as JSON holds them.
 
     Every mean and difference has a 95 % interval that resamples whole groups of patients and copies; it is None if
-    there are fewer than ten. A mean of 0 or 1 has Wilson's (:func:`~brain_dist.judging.clusters.share_interval`).
+    there are fewer than ten. Where all groups are alike it is from Wilson's, see :func:`_interval`.
     """
     cluster = number_clusters(measured.table.group)
     values, sources = measured.values, measured.sources
@@ -83,15 +90,19 @@ def cluster_means(values: np.ndarray, cluster: np.ndarray) -> Resampled:
 def _interval(means: Resampled, column: int, *, share: bool) -> dict[str, Any]:
     """The mean of a column and its interval, or None and the reason.
 
-    Where all images are equal, the interval is one point, unless it is that of a ``share`` of 0 or 1.
+    Where all groups have the same mean, resampling has no spread. Then at least Wilson's lower limit of groups are like
+    them, and the others may have any value: of 0 to 1 for a ``share``, of -1 to 1 for a difference or a correlation.
     """
     one = Resampled(*(array[..., column] for array in vars(means).values()))
     value = float(one.estimate)
     try:
         return {"value": value, **(share_interval(one) if share else {"interval": one.bca(), "interval_of": "BCa"})}
     except Refusal as refusal:
-        if len(one.jackknife) >= FEWEST_CLUSTERS and np.ptp(one.values) <= 1e-12:
-            return {"value": value, "interval": [value, value]}
+        groups = len(one.jackknife)
+        if groups >= FEWEST_CLUSTERS and np.ptp(one.values) <= 1e-12:
+            alike = wilson_interval(groups, groups)[0]
+            limits = [alike * value + (1 - alike) * end for end in (0.0 if share else -1.0, 1.0)]
+            return {"value": value, "interval": limits, "interval_of": "Wilson"}
         return {"value": value, "interval": None, "refused": str(refusal)}
 
 

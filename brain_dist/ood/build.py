@@ -11,7 +11,7 @@ import numpy as np
 
 from brain_dist.collection.measures import head_and_thumbnails
 from brain_dist.collection.pixels import store_image, store_values
-from brain_dist.common.files import check_writable
+from brain_dist.common.files import check_writable, writing
 from brain_dist.common.progress import show_activity
 from brain_dist.errors import UserError
 from brain_dist.inference.features import forward, row_outputs
@@ -47,7 +47,7 @@ def fit_outliers(
 
     Raises:
         UserError: an option does not fit, or the run or its shards cannot be used.
-        Fault: the memory of the device is full.
+        Fault: the memory of the device or the disk is full.
     """
     from brain_dist.ranks.device import choose_device
     from brain_dist.ranks.group import clear_faults
@@ -77,7 +77,8 @@ def fit_outliers(
     chosen = max(auroc, key=lambda name: float(np.mean(list(auroc[name].values())))) if auroc else method
     group = loaded.dataset.columns["group"][validation]
     detector = calibrated(references[chosen], *own, group, alpha, contract.weights.sha256, auroc)
-    write_detector(run, detector)
+    with writing(run):
+        write_detector(run, detector)
     _print(run, detector, len(train), len(validation))
 
 
@@ -105,7 +106,7 @@ def _choose(
     from sklearn.metrics import roc_auc_score
 
     auroc: dict[str, dict[str, float]] = {name: {} for name in references}
-    grays = _gray_images(loaded, rows[:: max(1, len(rows) // CHOICE_IMAGES)][:CHOICE_IMAGES])
+    grays = _gray_images(loaded, rows[evenly_spaced(len(rows), CHOICE_IMAGES)])
     for kind, change in KINDS.items():
         rng = np.random.default_rng(SEED)
         pixels = [see(change(gray, rng), contract) for gray in grays]
@@ -119,6 +120,14 @@ def _choose(
             unlike = np.arange(len(score)) >= len(rows)
             auroc[name][kind] = float(roc_auc_score(unlike, score))
     return auroc
+
+
+def evenly_spaced(length: int, most: int) -> np.ndarray:
+    """Positions int64 [≤ ``most``] of 0..length-1 at equal distances, with the first and the last.
+
+    The collections of joined shards follow each other in the index, and each has its share of these.
+    """
+    return np.linspace(0, length - 1, min(length, most)).round().astype(np.int64)
 
 
 def see(gray: np.ndarray, contract: Contract) -> np.ndarray:

@@ -229,6 +229,7 @@ def test_refusals(base: Path, run: Path) -> None:
     assert "--limit 0: must be ≥ 1" in error(str(run), "--limit", "0")
     assert "--batch 0: must be ≥ 1" in error(str(run), "--batch", "0")
     assert "--samples 0: must be ≥ 1" in error(str(run), "--samples", "0")
+    assert "--seed -1: must be ≥ 0" in error(str(run), "--seed", "-1")
     assert "absent.parquet does not exist" in error(str(run), "--name", "absent")
     assert "a run is named twice" in error(str(run), str(run))
     assert "two runs have the same name" in error(str(run), str(base / "run0"), "--out", str(run / "out"))

@@ -13,7 +13,7 @@ from brain_dist.explaining.measures import LOCATION, energy_inside, iou_at_area,
 from brain_dist.explaining.perturbation import STEPS, insertion_deletion, ranks
 from brain_dist.explaining.sanity import spearman, ssim
 from brain_dist.explaining.summary import cluster_means, summarise
-from brain_dist.explaining.tables import interval_text
+from brain_dist.explaining.tables import difference_text, interval_text
 from brain_dist.judging.predictions import Predictions
 
 CORNER = np.zeros((4, 4), dtype=bool)
@@ -157,7 +157,9 @@ def test_a_map_that_never_hits_may_hit_in_other_patients() -> None:
     result = summary["measures"]["pointing game"]["methods"]["gradcam"]
     assert result["interval"] == pytest.approx([0, 0.242494], abs=1e-6)
     assert interval_text(result) == "0.00 to 0.24 (Wilson)"
-    assert result["minus"]["untrained"]["interval"] == [0, 0]  # a difference is not a share of trials
+    # a difference of 0 in all of 12 groups: in other patients as many, of 0.242, may have any from -1 to 1
+    assert result["minus"]["untrained"]["interval"] == pytest.approx([-0.242494, 0.242494], abs=1e-6)
+    assert difference_text(result["minus"]["untrained"]) == "(+0.00)"
     low, high = result["minus"]["uniform"]["interval"]
     assert -0.3 < low < -0.175 < high < -0.05
     assert summary["verdicts"]["gradcam"]["better"] is False

@@ -40,6 +40,17 @@ def test_a_linear_network_is_explained_exactly() -> None:
     assert (result.maps()[result.values < 0] == 0).all()
 
 
+def test_fewer_samples_than_baselines_may_be_any_of_them() -> None:
+    """Baselines are in the order of the index, where joined collections follow each other."""
+    image, baselines = torch.full((1, 1, 2, 2), 9.0), torch.arange(4.0)[:, None, None, None].expand(4, 1, 2, 2)
+    means = []
+    for name in range(50):
+        result = gradient_shap(lambda x: x.sum((2, 3)), image, [0], baselines, names=[name], samples=2)
+        assert result.error.max() < 1e-5
+        means.append(9 - float(result.values[0, 0, 0]))  # of the two baselines that were drawn
+    assert {round(mean, 3) for mean in means} == {0.5, 1.0, 1.5, 2.0, 2.5}
+
+
 @pytest.mark.slow
 def test_completeness(network: torch.nn.Module) -> None:
     """The values add up to f(x) − mean f(b); more samples come nearer."""

@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 import brain_dist
 from brain_dist.errors import Fault, UserError
-from brain_dist.ood.build import calibrated, fewest_groups, fit_outliers
+from brain_dist.ood.build import calibrated, evenly_spaced, fewest_groups, fit_outliers
 from brain_dist.ood.record import FILE, read_detector
 from brain_dist.ood.scores import METHODS, fit
 
@@ -114,6 +114,16 @@ def test_false_alarms_are_as_rare_as_asked_for() -> None:
         new = (patient[60:] + 0.3 * rng.normal(size=1))[:, None]
         alarms.append(detector.p_values(np.zeros((1, 2)), new)[0] < 0.1)
     assert 0.05 < np.mean(alarms) < 0.14  # 0.1 is expected; 4 standard errors are 0.06
+
+
+@pytest.mark.parametrize("length", [1, 2, 60, 100, 101, 199, 250, 5000])
+def test_outliers_are_made_from_images_of_the_whole_index(length: int) -> None:
+    """Collections of joined shards follow each other: of 199 images, the first 100 would be those of one collection."""
+    positions = evenly_spaced(length, 100)
+    assert len(set(positions.tolist())) == len(positions) == min(length, 100)
+    assert (positions[0], positions[-1]) == (0, length - 1)
+    if length > 1:
+        assert np.ptp(np.diff(positions)) <= 1
 
 
 @pytest.fixture(scope="module")
