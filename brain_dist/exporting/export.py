@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from brain_dist.common.files import partial_folder, write_atomically
+from brain_dist.common.files import partial_folder, write_atomically, writing
 from brain_dist.errors import UserError
 from brain_dist.exporting import edition, hub, int8, program, triton
 from brain_dist.exporting.certificate import Certificate, certify
@@ -67,17 +67,20 @@ def export(
         npm: folder in which npm installed the libraries of the browser edition.
 
     Raises:
-        UserError: an unknown format, a folder that exists, a package that is not installed, or the run or its shards
-            cannot be used.
-        Fault: an export in 32 bits says something else than the run; it is not kept.
+        UserError: an unknown format or one that is named twice, a folder that exists, a package that is not installed,
+            or the run or its shards cannot be used.
+        Fault: an export in 32 bits says something else than the run, and is not kept; or the disk is full.
     """
     import torch
 
     from brain_dist.inference.run import load_run
 
+    if micro_batch < 1:
+        raise UserError(f"--batch {micro_batch}: must be ≥ 1")
     for target in targets:
-        if target not in WRITERS:
-            raise UserError(f"--to {','.join(targets)}: {target!r} is unknown; choose from {', '.join(WRITERS)}")
+        if target not in WRITERS or targets.count(target) > 1:
+            problem = "named twice" if target in WRITERS else "unknown"
+            raise UserError(f"--to {','.join(targets)}: {target!r} is {problem}; choose from {', '.join(WRITERS)}")
         if (out / target).exists():
             raise UserError(f"{out / target} exists; remove it, or choose another folder with --out")
     libraries = check_libraries(npm) if "web" in targets else None
@@ -102,6 +105,8 @@ def export(
                 model.contract.classes, _size(folder), exact=target not in INEXACT,
             )  # fmt: skip
             _write(folder / CERTIFICATE, certificate)
+            if target == "web":
+                write_sums(folder)  # without which it does not work offline, should the rest be interrupted
         certificates.append(certificate)
         models[target] = opened.outputs
     speeds = measure(models, source.pixels, BATCHES, rounds=ROUNDS, seconds=SECONDS)
@@ -109,9 +114,10 @@ def export(
         certificate.speed = [asdict(speed) for speed in speeds[certificate.target]]
         if certificate.target in INEXACT:
             certificate.slower = _slower(certificate.target, speeds)
-        _write(out / certificate.target / CERTIFICATE, certificate)
-    if libraries is not None:
-        write_sums(out / "web")
+        with writing(out):
+            _write(out / certificate.target / CERTIFICATE, certificate)
+            if certificate.target == "web":
+                write_sums(out / "web")
     print_table(run, certificates, speeds)
 
 

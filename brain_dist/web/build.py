@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from brain_dist import serving
+from brain_dist.common.files import write_atomically
+from brain_dist.common.records import read_record
 from brain_dist.errors import UserError
 from brain_dist.web import FILES
 
@@ -24,6 +26,7 @@ ABOUT, SUMS = "model.json", "SHA256SUMS"
 PAGE = Path(serving.__file__).with_name("page")
 WORKER = "offline.js"
 AT_THE_TOP = ("index.html", WORKER)  # a service worker reaches what is below its own folder
+_EDITION = "// of the edition "  # begins the worker's last line
 
 
 def check_libraries(folder: Path | None) -> Path:
@@ -40,7 +43,7 @@ def check_libraries(folder: Path | None) -> Path:
         missing = [file for file in ("package.json", *files) if not (package / file).is_file()]
         if missing:
             raise UserError(f"--npm {folder}: {package / missing[0]} is missing; {command}")
-        installed = json.loads((package / "package.json").read_text())["version"]
+        installed = read_record(package / "package.json", command, {"version": str})["version"]
         if installed != version:
             raise UserError(f"--npm {folder} has version {installed} of {name}, not {version}: {command}")
     return folder
@@ -68,13 +71,14 @@ def write_sums(folder: Path) -> None:
     """List all files of an edition with their sha256, as ``sha256sum -c`` reads it; the page keeps these offline.
 
     The service worker gets a line that depends on all others: a browser that has the edition looks at nothing else to
-    see whether there is a new one, and would keep the old network for ever.
+    see whether there is a new one, and would keep the old network for ever. An earlier list and line are replaced.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (SUMS, "lock"))
     files.sort(key=lambda path: path == folder / WORKER)  # last
     lines = ""
     for path in files:
         if path == folder / WORKER:
-            path.write_text(f"{path.read_text()}// of the edition {hashlib.sha256(lines.encode()).hexdigest()}\n")
+            code = path.read_text().partition(_EDITION)[0]
+            write_atomically(path, f"{code}{_EDITION}{hashlib.sha256(lines.encode()).hexdigest()}\n")
         lines += f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n"
-    (folder / SUMS).write_text(lines)
+    write_atomically(folder / SUMS, lines)

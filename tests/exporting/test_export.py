@@ -143,6 +143,8 @@ def test_mistakes_are_one_line(trained_run: Path, exports: Path, tmp_path: Path)
             "'onx' is unknown; choose from hf, onnx, int8, pt2, triton",
         ),
         ([str(trained_run), "--to", "hf", "--out", str(exports)], "exists; remove it"),
+        ([str(trained_run), "--to", "hf,pt2,hf", "--out", str(tmp_path / "out")], "'hf' is named twice"),
+        ([str(trained_run), "--to", "hf", "--out", str(tmp_path / "out"), "--batch", "0"], "--batch 0: must be ≥ 1"),
     ):
         error = in_process("export", *arguments, expect=2).err
         assert message in error

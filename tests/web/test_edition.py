@@ -36,6 +36,9 @@ def test_the_libraries_are_asked_for_with_the_command_that_installs_them(trained
         for file in files:
             (package / file).parent.mkdir(parents=True, exist_ok=True)
             (package / file).touch()
+        (package / "package.json").write_text("{")
+        error = in_process(*arguments, "--npm", str(tmp_path), expect=2).err
+        assert f"{package / 'package.json'} is damaged (it is not JSON); {command}" in error
         (package / "package.json").write_text(json.dumps({"version": "1.0.0"}))
         error = in_process(*arguments, "--npm", str(tmp_path), expect=2).err
         assert f"has version 1.0.0 of {name}, not {version}: {command}" in error
@@ -71,6 +74,23 @@ def page(edition: Path, browser: Browser) -> Iterator[Page]:
         yield opened
         assert not errors
         context.close()
+
+
+def test_checksums_can_be_written_again(tmp_path: Path) -> None:
+    """They are written with the edition, and again when its certificate has the times of all exports."""
+    shutil.copy(FILES / "offline.js", tmp_path)
+    (tmp_path / "parity.json").write_text("{}")
+    write_sums(tmp_path)
+    first = (tmp_path / "offline.js").read_text()
+    write_sums(tmp_path)
+    assert (tmp_path / "offline.js").read_text() == first
+    (tmp_path / "parity.json").write_text('{"speed": []}')
+    write_sums(tmp_path)
+    second = (tmp_path / "offline.js").read_text()
+    assert second != first
+    assert second.count("// of the edition ") == 1
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=tmp_path, check=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["SHA256SUMS", "offline.js", "parity.json"]
 
 
 @pytest.mark.slow
