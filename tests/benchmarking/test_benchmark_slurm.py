@@ -26,6 +26,7 @@ def test_a_damaged_record_of_an_array_is_named(tmp_path: Path, kind: str) -> Non
 
 
 @pytest.mark.skipif(not shutil.which("squeue"), reason="SLURM is not installed")
+@pytest.mark.slow
 def test_an_array_is_not_submitted_again_while_slurm_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

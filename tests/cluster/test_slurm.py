@@ -351,6 +351,7 @@ def test_job_requeued_by_an_operator_resumes_from_the_newest_checkpoint(jobs: Jo
     assert_same_training(jobs.folder / "requeued", undisturbed)
 
 
+@pytest.mark.slow
 def test_user_error_is_not_requeued(jobs: Jobs) -> None:
     job = jobs.train("wrong", settings=[*LONG, "--train.global_batch", "21"])
     jobs.wait(job, "wrong", "FAILED")

@@ -311,6 +311,7 @@ def fold_runs(dataset: Dataset, versions: int, folds: int, folder: Path) -> dict
     return paths
 
 
+@pytest.mark.slow
 def test_folds(dataset: Dataset, tmp_path: Path) -> None:
     paths = fold_runs(dataset, 1, 5, tmp_path)
     groups = [f"{name}={','.join(map(str, members))}" for name, members in paths.items()]

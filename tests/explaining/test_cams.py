@@ -97,7 +97,7 @@ def test_peaks_at_the_decisive_patch() -> None:
     assert (others <= 32).mean() < 0.5
 
 
-@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("size", [32, pytest.param(64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SMALL)
 def test_every_family_gives_maps_and_leaves_the_network_unchanged(name: str, size: int) -> None:
     model = small_network(name, size).requires_grad_(False)

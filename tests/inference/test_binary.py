@@ -86,6 +86,7 @@ def test_the_probabilities_of_the_tumours_are_added_up(base: Path, capsys: pytes
     assert "no tumour" in (run / "report" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_on_its_own_fold_and_resumes_on_no_other(base: Path, phantom_shards: Path) -> None:
     run, shards = base / "run", open_dataset(base / "folds")
     for own_shards in (None, str(base / "folds")):

@@ -133,6 +133,7 @@ def test_shards_are_found_from_another_folder_or_at_another_place(
     assert read_predictions(copy / "predictions" / "test.parquet").shards == str(moved)
 
 
+@pytest.mark.slow
 def test_a_run_does_not_decide_where_shards_are_copied(run: Path, phantom_shards: Path, tmp_path: Path) -> None:
     copy = copy_of(run, tmp_path)
     edit_config(copy, cache_dir=str(tmp_path / "theirs"))
@@ -202,6 +203,7 @@ def test_a_rank_that_is_killed_ends_the_others_with_one_line(run: Path) -> None:
     assert not (run / "predictions" / "killed.parquet").exists()
 
 
+@pytest.mark.slow
 def test_other_output_folder(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "a" / "b"
     result = in_process("evaluate", str(run), "--out", str(out), "--name", "mine")

@@ -130,6 +130,7 @@ def test_the_headline_is_about_unknown_images(base: Path) -> None:
     assert f'<b id="images">{unknown.sum()}</b>' in page
 
 
+@pytest.mark.slow
 def test_known_images_count_on_request(base: Path) -> None:
     printed, metrics = evaluate(base, "--allow-known", name="allowed")
     file = base / "run" / "predictions" / "allowed.parquet"
@@ -233,6 +234,7 @@ def test_a_published_split_is_compared_with_its_training(published: Path) -> Non
         assert not any(known_within(dataset, dataset.rows(split), selected=True))
 
 
+@pytest.mark.slow
 def test_the_headline_of_a_published_split_is_about_unknown_images(published: Path) -> None:
     steps = [
         "--train.global_batch",

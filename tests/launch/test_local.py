@@ -147,6 +147,7 @@ def test_stop_during_start_up_is_obeyed_at_once(number: signal.Signals, phantom_
     assert output == "brain-dist: stop requested before the first step; run the same command to start again\n"
 
 
+@pytest.mark.slow
 def test_a_stop_request_to_a_rank_is_not_a_fault_after_which_all_restart(phantom_shards: Path, tmp_path: Path) -> None:
     launcher = start("launch.local", "-n", "2", "--restarts", "1", "train", *training(phantom_shards, tmp_path))
     try:
@@ -206,6 +207,7 @@ def test_a_training_does_not_end_with_the_reader_of_its_output(phantom_shards: P
     assert complete_steps(tmp_path / "run" / "checkpoints")[-1] == len(losses(tmp_path / "run")) == 25
 
 
+@pytest.mark.slow
 def test_a_training_needs_no_standard_streams(phantom_shards: Path, tmp_path: Path) -> None:
     arguments = training(phantom_shards, tmp_path, "--train.epochs", "1")
     shell = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "-", sys.executable, "launch/local.py", "-n", "2", "train"]

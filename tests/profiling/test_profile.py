@@ -78,7 +78,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(op
     assert f"{file} cannot be written (Not a directory); choose another {option}" in result.err
 
 
-@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("cached", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_slow_storage_is_the_bottleneck_also_if_memory_keeps_what_was_read(
     world: World, device: torch.device, phantom_shards: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
 ) -> None:
@@ -204,6 +204,7 @@ def test_the_bottleneck_is_that_of_the_rank_for_which_the_others_wait() -> None:
     assert (profile["verdict"], profile["advice"]) == ("communication", ADVICE["communication"])
 
 
+@pytest.mark.slow
 def test_peak_memory_leaves_out_what_only_the_profiler_allocates(
     world: World, device: torch.device, phantom_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,6 +163,7 @@ def test_what_a_library_raises_becomes_one_line_with_its_reason(error: Exception
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.slow
 def test_without_a_secret_a_file_of_this_user_is_used(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     home = {"HOME": str(tmp_path), SECRET: ""}

@@ -61,6 +61,7 @@ def test_a_wrong_omp_num_threads_is_one_line(value: str, monkeypatch: pytest.Mon
         choose_threads(rank_of(1))
 
 
+@pytest.mark.slow
 def test_ranks_bound_to_one_core_compute_with_one_thread_and_wait_asleep(phantom_shards: Path, tmp_path: Path) -> None:
     variables = environment(OMP_DISPLAY_ENV="TRUE")  # OpenMP prints its settings when it is loaded
     del variables["OMP_NUM_THREADS"]

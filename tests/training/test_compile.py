@@ -33,8 +33,8 @@ def with_network(zero_stage: int, precision: str, *, compiled: bool) -> Config:
     ("zero_stage", "precision"),
     [
         pytest.param(0, "amp", marks=pytest.mark.slow),
-        (0, "bf16"),
-        (1, "bf16"),
+        pytest.param(0, "bf16", marks=pytest.mark.slow),
+        pytest.param(1, "bf16", marks=pytest.mark.slow),
         pytest.param(2, "amp", marks=pytest.mark.slow),
         (2, "bf16"),
     ],
@@ -55,7 +55,7 @@ def test_a_compiled_network_trains_as_an_eager_one_and_has_one_graph(
     assert results[1] == pytest.approx(results[0], abs=0.03)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1])
+@pytest.mark.parametrize("zero_stage", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_compiled_network_trains_its_classifier_alone_first(
     world: World, device: torch.device, zero_stage: int
 ) -> None:

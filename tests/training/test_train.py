@@ -156,6 +156,7 @@ def test_stop_inside_an_epoch_and_resume_is_bit_for_bit_exact(
     assert "is already complete" in repeated.err
 
 
+@pytest.mark.slow
 def test_results_that_are_read_a_step_late_stop_all_ranks_together_and_lose_no_row(
     phantom_shards: Path, runs: Path, uninterrupted: Path
 ) -> None:
