@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, get_type_hints
@@ -53,6 +54,15 @@ class Section:
             for _, number in numbers(value):
                 bound = " and < 2**63" if limits.high == LARGEST and not number < LARGEST else ""
                 require(number in limits, name, value, f"must be {limits}{bound}")
+
+    def _expand_home(self, *settings: str) -> None:
+        """Replace ``~`` at the beginning of paths, which no shell does in a YAML file or in ``--run.dir=~/runs``."""
+        for setting in settings:
+            value = getattr(self, setting)
+            paths = [value] if isinstance(value, str) else value or ()
+            expanded = [os.path.expanduser(path) for path in paths]  # noqa: PTH111 (an unknown user is no error)
+            if value:
+                object.__setattr__(self, setting, expanded[0] if isinstance(value, str) else tuple(expanded))
 
 
 def range_of(annotation: Any) -> Range:

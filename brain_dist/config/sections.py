@@ -53,6 +53,7 @@ class RunConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._expand_home("dir")
         require(
             bool(re.fullmatch(r"\w[\w.-]*", self.name)),
             "run.name",
@@ -117,6 +118,7 @@ class DataConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._expand_home("shards", "sources")
         if self.shards and self.sources:
             raise UserError(
                 f"data.shards={self.shards} and data.sources={list(self.sources)} are both set; keep one of them"
@@ -166,6 +168,7 @@ class ModelConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._expand_home("weights")
         if self.pretrained and self.weights:
             raise UserError(f"model.pretrained=true and model.weights={self.weights} are both set; keep one of them")
 
@@ -261,6 +264,10 @@ class TrainConfig(Section):
     log_every: PositiveCount = 1
     timeout: Annotated[float, Range(1, 1_000_000, "[]")] = 600.0
     skip_limit: PositiveCount = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._expand_home("deepspeed")
 
 
 @dataclass(frozen=True)

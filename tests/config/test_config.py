@@ -27,6 +27,16 @@ def test_flags_override_yaml_and_yaml_overrides_defaults(tmp_path: Path) -> None
     assert loaded.train.epochs == config.TrainConfig().epochs
 
 
+def test_paths_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "a.yaml"
+    file.write_text("run: {dir: ~/runs}\ndata: {sources: [~/a, s3://b/~c]}\ntrain: {deepspeed: ~/zero.json}\n")
+    loaded = config.load(["--config", str(file), "--model.weights=~/w.pth"])
+    assert loaded.run.dir == f"{tmp_path}/runs"
+    assert loaded.data.sources == (f"{tmp_path}/a", "s3://b/~c")
+    assert (loaded.model.weights, loaded.train.deepspeed) == (f"{tmp_path}/w.pth", f"{tmp_path}/zero.json")
+
+
 def test_a_dumped_configuration_is_read_back_unchanged(tmp_path: Path) -> None:
     loaded = config.load(["--augment.scale", "[0.3, 0.9]", "--model.weights", "w.pth", "--optim.betas", "[0.8, 0.9]"])
     (tmp_path / "config.yaml").write_text(config.dump(loaded))
