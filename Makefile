@@ -46,7 +46,7 @@ demo: .venv/ready ## phantoms (or DATA=DIR [RECIPE=FILE]) → shards → trainin
 bench-demo: .venv/ready ## phantoms → benchmark of three networks × two seeds → table → comparison → page, about 4 minutes on 2 cores
 	PATH="$(CURDIR)/.venv/bin:$$PATH" launch/bench_demo.sh
 
-test: .venv/ready ## tests except the slow ones, about ten minutes on 2 cores
+test: .venv/ready ## tests except the slow ones, 9 to 13 minutes on 2 cores
 	$(PY) -m pytest -m "not slow"
 
 test-slow: .venv/ready ## the slow tests: all kinds of fault, all SLURM jobs
