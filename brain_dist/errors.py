@@ -55,7 +55,7 @@ def run(main: Callable[[], int]) -> int:
 
 
 def _call(main: Callable[[], int]) -> int:
-    """Call ``main``. A path that the machine refuses is the user's to mend, wherever in the program it comes up."""
+    """Call ``main``; raise a UserError for a path without permission, wherever the program meets it."""
     try:
         return main()
     except OSError as error:

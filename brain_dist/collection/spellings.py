@@ -18,7 +18,7 @@ _SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation")
 SPLITS = tuple(_SPLITS)
 SPLIT_OF = {alias: split for split, aliases in _SPLITS.items() for alias in aliases}  # normalized spelling → split
 ANY_TUMOR = frozenset({"tumor", *_CLASSES["tumor"]})  # normalized spellings that do not give the kind of tumour
-NO_TUMOR = frozenset({"notumor", *_CLASSES["notumor"]})  # normalized spellings that say that there is no tumour
+NO_TUMOR = frozenset({"notumor", *_CLASSES["notumor"]})  # normalized spellings of "no tumour"
 
 
 def composed(text: str) -> str:

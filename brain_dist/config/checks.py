@@ -60,7 +60,7 @@ class Section:
         for setting in settings:
             value = getattr(self, setting)
             paths = [value] if isinstance(value, str) else value or ()
-            expanded = [os.path.expanduser(path) for path in paths]  # noqa: PTH111 (an unknown user is no error)
+            expanded = [os.path.expanduser(path) for path in paths]  # noqa: PTH111 (`~NAME` of an unknown user stays as it is)
             if value:
                 object.__setattr__(self, setting, expanded[0] if isinstance(value, str) else tuple(expanded))
 

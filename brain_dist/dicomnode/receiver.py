@@ -16,7 +16,7 @@ SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
 VERIFICATION = "1.2.840.10008.1.1"  # C-ECHO
 IDLE = 60  # seconds after which an association without messages is ended
 MAX_ASSOCIATIONS = 16
-MAX_PDU = 2**17  # bytes of a protocol data unit, which senders are told
+MAX_PDU = 2**17  # bytes of a protocol data unit, as announced to senders
 LONGEST_PDU = 2**20  # bytes of one that is read, such as a request that offers many kinds of images
 MAX_COMMAND = 2**16  # bytes of what precedes an image, a few hundred as a rule
 

@@ -120,7 +120,7 @@ def _cache_folder(cache_dir: str | None) -> Path | None:
     for braced, bare in re.findall(r"\$(?:\{(\w*)\}|(\w+))", text):
         if not os.environ.get(braced or bare):
             raise UserError(f"data.cache_dir={text}: the variable {braced or bare} is not set")
-    text = os.path.expanduser(os.path.expandvars(text))  # noqa: PTH111 (an unknown user is no error)
+    text = os.path.expanduser(os.path.expandvars(text))  # noqa: PTH111 (`~NAME` of an unknown user stays as it is)
     return Path(os.path.abspath(text))  # noqa: PTH100 (resolve() would follow links)
 
 

@@ -279,7 +279,7 @@ def test_a_late_refusal_of_a_picture_does_not_replace_the_one_of_another_slice(v
 
 @pytest.mark.slow
 def test_a_file_that_waits_while_another_one_needs_a_token_waits_for_it_too(visit: Visit, files: Path) -> None:
-    """One file is told to come again in a second; then the other is told that a token is needed."""
+    """The answer to one file is to come again in a second; the answer to the other is that a token is needed."""
     page, statuses = visit.page, iter([503, 401])
 
     def refuse(route: Route) -> None:
